@@ -1,0 +1,22 @@
+"""Seconds and bytes of every layer and transfer, and where each figure comes from."""
+
+from evenflow.cost.analytic import analytic_costs
+from evenflow.cost.costs import Costs, LayerCost, LinkCost, Origin
+from evenflow.cost.memory import MemoryModel, StageMemory
+from evenflow.cost.profile import Profile
+from evenflow.cost.stage import RankCost, StageCost, rank_costs, stage_costs
+
+__all__ = [
+    "Costs",
+    "LayerCost",
+    "LinkCost",
+    "MemoryModel",
+    "Origin",
+    "Profile",
+    "RankCost",
+    "StageCost",
+    "StageMemory",
+    "analytic_costs",
+    "rank_costs",
+    "stage_costs",
+]

@@ -1,0 +1,35 @@
+"""Costs from FLOPs and a device's figures, for machines on which nothing was measured."""
+
+from __future__ import annotations
+
+from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.spec import Cluster, Model
+
+# AdamW reads gradient, weight and two moments and writes three of them: bytes moved for each parameter byte.
+_OPTIMIZER_TRAFFIC = 7
+_NORM_TRAFFIC = 1
+_BYTES_PER_FLOP = 0.01  # memory bandwidth of current accelerators and CPUs, within a factor of two
+
+
+def analytic_costs(model: Model, cluster: Cluster) -> Costs:
+    """Seconds as FLOPs / (peak x assumed efficiency); the optimizer as bytes / assumed bandwidth."""
+    device = cluster.device
+    rate = device.flops * device.efficiency
+    bandwidth = device.flops * _BYTES_PER_FLOP
+    return Costs(
+        layers=tuple(
+            LayerCost(
+                forward_s=layer.forward_flops / rate,
+                backward_s=layer.backward_flops / rate,
+                norm_s=_NORM_TRAFFIC * layer.parameter_bytes / bandwidth,
+                optimizer_s=_OPTIMIZER_TRAFFIC * layer.parameter_bytes / bandwidth,
+            )
+            for layer in model.layers
+        ),
+        stage_forward_s=0.0,
+        stage_backward_s=0.0,
+        link=LinkCost(device.link_latency_s, device.link_bytes_per_s),
+        reduce_s=2 * device.link_latency_s * max(cluster.devices - 1, 0),
+        peak_flops=device.flops,
+        origin={"layers": "analytic", "link": "assumed", "optimizer": "assumed", "memory": "analytic"},
+    )

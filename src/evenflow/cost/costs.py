@@ -1,0 +1,60 @@
+"""What each layer costs on one device: the figures that a plan is made from, measured or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Origin = Literal["measured", "analytic", "assumed"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """Seconds of one layer on one device.
+
+    Attributes:
+        forward_s: one forward of one microbatch.
+        backward_s: one full backward of one microbatch, gradients accumulated.
+        norm_s: the norms of its gradients, once a step.
+        optimizer_s: clipping and updating its parameters, once a step.
+    """
+
+    forward_s: float
+    backward_s: float
+    norm_s: float
+    optimizer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCost:
+    """One transfer between neighbouring ranks takes `latency_s + bytes / bytes_per_s`."""
+
+    latency_s: float
+    bytes_per_s: float
+
+    def seconds(self, size: float) -> float:
+        """Seconds for `size` bytes."""
+        return self.latency_s + size / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a plan is made from.
+
+    Attributes:
+        layers: one entry for each of the model's layers, in order.
+        stage_forward_s: what a stage's forward costs beside its layers (masks, positions, calls).
+        stage_backward_s: what a stage's backward costs beside its layers.
+        link: transfers between neighbouring stages.
+        reduce_s: combining the gradient norm over all ranks, once a step.
+        peak_flops: floating-point operations a second of one device at its best.
+        origin: for each group of figures (`layers`, `link`, `optimizer`, `memory`), where it comes from.
+    """
+
+    layers: tuple[LayerCost, ...]
+    stage_forward_s: float
+    stage_backward_s: float
+    link: LinkCost
+    reduce_s: float
+    peak_flops: float
+    origin: dict[str, Origin]

@@ -1,0 +1,71 @@
+"""Bytes of training: what a stage keeps for good, for each microbatch in flight, and in passing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evenflow.spec import Model
+
+# fp32 training with AdamW: weight, gradient and two moments of the parameter's own size.
+STATE_COPIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StageMemory:
+    """Bytes of one stage.
+
+    Attributes:
+        parameter_bytes: its parameters.
+        state_bytes: parameters, gradients and optimizer state together; held all the time.
+        saved_bytes: kept from a microbatch's forward to its backward, the stage's input not included.
+        input_bytes: one microbatch's input: hidden states from the stage before (0 on the first).
+        output_bytes: one microbatch's output to the stage after (0 on the last).
+        forward_peak_bytes: the most a forward holds above what it starts from.
+        backward_peak_bytes: the most a backward holds above what it starts from.
+    """
+
+    parameter_bytes: int
+    state_bytes: int
+    saved_bytes: int
+    input_bytes: int
+    output_bytes: int
+    forward_peak_bytes: int
+    backward_peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """The bytes of any run of layers of one model."""
+
+    model: Model
+
+    def stage(self, layers: Sequence[int]) -> StageMemory:
+        """The memory of a stage that holds `layers` (contiguous, in order; may be empty)."""
+        held = [self.model.layers[layer] for layer in layers]
+        if not held:
+            return StageMemory(0, 0, 0, 0, 0, 0, 0)
+        parameter_bytes = sum(layer.parameter_bytes for layer in held)
+        input_bytes = self.model.layers[layers[0] - 1].output_bytes if layers[0] else 0
+        is_last = layers[-1] == len(self.model.layers) - 1
+        saved = forward_peak = 0
+        for layer in held:
+            forward_peak = max(forward_peak, saved + layer.forward_peak_bytes)
+            saved += layer.saved_bytes
+        freed = backward_peak = 0
+        for layer in reversed(held):
+            backward_peak = max(backward_peak, layer.backward_peak_bytes - freed)
+            freed += layer.saved_bytes
+        return StageMemory(
+            parameter_bytes=parameter_bytes,
+            state_bytes=STATE_COPIES * parameter_bytes,
+            saved_bytes=max(saved - input_bytes, 0),
+            input_bytes=input_bytes,
+            output_bytes=0 if is_last else held[-1].output_bytes,
+            forward_peak_bytes=forward_peak,
+            backward_peak_bytes=backward_peak,
+        )
+
+    def stages(self, stages: Sequence[Sequence[int]]) -> tuple[StageMemory, ...]:
+        """The memory of each stage."""
+        return tuple(self.stage(layers) for layers in stages)

@@ -1,0 +1,83 @@
+"""A measured profile: what layers and links cost on one machine, and what it may be used for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.errors import InputError
+from evenflow.spec import Cluster, Machine, Model, this_machine
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Medians of timed layers and transfers.
+
+    Attributes:
+        machine: where it was measured.
+        torch_version: PyTorch's version.
+        model: what the user called the model.
+        fingerprint: the traced model's hash (layers and microbatch shape).
+        micro_batch_size: sequences in the timed microbatch.
+        seq_length: tokens of each sequence.
+        processes: how many processes were busy at once.
+        threads: compute threads of each.
+        layers: seconds of each layer.
+        stage_forward_s: what a stage's forward costs beside its layers.
+        stage_backward_s: what a stage's backward costs beside its layers.
+        link: transfers between two processes.
+        reduce_s: combining the gradient norm over all processes.
+        peak_flops: floating-point operations a second of a large matrix product on one process.
+    """
+
+    machine: Machine
+    torch_version: str
+    model: str
+    fingerprint: str
+    micro_batch_size: int
+    seq_length: int
+    processes: int
+    threads: int
+    layers: tuple[LayerCost, ...]
+    stage_forward_s: float
+    stage_backward_s: float
+    link: LinkCost
+    reduce_s: float
+    peak_flops: float
+
+    def costs(self) -> Costs:
+        """The measured costs."""
+        return Costs(
+            layers=self.layers,
+            stage_forward_s=self.stage_forward_s,
+            stage_backward_s=self.stage_backward_s,
+            link=self.link,
+            reduce_s=self.reduce_s,
+            peak_flops=self.peak_flops,
+            origin={"layers": "measured", "link": "measured", "optimizer": "measured", "memory": "analytic"},
+        )
+
+    def check_fits(self, model: Model, cluster: Cluster) -> None:
+        """Refuse to be used for another model, shape, machine or number of processes.
+
+        Raises:
+            InputError: what differs, with both values.
+        """
+        pairs = [
+            ("microbatch", f"{self.micro_batch_size} x {self.seq_length}", _shape(model)),
+            ("model", self.fingerprint, model.fingerprint),
+            ("number of processes", self.processes, cluster.devices),
+            ("number of threads", self.threads, cluster.threads),
+        ]
+        if cluster.is_local:
+            pairs.insert(0, ("machine", self.machine, this_machine()))
+        for what, measured, wanted in pairs:
+            if measured != wanted:
+                raise InputError(
+                    f"the profile is for another {what}: it has {measured}, this plan {wanted}; "
+                    "`evenflow profile` measures again"
+                )
+
+
+def _shape(model: Model) -> str:
+    return f"{model.micro_batch_size} x {model.seq_length}"

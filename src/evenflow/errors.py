@@ -1,0 +1,53 @@
+"""The exception tree: every failure a user can meet, and the exit code that the command line gives it.
+
+EvenflowError
+├── InputError          2   what was asked for is wrong: what, where, what would work
+│   └── ProgramError    2   a program breaks a rule of `program.verify`: rank, action, reason
+├── FaultError          3   a run stopped on a fault it names
+│   └── PeerLostError   3   a rank saw another one disappear (never the root cause)
+├── ImpossibleError     4   nothing fits: the closest, and what it lacks
+└── StoppedError  130/143   saved and stopped by a signal
+"""
+
+from __future__ import annotations
+
+
+class EvenflowError(Exception):
+    """Base of all errors that evenflow raises on purpose; its text is one line for a person."""
+
+    exit_code = 3
+
+
+class InputError(EvenflowError):
+    """The input is wrong: the text says what, where, and what would work."""
+
+    exit_code = 2
+
+
+class ProgramError(InputError):
+    """A program breaks a rule; the text names the rank, the action and the reason."""
+
+
+class FaultError(EvenflowError):
+    """A run stopped on a fault: the text names the rank and the cause."""
+
+    exit_code = 3
+
+
+class PeerLostError(FaultError):
+    """A rank lost the connection to another one; the cause is elsewhere, so this is never reported first."""
+
+
+class ImpossibleError(EvenflowError):
+    """No plan fits: the text says which was closest and what it lacks."""
+
+    exit_code = 4
+
+
+class StoppedError(EvenflowError):
+    """A signal stopped the run after it saved; the exit code is 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,18 @@
+"""The plan as a value, the exact partition, and the bound it is held against."""
+
+from evenflow.plan.bound import step_bound
+from evenflow.plan.partition import StageCaps, partition
+from evenflow.plan.plan import Axes, Bound, Plan, Prediction, RankPlan, Search, StagePlan
+
+__all__ = [
+    "Axes",
+    "Bound",
+    "Plan",
+    "Prediction",
+    "RankPlan",
+    "Search",
+    "StageCaps",
+    "StagePlan",
+    "partition",
+    "step_bound",
+]

@@ -1,0 +1,28 @@
+"""A proven lower bound of the step: no contiguous split of indivisible layers and no schedule is faster.
+
+Let each of d devices run m microbatches, layer l take f_l + b_l seconds for each, and n_l for its norm and
+o_l for its update once a step. From one step's norm to the next one's:
+
+* d devices share all work: the step is at least sum over l of (m (f_l + b_l) + n_l + o_l) / d;
+* one device does all of layer l; meanwhile it may update the layer while the first microbatch comes
+  through the layers before it: the step is at least max(o_l, sum over k < l of f_k) + m (f_l + b_l) + n_l.
+
+Transfers, and what a stage costs beside its layers, are taken as free.
+"""
+
+from __future__ import annotations
+
+from evenflow.cost import Costs
+
+
+def step_bound(costs: Costs, devices: int, microbatches: int) -> float:
+    """Seconds that a step takes at least."""
+    shared = 0.0
+    busiest = 0.0
+    before = 0.0
+    for layer in costs.layers:
+        work = microbatches * (layer.forward_s + layer.backward_s) + layer.norm_s
+        shared += (work + layer.optimizer_s) / devices
+        busiest = max(busiest, max(layer.optimizer_s, before) + work)
+        before += layer.forward_s
+    return max(shared, busiest)

@@ -1,0 +1,208 @@
+"""The planner: cuts a model over a pipeline so that its simulated step is as short as can be found.
+
+The exact partition proposes the split with the least bottleneck; it is not the schedule, whose fill and
+drain weigh stages differently, so single layers are then moved between neighbouring stages for as long
+as the simulator says that the step gets shorter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
+from evenflow.errors import ImpossibleError, InputError
+from evenflow.plan import (
+    Axes,
+    Bound,
+    Plan,
+    Prediction,
+    RankPlan,
+    Search,
+    StageCaps,
+    StagePlan,
+    partition,
+    step_bound,
+)
+from evenflow.program import Program, build_program, in_flight, verify
+from evenflow.search.advice import advice
+from evenflow.search.candidate import Candidate, Split, try_split
+from evenflow.spec import Batch, Cluster, Model
+from evenflow.units import format_bytes
+
+
+def make_plan(
+    model: Model,
+    cluster: Cluster,
+    batch: Batch,
+    costs: Costs,
+    schedule: str = "1f1b",
+    memory_limit: int | None = None,
+    split: Split | None = None,
+) -> Plan:
+    """Plan `model` on all devices of `cluster`, one stage on each.
+
+    Args:
+        model: traced at the batch's microbatch shape.
+        cluster: the devices; every one becomes a pipeline rank.
+        batch: a step's work.
+        costs: seconds of each layer.
+        schedule: the schedule's name.
+        memory_limit: bytes that a rank may use; by default the device's memory.
+        split: the layers of each stage where they are given; by default they are searched for.
+
+    Raises:
+        InputError: more stages than layers, an unknown schedule.
+        ImpossibleError: no split stays under the memory limit; the closest is named.
+    """
+    began = time.perf_counter()
+    stages = cluster.devices
+    if stages > len(model.layers):
+        raise InputError(
+            f"{stages} stages need at least {stages} layers; {model.name} has {len(model.layers)}: "
+            f"{len(model.layers)} processes or fewer would do"
+        )
+    if model.tied_embeddings and stages > 1:
+        raise InputError(
+            f"{model.name} ties its embedding to its head, which would live on different stages; "
+            "one process, or tie_word_embeddings = false in its config, would work"
+        )
+    limit = memory_limit if memory_limit is not None else cluster.device.memory_bytes
+    program = build_program(schedule, stages, batch.microbatches)
+    verify(program)
+    memory = MemoryModel(model)
+    if split is None:
+        best, considered = _search(model, costs, program, memory, limit)
+    else:
+        best, considered = try_split(split, program, costs, memory), 1
+    _check_memory(best, limit)
+    lower_bound = step_bound(costs, stages, batch.microbatches)
+    return Plan(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        cluster=cluster.name,
+        threads=cluster.threads,
+        axes=Axes(pp=stages),
+        schedule=schedule,
+        micro_batch_size=batch.micro_batch_size,
+        microbatches=batch.microbatches,
+        seq_length=batch.seq_length,
+        layer_names=tuple(layer.name for layer in model.layers),
+        stages=_stage_plans(best.split, program, costs, memory),
+        ranks=_rank_plans(best, program, costs),
+        link=costs.link,
+        reduce_s=costs.reduce_s,
+        predicted=_prediction(best, model, batch, costs),
+        bound=Bound(lower_bound, best.step_s / lower_bound - 1),
+        search=Search(considered, time.perf_counter() - began),
+        costs=costs.origin,
+        notes=advice(model, costs, stages),
+    )
+
+
+def _search(
+    model: Model, costs: Costs, program: Program, memory: MemoryModel, limit: int
+) -> tuple[Candidate, int]:
+    """The exact partition, then single-layer moves for as long as they shorten the simulated step."""
+    start = _first_split(model, costs, program, limit)
+    best = try_split(start, program, costs, memory)
+    considered = 1
+    seen = {start}
+    improved = True
+    while improved:
+        improved = False
+        for split in _neighbours(best.split):
+            if split in seen:
+                continue
+            seen.add(split)
+            candidate = try_split(split, program, costs, memory)
+            considered += 1
+            if _rank_of(candidate, limit) < _rank_of(best, limit):
+                best, improved = candidate, True
+    return best, considered
+
+
+def _rank_of(candidate: Candidate, limit: int) -> tuple[int, float, float]:
+    """What makes a candidate better: it fits, then a shorter step (ties within 1e-9), then more even ranks."""
+    over = max(candidate.peak_bytes - limit, 0)
+    return over, round(candidate.step_s, 9), candidate.timeline.imbalance
+
+
+def _first_split(model: Model, costs: Costs, program: Program, limit: int) -> Split:
+    seconds = [layer.forward_s + layer.backward_s for layer in costs.layers]
+    stages = program.stages
+    caps = _caps(model, program, limit)
+    split = partition(seconds, stages, caps)
+    if split is not None:
+        return split
+    # Nothing stays under the limit by the partition's rough account: start from the split that spreads
+    # memory most evenly and let the exact account decide.
+    held = [caps.needs(0, layer, layer + 1) for layer in range(len(seconds))]
+    even = partition(held, stages)
+    assert even is not None, "without caps a split always exists"
+    return even
+
+
+def _caps(model: Model, program: Program, limit: int) -> StageCaps:
+    memory = MemoryModel(model)
+    alone = [memory.stage([layer]) for layer in range(len(model.layers))]
+    return StageCaps(
+        fixed_bytes=[own.state_bytes for own in alone],
+        flight_bytes=[layer.saved_bytes for layer in model.layers],
+        passing_bytes=[0] * len(alone),
+        in_flight=in_flight(program.compute_order(), program.stages),
+        cap_bytes=[limit] * program.stages,
+    )
+
+
+def _neighbours(split: Split) -> Iterator[Split]:
+    """Every split that differs by one layer moved over one boundary."""
+    for left in range(len(split) - 1):
+        before, after = split[left], split[left + 1]
+        if len(before) > 1:
+            yield (*split[:left], before[:-1], (before[-1], *after), *split[left + 2 :])
+        if len(after) > 1:
+            yield (*split[:left], (*before, after[0]), after[1:], *split[left + 2 :])
+
+
+def _check_memory(best: Candidate, limit: int) -> None:
+    worst = max(range(len(best.timeline.ranks)), key=lambda rank: best.timeline.ranks[rank].peak_bytes)
+    if best.peak_bytes > limit:
+        raise ImpossibleError(
+            f"no plan fits: the closest has stage {worst} (layers {best.split[worst][0]} to {best.split[worst][-1]}) "
+            f"needing {format_bytes(best.peak_bytes)} of {format_bytes(limit)}; "
+            f"a memory limit of {format_bytes(best.peak_bytes * 1.005)} would fit, as may more processes "
+            "or a smaller microbatch"
+        )
+
+
+def _stage_plans(split: Split, program: Program, costs: Costs, memory: MemoryModel) -> tuple[StagePlan, ...]:
+    return tuple(
+        StagePlan(rank, layers, cost, memory.stage(layers))
+        for rank, layers, cost in zip(program.stage_rank, split, stage_costs(costs, split), strict=True)
+    )
+
+
+def _rank_plans(best: Candidate, program: Program, costs: Costs) -> tuple[RankPlan, ...]:
+    return tuple(
+        RankPlan(
+            rank=rank,
+            stages=tuple(stage for stage, owner in enumerate(program.stage_rank) if owner == rank),
+            busy_s=best.timeline.ranks[rank].busy_s,
+            peak_bytes=best.timeline.ranks[rank].peak_bytes,
+            cost=cost,
+        )
+        for rank, cost in enumerate(rank_costs(costs, best.split, program.stage_rank))
+    )
+
+
+def _prediction(best: Candidate, model: Model, batch: Batch, costs: Costs) -> Prediction:
+    step_s = best.step_s
+    ranks = len(best.timeline.ranks)
+    return Prediction(
+        step_s=step_s,
+        idle_fraction=best.timeline.idle_fraction,
+        imbalance=best.timeline.imbalance,
+        mfu=model.flops * batch.microbatches / (ranks * step_s * costs.peak_flops),
+        tokens_per_s=batch.tokens / step_s,
+    )

@@ -1,0 +1,61 @@
+"""How much is trained in one step: the global batch and how it falls into microbatches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evenflow.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's work: `global_batch_size` sequences of `seq_length` tokens, `micro_batch_size` at a time.
+
+    Raises:
+        InputError: a size is below one, or the microbatch does not divide the global batch.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    seq_length: int
+
+    def __post_init__(self) -> None:
+        if min(self.global_batch_size, self.micro_batch_size) < 1:
+            raise InputError("batch sizes start at 1")
+        if self.seq_length < 2:
+            raise InputError("a sequence needs at least 2 tokens: one to read and one to predict")
+        if self.global_batch_size % self.micro_batch_size:
+            raise InputError(
+                f"a global batch of {self.global_batch_size} does not divide into microbatches of "
+                f"{self.micro_batch_size}; {_listed(divisors(self.global_batch_size))} would do"
+            )
+
+    @property
+    def microbatches(self) -> int:
+        """Microbatches of one step."""
+        return self.global_batch_size // self.micro_batch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return self.global_batch_size * self.seq_length
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    """All divisors of `number`, smallest first."""
+    return tuple(divisor for divisor in range(1, number + 1) if number % divisor == 0)
+
+
+def default_micro_batch_size(global_batch_size: int, pipeline_ranks: int) -> int:
+    """The largest microbatch that leaves four microbatches for each pipeline rank, or as many as there are.
+
+    Four for each rank keeps 1F1B's idle share, (p-1)/(m+p-1), under a fifth, while larger microbatches
+    keep matrix products efficient.
+    """
+    wanted = min(global_batch_size, 4 * pipeline_ranks)
+    return max(size for size in divisors(global_batch_size) if global_batch_size // size >= wanted)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, numbers[:8]))
+    return f"{shown}, ..." if len(numbers) > 8 else shown

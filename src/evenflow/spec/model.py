@@ -1,0 +1,109 @@
+"""A model as the planner sees it: a list of indivisible layers, each with its parameters, FLOPs and bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+LayerKind = Literal["embedding", "block", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One kind of kernel that a layer runs, for one microbatch.
+
+    Attributes:
+        name: the operator's name, as PyTorch's dispatcher has it (`mm`, `bmm`, attention, ...).
+        forward_flops: floating-point operations of the forward pass.
+        backward_flops: floating-point operations of the backward pass, recomputation not included.
+    """
+
+    name: str
+    forward_flops: int
+    backward_flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The smallest thing the planner moves: the embedding, one decoder block, or norm + head + loss.
+
+    All figures are for one microbatch of the model's `micro_batch_size` x `seq_length`.
+
+    Attributes:
+        name: the module's path in the model (`model.layers.3`).
+        kind: which of the three kinds of layer it is.
+        signature: equal for layers that do the same work (same modules, shapes and settings).
+        parameters: number of trained parameters.
+        parameter_bytes: bytes of those parameters in the training type.
+        operators: what it computes.
+        saved_bytes: activation bytes kept from forward to backward, its own input included.
+        output_bytes: bytes that cross to the next layer (for the head: the loss).
+        forward_peak_bytes: the most that forward holds at once above what it starts from.
+        backward_peak_bytes: the most that backward holds at once above what it starts from,
+            parameter gradients not included.
+    """
+
+    name: str
+    kind: LayerKind
+    signature: str
+    parameters: int
+    parameter_bytes: int
+    operators: tuple[Operator, ...]
+    saved_bytes: int
+    output_bytes: int
+    forward_peak_bytes: int
+    backward_peak_bytes: int
+
+    @property
+    def forward_flops(self) -> int:
+        """Floating-point operations of one forward."""
+        return sum(operator.forward_flops for operator in self.operators)
+
+    @property
+    def backward_flops(self) -> int:
+        """Floating-point operations of one backward."""
+        return sum(operator.backward_flops for operator in self.operators)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A causal language model cut into layers, traced at one microbatch shape.
+
+    Attributes:
+        name: what the user called it.
+        architecture: the Hugging Face class, such as `LlamaForCausalLM`.
+        vocab_size: rows of the embedding table.
+        hidden_size: width of the hidden states.
+        tied_embeddings: whether the head shares the embedding's weight.
+        micro_batch_size: sequences in the traced microbatch.
+        seq_length: tokens of each sequence.
+        layers: embedding first, head last.
+    """
+
+    name: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    tied_embeddings: bool
+    micro_batch_size: int
+    seq_length: int
+    layers: tuple[Layer, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters of the whole model, a tied weight counted once."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """Forward and backward FLOPs of one microbatch."""
+        return sum(layer.forward_flops + layer.backward_flops for layer in self.layers)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the layers and the shape, names aside: equal models cost the same to run."""
+        facts = asdict(self)
+        del facts["name"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

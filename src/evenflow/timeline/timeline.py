@@ -1,0 +1,91 @@
+"""What happened when on which rank during one step: predicted by the simulator or measured by the executor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from evenflow.program import Action, Backward, Forward, Norm, Program, Step
+
+TimelineOrigin = Literal["predicted", "measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One action's span, in seconds on a clock that all ranks share.
+
+    A compute action starts once its inputs are there: waiting for them is the gap before it.
+    """
+
+    action: Action
+    start_s: float
+    end_s: float
+
+    @property
+    def seconds(self) -> float:
+        """How long the action took."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class RankTimeline:
+    """One rank's step.
+
+    Attributes:
+        begin_s: when its step before ended, so that a step's wall time has no holes.
+        end_s: when its STEP ended.
+        events: one for each action, in the program's order.
+        peak_bytes: the most memory it held (above what the process held before the model was built).
+        memory: bytes held after each event (empty if not known).
+    """
+
+    begin_s: float
+    end_s: float
+    events: tuple[Event, ...]
+    peak_bytes: int
+    memory: tuple[int, ...] = ()
+
+    @property
+    def wall_s(self) -> float:
+        """The step's wall time on this rank."""
+        return self.end_s - self.begin_s
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in forward and backward."""
+        return sum(event.seconds for event in self.events if isinstance(event.action, Forward | Backward))
+
+    @property
+    def optimizer_s(self) -> float:
+        """Seconds in the norm and the update."""
+        return sum(event.seconds for event in self.events if isinstance(event.action, Norm | Step))
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds that are neither busy nor optimizer."""
+        return self.wall_s - self.busy_s - self.optimizer_s
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """One step of all ranks of a program."""
+
+    origin: TimelineOrigin
+    program: Program
+    ranks: tuple[RankTimeline, ...]
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of the step: ranks leave it at different moments but take equally long from step to step."""
+        return sum(rank.wall_s for rank in self.ranks) / len(self.ranks)
+
+    @property
+    def idle_fraction(self) -> float:
+        """Summed idle / (ranks x step)."""
+        return sum(rank.idle_s for rank in self.ranks) / (len(self.ranks) * self.step_s)
+
+    @property
+    def imbalance(self) -> float:
+        """Max busy / mean busy over ranks."""
+        busy = [rank.busy_s for rank in self.ranks]
+        return max(busy) * len(busy) / sum(busy)
