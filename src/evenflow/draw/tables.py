@@ -1,0 +1,172 @@
+"""Plans and timelines as terminal tables that a person reads in ten seconds, at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evenflow.draw.idle_rows import PARTS, idle_rows
+from evenflow.draw.scale import Scale, bytes_scale, seconds_scale
+from evenflow.draw.words import layers_text, origins_text, plain, shape_text
+from evenflow.plan import Plan
+from evenflow.timeline import Comparison, Figure, Timeline
+from evenflow.units import format_count, format_percent, format_seconds
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Who holds what, what that costs each rank, and what the step is predicted to be."""
+    stages, ranks = plan.stages, plan.ranks
+    compute = seconds_scale(
+        [stage.cost.forward_s for stage in stages] + [stage.cost.backward_s for stage in stages]
+    )
+    busy = seconds_scale(rank.busy_s for rank in ranks)
+    memory = bytes_scale(rank.peak_bytes for rank in ranks)
+    total = sum(rank.busy_s for rank in ranks)
+    table = new_table(
+        "rank",
+        "<layers",
+        f"forward\n{compute.unit}",
+        f"backward\n{compute.unit}",
+        f"busy\n{busy.unit}",
+        "share",
+        f"memory\n{memory.unit}",
+    )
+    busiest = max(range(len(ranks)), key=lambda rank: ranks[rank].busy_s)
+    for rank in ranks:
+        for place, index in enumerate(rank.stages):
+            stage = stages[index]
+            own = [
+                compute.text(stage.cost.forward_s),
+                compute.text(stage.cost.backward_s),
+                *(
+                    [busy.text(rank.busy_s), _share(rank.busy_s, total), memory.text(rank.peak_bytes)]
+                    if place == 0
+                    else [""] * 3
+                ),
+            ]
+            name = str(rank.rank) if place == 0 else ""
+            style = "bold" if rank.rank == busiest and len(ranks) > 1 else ""
+            table.add_row(name, layers_text(stage.layers, len(plan.layer_names)), *own, style=style)
+    return Group(title(plan.model, shape_text(plan)), table, Text(), _plan_lines(plan))
+
+
+def _plan_lines(plan: Plan) -> Table:
+    predicted, bound = plan.predicted, plan.bound
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="dim", no_wrap=True)
+    lines.add_column(overflow="fold")
+    even = f"the busiest rank works {predicted.imbalance:.2f} times the mean"
+    plans = "1 plan" if plan.search.considered == 1 else f"{plan.search.considered} plans"
+    entries = [
+        ("step", f"{format_seconds(predicted.step_s)}, {format_count(predicted.tokens_per_s)} tokens/s"),
+        ("idle", f"{format_percent(predicted.idle_fraction)} of the ranks' time"),
+        ("imbalance", f"{predicted.imbalance:.3f}: {even}"),
+        ("MFU", format_percent(predicted.mfu)),
+        ("bound", f"{format_seconds(bound.step_s)} at the least; the step is {_above(bound.gap)}"),
+        ("search", f"{plans} simulated in {format_seconds(plan.search.seconds)}"),
+        ("costs", origins_text(plan)),
+        *(("note", plain(note)) for note in plan.notes),
+    ]
+    for name, text in entries:
+        lines.add_row(name, Text(text))
+    return lines
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """Predicted against measured: the step as a whole, then each rank."""
+    whole = new_table("<", "predicted", "measured", "error")
+    step, idle = comparison.step_s, comparison.idle_fraction
+    scale = seconds_scale([step.predicted, step.measured])
+    whole.add_row("step", scale.full(step.predicted), scale.full(step.measured), _error(step))
+    # A relative error of a share would say little where the share is small: the difference in points.
+    points = f"{(idle.measured - idle.predicted) * 100:+.1f} points"
+    whole.add_row("idle", format_percent(idle.predicted), format_percent(idle.measured), points)
+    even = comparison.imbalance
+    whole.add_row("imbalance", f"{even.predicted:.3f}", f"{even.measured:.3f}", _error(even))
+
+    busy = seconds_scale(_both(comparison.busy_s))
+    memory = bytes_scale(_both(comparison.peak_bytes))
+    ranks = new_table(
+        "rank",
+        f"busy {busy.unit}\npredicted",
+        "\nmeasured",
+        "\nerror",
+        f"memory {memory.unit}\npredicted",
+        "\nmeasured",
+        "\nerror",
+    )
+    for rank, (seconds, held) in enumerate(zip(comparison.busy_s, comparison.peak_bytes, strict=True)):
+        ranks.add_row(str(rank), *_figure(seconds, busy), *_figure(held, memory))
+    return Group(whole, Text(), ranks)
+
+
+def idle_table(timeline: Timeline) -> RenderableType:
+    """Where each rank's step went: busy, optimizer, and idle by cause, in time and per cent."""
+    scale = seconds_scale(rank.wall_s for rank in timeline.ranks)
+    rows = idle_rows(timeline)
+    unit = f"\n{scale.unit}    %"
+    table = new_table("rank", *(name + unit for name in PARTS), "<waited\nmost for")
+    for number, row in enumerate(rows):
+        cells = (_with_percent(part, row.wall_s, scale) for part in row.parts)
+        table.add_row(str(number), *cells, row.peer)
+    if len(rows) > 1:
+        means = [sum(row.parts[column] for row in rows) / len(rows) for column in range(len(PARTS))]
+        cells = (_with_percent(mean, timeline.step_s, scale) for mean in means)
+        table.add_section()
+        table.add_row("mean", *cells, "", style="bold")
+    head = Text(f"{timeline.origin} step {format_seconds(timeline.step_s)}", style="bold")
+    head.append(f", idle {format_percent(timeline.idle_fraction)}", style="not bold")
+    return Group(head, table)
+
+
+def new_table(*headers: str) -> Table:
+    """An empty table in our style: figures to the right; a header that begins with < is a column of words."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    for header in headers:
+        words = header.startswith("<")
+        table.add_column(
+            Text(header.removeprefix("<")),
+            justify="left" if words else "right",
+            no_wrap=not words,
+            overflow="fold",
+            vertical="top",
+        )
+    return table
+
+
+def title(name: str, rest: str) -> Text:
+    """A line above a table: what it is about, and what that is."""
+    return Text.assemble((plain(name), "bold"), f"\n{rest}\n", overflow="fold")
+
+
+def _both(figures: Sequence[Figure]) -> Iterable[float]:
+    for figure in figures:
+        yield figure.predicted
+        yield figure.measured
+
+
+def _figure(figure: Figure, scale: Scale) -> tuple[str, str, str]:
+    return scale.text(figure.predicted), scale.text(figure.measured), _error(figure)
+
+
+def _error(figure: Figure) -> str:
+    return f"{figure.error * 100:+.1f}%" if figure.predicted else "-"
+
+
+def _share(part: float, total: float) -> str:
+    return format_percent(part / total) if total else "-"
+
+
+def _with_percent(part: float, whole: float, scale: Scale) -> str:
+    """`12.3  45`, or `0.1  <1`: a figure and its rounded percentage, in columns of their own."""
+    share = 100 * part / whole
+    percent = "<1" if 0.05 <= share < 1 else f"{share:.0f}"
+    return f"{scale.text(part)} {percent:>4}"
+
+
+def _above(gap: float) -> str:
+    return f"{format_percent(gap)} above it"

@@ -1,0 +1,56 @@
+"""How a person reads layers, causes and names: one wording for terminal, picture and page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evenflow.plan import Plan
+
+
+def plain(text: str) -> str:
+    """Text from outside, without control characters that would move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers, runs joined: `0-7` or `1, 3, 5-8`."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def layers_text(layers: Sequence[int], count: int) -> str:
+    """A stage's layers of a model of `count`: `0-7: embedding + 7 blocks`, `27: head`.
+
+    The first layer of a model is its embedding and the last one its head.
+    """
+    if not layers:
+        return "none"
+    has_head = layers[-1] == count - 1 and count > 1
+    blocks = len(layers) - (layers[0] == 0) - has_head
+    parts = ["embedding"] if layers[0] == 0 else []
+    if blocks:
+        parts.append("1 block" if blocks == 1 else f"{blocks} blocks")
+    if has_head:
+        parts.append("head")
+    return f"{ranges(layers)}: {' + '.join(parts)}"
+
+
+def origins_text(plan: Plan) -> str:
+    """Where a plan's figures come from: `layers, link measured; memory analytic`."""
+    groups: dict[str, list[str]] = {}
+    for group, origin in plan.costs.items():
+        groups.setdefault(origin, []).append(plain(group))
+    return "; ".join(f"{', '.join(names)} {origin}" for origin, names in groups.items())
+
+
+def shape_text(plan: Plan) -> str:
+    """What one step is: `local, 4 ranks, 1f1b, 16 microbatches of 1 x 128 tokens`."""
+    ranks = "1 rank" if len(plan.ranks) == 1 else f"{len(plan.ranks)} ranks"
+    microbatches = "1 microbatch" if plan.microbatches == 1 else f"{plan.microbatches} microbatches"
+    shape = f"{plan.micro_batch_size} x {plan.seq_length} tokens"
+    return f"{plain(plan.cluster)}, {ranks}, {plain(plan.schedule)}, {microbatches} of {shape}"

@@ -1,0 +1,85 @@
+"""Clipping by one global gradient norm, and AdamW.
+
+The norm is taken for each parameter and combined in whole-model order, so that it does not depend on which
+rank holds which parameter: every rank fills its own entries of one vector, the ranks' vectors are summed
+(x + 0 is exactly x), and each takes the norm of the same numbers in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW's settings; weight decay applies to parameters of two or more dimensions."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+class Optimizer:
+    """AdamW over one rank's parameters.
+
+    Args:
+        parameters: this rank's parameters by name.
+        all_names: every parameter's name of the whole model, in its order.
+        settings: AdamW's settings.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], all_names: Sequence[str], settings: OptimizerSettings
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.settings = settings
+        self._slots = [(all_names.index(name), parameter) for name, parameter in self.parameters.items()]
+        self._norms = len(all_names)
+        decayed = [parameter for parameter in self.parameters.values() if parameter.ndim >= 2]
+        plain = [parameter for parameter in self.parameters.values() if parameter.ndim < 2]
+        groups = [(decayed, settings.weight_decay), (plain, 0.0)]
+        self._adamw = torch.optim.AdamW(
+            [{"params": group, "weight_decay": decay} for group, decay in groups if group],
+            lr=0.0,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            fused=True,
+        )
+
+    @torch.no_grad()
+    def gradient_norms(self) -> Tensor:
+        """The norm of each of the whole model's gradients [parameters]; zero where another rank has it."""
+        norms = torch.zeros(self._norms, dtype=torch.float64)
+        for slot, parameter in self._slots:
+            if parameter.grad is not None:
+                norms[slot] = torch.linalg.vector_norm(parameter.grad)
+        return norms
+
+    @torch.no_grad()
+    def step(self, norms: Tensor, learning_rate: float) -> float:
+        """Clip this rank's gradients, update its parameters, forget the gradients.
+
+        Args:
+            norms: all ranks' gradient norms [parameters].
+            learning_rate: this step's.
+
+        Returns:
+            The global gradient norm before clipping.
+        """
+        norm = float(torch.linalg.vector_norm(norms))
+        factor = self.settings.clip_norm / (norm + 1e-6)
+        if factor < 1:
+            for parameter in self.parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        return norm

@@ -1,0 +1,133 @@
+"""How tensors travel between ranks: one small interface, so that the executor knows no library's calls."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import torch.distributed as dist
+from torch import Tensor
+
+from evenflow.errors import PeerLostError
+
+
+class Transfer(Protocol):
+    """A send or receive under way."""
+
+    def wait(self) -> None:
+        """Return once it is complete.
+
+        Raises:
+            PeerLostError: the other end is gone, or silent for too long.
+        """
+
+
+class Transport(Protocol):
+    """Point-to-point transfers that return at once, and one sum over all ranks."""
+
+    def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:
+        """Start sending `tensor` to `rank`; it must not change until the transfer is complete."""
+
+    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:
+        """Start receiving from `rank` into `buffer`."""
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace `tensor` by its sum over all ranks."""
+
+    def close(self) -> None:
+        """Part from the other ranks."""
+
+
+class AloneTransport:
+    """The transport of a single rank, which has nobody to talk to."""
+
+    def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:
+        """Never called: a program of one rank has no sends."""
+        raise AssertionError("a single rank sends nothing")
+
+    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:
+        """Never called: a program of one rank has no receives."""
+        raise AssertionError("a single rank receives nothing")
+
+    def sum(self, tensor: Tensor) -> None:
+        """A sum over one rank is what it was."""
+
+    def close(self) -> None:
+        """Nothing to part from."""
+
+
+class GlooTransfer:
+    """A gloo send or receive; keeps the tensor alive until it is complete."""
+
+    def __init__(self, work: dist.Work, tensor: Tensor) -> None:
+        self._work = work
+        self._tensor = tensor
+
+    def wait(self) -> None:
+        """Return once it is complete."""
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise PeerLostError(f"lost the connection to another rank: {_first_line(error)}") from error
+
+
+class GlooTransport:
+    """torch.distributed over gloo: TCP, with a tag on every message."""
+
+    def __init__(self, rank: int, ranks: int, rendezvous: Path, timeout_s: float) -> None:
+        """Meet the other ranks through a file; on one machine all sockets stay on the loopback interface.
+
+        Raises:
+            PeerLostError: they did not all come in time.
+        """
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        try:
+            dist.init_process_group(
+                "gloo",
+                store=dist.FileStore(str(rendezvous), ranks),
+                rank=rank,
+                world_size=ranks,
+                timeout=timedelta(seconds=timeout_s),
+            )
+        except RuntimeError as error:
+            raise PeerLostError(f"the ranks did not meet: {_first_line(error)}") from error
+
+    def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:
+        """Start sending."""
+        try:
+            work = dist.isend(tensor, rank, tag=tag)
+        except RuntimeError as error:
+            raise PeerLostError(f"lost the connection to rank {rank}: {_first_line(error)}") from error
+        assert work is not None, "this rank is in the group"
+        return GlooTransfer(work, tensor)
+
+    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:
+        """Start receiving."""
+        try:
+            work = dist.irecv(buffer, rank, tag=tag)
+        except RuntimeError as error:
+            raise PeerLostError(f"lost the connection to rank {rank}: {_first_line(error)}") from error
+        assert work is not None, "this rank is in the group"
+        return GlooTransfer(work, buffer)
+
+    def sum(self, tensor: Tensor) -> None:
+        """Sum over all ranks."""
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as error:
+            raise PeerLostError(f"lost the connection to another rank: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Leave the process group."""
+        dist.destroy_process_group()
+
+
+def connect(rank: int, ranks: int, rendezvous: Path, timeout_s: float) -> Transport:
+    """The transport of `rank` among `ranks` on this machine."""
+    return AloneTransport() if ranks == 1 else GlooTransport(rank, ranks, rendezvous, timeout_s)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,40 @@
+"""Every file we read or write: a versioned schema at the edge, plain values inside, atomic writing."""
+
+from evenflow.files.document import FORMAT_VERSION, json_text, write_json, write_text
+from evenflow.files.metrics import (
+    StepMetrics,
+    append_metrics,
+    load_metrics,
+    metrics_line,
+    truncate_metrics,
+)
+from evenflow.files.model import model_json
+from evenflow.files.plan import load_plan, plan_json, save_plan
+from evenflow.files.profile import load_profile, profile_json, save_profile
+from evenflow.files.ranks import RankProcess, load_ranks, save_ranks
+from evenflow.files.timeline import StepTimelines, load_timelines, save_timelines
+
+__all__ = [
+    "FORMAT_VERSION",
+    "RankProcess",
+    "StepMetrics",
+    "StepTimelines",
+    "append_metrics",
+    "json_text",
+    "load_metrics",
+    "load_plan",
+    "load_profile",
+    "load_ranks",
+    "load_timelines",
+    "metrics_line",
+    "model_json",
+    "plan_json",
+    "profile_json",
+    "save_plan",
+    "save_profile",
+    "save_ranks",
+    "save_timelines",
+    "truncate_metrics",
+    "write_json",
+    "write_text",
+]

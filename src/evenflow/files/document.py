@@ -1,0 +1,238 @@
+"""What all our files share: one clear line for each mistake on reading, and writing that is atomic."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evenflow.errors import FaultError, InputError
+
+FORMAT_VERSION = 1
+_LINE = 110
+
+Read = TypeVar("Read", bound="Part")
+
+
+class Part(BaseModel):
+    """A part of a file: no keys but its own, no guessing of types, finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Document(Part):
+    """A whole file; the version is its first key."""
+
+    format_version: Literal[1] = 1
+
+
+def read_document(path: Path, schema: type[Read]) -> Read:
+    """Read a JSON file and check it.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, is of another version or breaks the schema.
+    """
+    data = parse_json(read_text(path), str(path))
+    if issubclass(schema, Document):
+        _check_version(data, path)
+    return checked(schema, data, str(path))
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        InputError: it cannot be read, or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path}: is not JSON: it is not UTF-8 text") from None
+
+
+def parse_json(text: str, where: str) -> object:
+    """Read JSON; `where` names the file (and line) in the error.
+
+    Raises:
+        InputError: it is not JSON, says one key twice or has a number that is not finite.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: is not JSON: line {error.lineno}: {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{where}: is not a file of ours: it nests too deeply") from None
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def checked(schema: type[Read], data: object, where: str) -> Read:
+    """Data as its schema has it; `where` names the file (and line) in the error.
+
+    Raises:
+        InputError: the first thing that is wrong, by its key.
+    """
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_first_mistake(error, where)) from None
+
+
+def json_text(data: object, indented: bool = True) -> str:
+    """JSON with a line for each short part, or all on one line; numbers are finite."""
+    return (_pretty(data, 0) if indented else _one_line(data)) + "\n"
+
+
+def write_json(path: Path, data: object, indented: bool = True) -> None:
+    """Write `data` as a JSON file, atomically.
+
+    Raises:
+        InputError: the place cannot be written to.
+        FaultError: the disk failed or is full.
+    """
+    write_text(path, json_text(data, indented))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path` so that a reader, or a crash, finds the old file or the new one, never a part.
+
+    Raises:
+        InputError: the place cannot be written to.
+        FaultError: the disk failed or is full.
+    """
+    # Not `tempfile`: its files are for their owner only, and ours are for whoever may read the folder.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        refuse_place(path, error)
+
+
+def refuse_place(path: Path, error: OSError) -> NoReturn:
+    """Tell a place that the user should change from a disk that failed."""
+    text = f"{path}: cannot be written: {error.strerror}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise InputError(f"{text}; the folder {path.parent} would have to exist") from None
+    if isinstance(error, PermissionError | IsADirectoryError):
+        raise InputError(f"{text}; the path of a file that you may write would work") from None
+    raise FaultError(text) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself last through a crash, on file systems that can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_version(data: object, path: Path) -> None:
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: should be one JSON object")
+    if "format_version" not in data:
+        raise InputError(f"{path}: format_version: is missing; this evenflow reads {FORMAT_VERSION}")
+    version = data["format_version"]
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise InputError(
+            f"{path}: format_version: is {_shown(version)}; this evenflow reads {FORMAT_VERSION}"
+        )
+
+
+def _first_mistake(error: ValidationError, where: str) -> str:
+    mistakes = error.errors(include_url=False, include_context=False)
+    first = mistakes[0]
+    key = ".".join(map(str, first["loc"]))
+    match first["type"]:
+        case "missing":
+            said = "is missing"
+        case "extra_forbidden":
+            said = "is not a key that belongs here; without it the file would be right"
+        case _:
+            said = first["msg"].removeprefix("Input ") + f", not {_shown(first['input'])}"
+    more = f" (and {len(mistakes) - 1} more like it)" if len(mistakes) > 1 else ""
+    return f"{where}: {key + ': ' if key else ''}{said}{more}"
+
+
+def _shown(value: object) -> str:
+    """A wrong value, short and on one line."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice}: is there twice; once would be right")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"is not JSON: {name} is not a number; a finite one would be")
+
+
+def _one_line(data: object) -> str:
+    return json.dumps(data, allow_nan=False)
+
+
+def _pretty(data: object, depth: int) -> str:
+    """`json.dumps(indent=2)`, but what fits on a line and holds no deeper structure is one line."""
+    if not isinstance(data, dict | list | tuple) or not data:
+        return _one_line(data)
+    values = list(data.values()) if isinstance(data, dict) else list(data)
+    flat = _one_line(data)
+    if 2 * depth + len(flat) <= _LINE and not any(_is_deep(value) for value in values):
+        return flat
+    inner, outer = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    lines = [_pretty(value, depth + 1) for value in values]
+    if isinstance(data, dict):
+        lines = [f"{_one_line(str(key))}: {line}" for key, line in zip(data, lines, strict=True)]
+        return "{" + inner + ("," + inner).join(lines) + outer + "}"
+    if all(isinstance(value, int | float) for value in values):
+        return _wrapped(lines, depth)
+    return "[" + inner + ("," + inner).join(lines) + outer + "]"
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a value holds structure of its own; a list of numbers does not count."""
+    if isinstance(value, list | tuple):
+        return not all(isinstance(item, int | float) for item in value)
+    return isinstance(value, dict)
+
+
+def _wrapped(numbers: list[str], depth: int) -> str:
+    """A long list of numbers, as many on a line as fit."""
+    inner, outer = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    rows: list[str] = []
+    row = ""
+    for number in numbers:
+        if row and len(row) + len(number) + 2 * depth + 4 > _LINE:
+            rows.append(row)
+            row = ""
+        row += f"{', ' if row else ''}{number}"
+    rows.append(row)
+    return "[" + inner + ("," + inner).join(rows) + outer + "]"

@@ -1,0 +1,116 @@
+"""metrics.jsonl: a line for each step, appended as the run goes, that plotting scripts follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite, nan
+from pathlib import Path
+
+from evenflow.files.document import Part, checked, json_text, parse_json, read_text, refuse_place, write_text
+from evenflow.files.parts import Bytes, Count, Index, Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """One step of a run.
+
+    Attributes:
+        step: the step's number, from 1.
+        loss: mean over its tokens; not a number once a run has diverged (null in the file).
+        grad_norm: the gradient's norm before clipping; the same holds.
+        lr: its learning rate.
+        tokens: tokens trained on so far, this step's included.
+        tokens_per_s: of the whole job.
+        step_s: its seconds.
+        idle_fraction: summed idle / (ranks x step).
+        imbalance: max busy / mean busy over ranks.
+        peak_bytes: for each rank, the most memory it held so far.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    tokens_per_s: float
+    step_s: float
+    idle_fraction: float
+    imbalance: float
+    peak_bytes: tuple[int, ...]
+
+
+class MetricsPart(Part):
+    """One line. It has no version of its own: its keys are a promise."""
+
+    step: Count
+    loss: float | None
+    grad_norm: float | None
+    lr: float
+    tokens: Index
+    tokens_per_s: float
+    step_s: Seconds
+    idle_fraction: float
+    imbalance: float
+    peak_bytes: list[Bytes]
+
+    @classmethod
+    def of(cls, metrics: StepMetrics) -> MetricsPart:
+        """The line that says what `metrics` is."""
+        values = {name: getattr(metrics, name) for name in StepMetrics.__slots__}
+        values["peak_bytes"] = list(metrics.peak_bytes)
+        for name in ("loss", "grad_norm"):
+            values[name] = values[name] if isfinite(values[name]) else None
+        return cls(**values)
+
+    def value(self) -> StepMetrics:
+        """The step that this line says."""
+        values = self.model_dump()
+        values["peak_bytes"] = tuple(self.peak_bytes)
+        for name in ("loss", "grad_norm"):
+            values[name] = nan if values[name] is None else values[name]
+        return StepMetrics(**values)
+
+
+def metrics_line(metrics: StepMetrics) -> str:
+    """One step as a line of JSON, without the line's end."""
+    return json_text(MetricsPart.of(metrics).model_dump(), indented=False).rstrip("\n")
+
+
+def append_metrics(path: Path, metrics: StepMetrics) -> None:
+    """Add a step to the file, in one write.
+
+    Raises:
+        InputError: the place cannot be written to.
+        FaultError: the disk failed or is full.
+    """
+    line = (metrics_line(metrics) + "\n").encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(line)
+    except OSError as error:
+        refuse_place(path, error)
+
+
+def load_metrics(path: Path) -> tuple[StepMetrics, ...]:
+    """Read all steps. A last line without an end is what a killed run was writing, and is passed over.
+
+    Raises:
+        InputError: a line is not a step (the line is named).
+    """
+    text = read_text(path)
+    lines = text.split("\n")[:-1]
+    return tuple(
+        checked(MetricsPart, parse_json(line, f"{path}: line {number}"), f"{path}: line {number}").value()
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    )
+
+
+def truncate_metrics(path: Path, last_step: int) -> None:
+    """Drop the steps after `last_step`, atomically: a resumed run takes them again.
+
+    Raises:
+        InputError: the file has a line that is not a step.
+    """
+    kept = [metrics_line(metrics) for metrics in load_metrics(path) if metrics.step <= last_step]
+    write_text(path, "".join(line + "\n" for line in kept))

@@ -1,0 +1,48 @@
+"""The model as `describe --json` prints it: every layer's figures, and their sums."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from evenflow.files.document import FORMAT_VERSION
+from evenflow.spec import Layer, Model
+
+
+def model_json(model: Model) -> dict[str, Any]:
+    """The model's facts, layers and totals; layers' figures are for one microbatch."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": model.name,
+        "architecture": model.architecture,
+        "fingerprint": model.fingerprint,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "tied_embeddings": model.tied_embeddings,
+        "micro_batch_size": model.micro_batch_size,
+        "seq_length": model.seq_length,
+        "parameters": model.parameters,
+        "parameter_bytes": sum(layer.parameter_bytes for layer in model.layers),
+        "forward_flops": sum(layer.forward_flops for layer in model.layers),
+        "backward_flops": sum(layer.backward_flops for layer in model.layers),
+        "saved_bytes": sum(layer.saved_bytes for layer in model.layers),
+        "layers": [_layer_json(index, layer) for index, layer in enumerate(model.layers)],
+    }
+
+
+def _layer_json(index: int, layer: Layer) -> dict[str, Any]:
+    return {
+        "layer": index,
+        "name": layer.name,
+        "kind": layer.kind,
+        "signature": layer.signature,
+        "parameters": layer.parameters,
+        "parameter_bytes": layer.parameter_bytes,
+        "forward_flops": layer.forward_flops,
+        "backward_flops": layer.backward_flops,
+        "saved_bytes": layer.saved_bytes,
+        "output_bytes": layer.output_bytes,
+        "forward_peak_bytes": layer.forward_peak_bytes,
+        "backward_peak_bytes": layer.backward_peak_bytes,
+        "operators": [asdict(operator) for operator in layer.operators],
+    }

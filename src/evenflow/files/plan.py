@@ -1,0 +1,247 @@
+"""plan.json: the plan as other people's scripts read it, and back; its keys are a promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from evenflow.cost import Origin, RankCost, StageCost, StageMemory
+from evenflow.errors import InputError
+from evenflow.files.document import Document, Part, read_document, write_json
+from evenflow.files.parts import Bytes, Count, Index, LinkPart, Seconds
+from evenflow.plan import Axes, Bound, Plan, Prediction, RankPlan, Search, StagePlan
+from evenflow.program import SCHEDULES
+
+
+class AxesPart(Part):
+    """Degrees of parallelism."""
+
+    pp: Count
+    tp: Count
+    dp: Count
+    cp: Count
+    ep: Count
+
+
+class StagePart(Part):
+    """One stage: where it is, what it holds, its seconds and bytes for one microbatch."""
+
+    rank: Index
+    layers: Annotated[list[Index], Field(min_length=1)]
+    forward_s: Seconds
+    backward_s: Seconds
+    parameter_bytes: Bytes
+    state_bytes: Bytes
+    saved_bytes: Bytes
+    input_bytes: Bytes
+    output_bytes: Bytes
+    forward_peak_bytes: Bytes
+    backward_peak_bytes: Bytes
+
+    @classmethod
+    def of(cls, stage: StagePlan) -> StagePart:
+        """The part that says what `stage` is."""
+        return cls(
+            rank=stage.rank,
+            layers=list(stage.layers),
+            forward_s=stage.cost.forward_s,
+            backward_s=stage.cost.backward_s,
+            **{name: getattr(stage.memory, name) for name in StageMemory.__slots__},
+        )
+
+    def value(self) -> StagePlan:
+        """The stage that this part says."""
+        memory = StageMemory(**{name: getattr(self, name) for name in StageMemory.__slots__})
+        return StagePlan(self.rank, tuple(self.layers), StageCost(self.forward_s, self.backward_s), memory)
+
+
+class RankPart(Part):
+    """One rank: its stages, its seconds in forward and backward of a step, and its peak memory."""
+
+    rank: Index
+    stages: Annotated[list[Index], Field(min_length=1)]
+    busy_s: Seconds
+    peak_bytes: Bytes
+    norm_s: Seconds
+    optimizer_s: Seconds
+
+    @classmethod
+    def of(cls, rank: RankPlan) -> RankPart:
+        """The part that says what `rank` is."""
+        return cls(
+            rank=rank.rank,
+            stages=list(rank.stages),
+            busy_s=rank.busy_s,
+            peak_bytes=rank.peak_bytes,
+            norm_s=rank.cost.norm_s,
+            optimizer_s=rank.cost.optimizer_s,
+        )
+
+    def value(self) -> RankPlan:
+        """The rank that this part says."""
+        cost = RankCost(self.norm_s, self.optimizer_s)
+        return RankPlan(self.rank, tuple(self.stages), self.busy_s, self.peak_bytes, cost)
+
+
+class PredictedPart(Part):
+    """What a step of the plan is predicted to be."""
+
+    step_s: Annotated[float, Field(gt=0)]
+    idle_fraction: float
+    imbalance: float
+    mfu: float
+    tokens_per_s: float
+
+
+class BoundPart(Part):
+    """The proven lower bound and the gap to it."""
+
+    step_s: Seconds
+    gap: float
+
+
+class SearchPart(Part):
+    """How the plan was found."""
+
+    considered: Index
+    seconds: Seconds
+
+
+class PlanDocument(Document):
+    """The whole file. The keys down to `costs` are the promise; those after it make it a whole plan."""
+
+    model: str
+    axes: AxesPart
+    schedule: str
+    micro_batch_size: Count
+    microbatches: Count
+    stages: Annotated[list[StagePart], Field(min_length=1)]
+    ranks: Annotated[list[RankPart], Field(min_length=1)]
+    predicted: PredictedPart
+    bound: BoundPart
+    search: SearchPart
+    costs: dict[str, Origin]
+    fingerprint: str
+    cluster: str
+    threads: Count
+    seq_length: Annotated[int, Field(ge=2)]
+    layer_names: list[str]
+    link: LinkPart
+    reduce_s: Seconds
+    notes: list[str]
+
+    @classmethod
+    def of(cls, plan: Plan) -> PlanDocument:
+        """The file that says what `plan` is."""
+        return cls(
+            model=plan.model,
+            axes=AxesPart(**{name: getattr(plan.axes, name) for name in Axes.__slots__}),
+            schedule=plan.schedule,
+            micro_batch_size=plan.micro_batch_size,
+            microbatches=plan.microbatches,
+            stages=[StagePart.of(stage) for stage in plan.stages],
+            ranks=[RankPart.of(rank) for rank in plan.ranks],
+            predicted=PredictedPart(
+                **{name: getattr(plan.predicted, name) for name in Prediction.__slots__},
+            ),
+            bound=BoundPart(step_s=plan.bound.step_s, gap=plan.bound.gap),
+            search=SearchPart(considered=plan.search.considered, seconds=plan.search.seconds),
+            costs=dict(plan.costs),
+            fingerprint=plan.fingerprint,
+            cluster=plan.cluster,
+            threads=plan.threads,
+            seq_length=plan.seq_length,
+            layer_names=list(plan.layer_names),
+            link=LinkPart.of(plan.link),
+            reduce_s=plan.reduce_s,
+            notes=list(plan.notes),
+        )
+
+    def value(self) -> Plan:
+        """The plan that this file says."""
+        return Plan(
+            model=self.model,
+            fingerprint=self.fingerprint,
+            cluster=self.cluster,
+            threads=self.threads,
+            axes=Axes(**self.axes.model_dump()),
+            schedule=self.schedule,
+            micro_batch_size=self.micro_batch_size,
+            microbatches=self.microbatches,
+            seq_length=self.seq_length,
+            layer_names=tuple(self.layer_names),
+            stages=tuple(stage.value() for stage in self.stages),
+            ranks=tuple(rank.value() for rank in self.ranks),
+            link=self.link.value(),
+            reduce_s=self.reduce_s,
+            predicted=Prediction(**self.predicted.model_dump()),
+            bound=Bound(self.bound.step_s, self.bound.gap),
+            search=Search(self.search.considered, self.search.seconds),
+            costs=dict(self.costs),
+            notes=tuple(self.notes),
+        )
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as `plan --json` prints it and plan.json holds it."""
+    return PlanDocument.of(plan).model_dump()
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write plan.json, atomically."""
+    write_json(path, plan_json(plan))
+
+
+def load_plan(path: Path) -> Plan:
+    """Read plan.json.
+
+    Raises:
+        InputError: the file is not a plan, or its layers, stages and ranks do not make one.
+    """
+    document = read_document(path, PlanDocument)
+    mistake = _layers_mistake(document) or _ranks_mistake(document)
+    if mistake is None and document.schedule not in SCHEDULES:
+        mistake = f"schedule: {document.schedule!r} is not known; {', '.join(SCHEDULES)} are"
+    if mistake is not None:
+        raise InputError(f"{path}: {mistake}")
+    return document.value()
+
+
+def _layers_mistake(document: PlanDocument) -> str | None:
+    """Stages must hold layers 0 to n - 1 in order, each exactly once."""
+    expected = 0
+    for number, stage in enumerate(document.stages):
+        for layer in stage.layers:
+            if layer != expected:
+                return (
+                    f"stages.{number}.layers: has layer {layer} where {expected} would follow; stages hold "
+                    "the model's layers in order, each exactly once"
+                )
+            expected += 1
+    if expected != len(document.layer_names):
+        return (
+            f"stages.{len(document.stages) - 1}.layers: ends at layer {expected - 1}, but layer_names has "
+            f"{len(document.layer_names)} layers, 0 to {len(document.layer_names) - 1}"
+        )
+    return None
+
+
+def _ranks_mistake(document: PlanDocument) -> str | None:
+    """Ranks must stand in order, and stages and ranks must agree on who holds what."""
+    ranks = len(document.ranks)
+    if document.axes.pp != ranks:
+        return f"axes.pp: is {document.axes.pp}, but ranks has {ranks}; they should be equal"
+    for number, stage in enumerate(document.stages):
+        if stage.rank >= ranks:
+            return f"stages.{number}.rank: is {stage.rank}; ranks go from 0 to {ranks - 1}"
+    for number, rank in enumerate(document.ranks):
+        if rank.rank != number:
+            return f"ranks.{number}.rank: is {rank.rank}; ranks stand in order, so {number} would be right"
+        held = [index for index, stage in enumerate(document.stages) if stage.rank == number]
+        if rank.stages != held:
+            return (
+                f"ranks.{number}.stages: is {rank.stages}, but by their own rank the stages here are {held}"
+            )
+    return None

@@ -1,0 +1,112 @@
+"""profile.json: measured costs, kept so that they are measured once for each machine, model and shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from evenflow.cost import LayerCost, Profile
+from evenflow.files.document import Document, Part, read_document, write_json
+from evenflow.files.parts import Bytes, Count, LinkPart, Seconds
+from evenflow.spec import Machine
+
+
+class MachinePart(Part):
+    """Where it was measured."""
+
+    processor: str
+    cores: Count
+    memory_bytes: Bytes
+    system: str
+
+
+class LayerPart(Part):
+    """Seconds of one layer."""
+
+    forward_s: Seconds
+    backward_s: Seconds
+    norm_s: Seconds
+    optimizer_s: Seconds
+
+
+class ProfileDocument(Document):
+    """The whole file."""
+
+    model: str
+    fingerprint: str
+    micro_batch_size: Count
+    seq_length: Count
+    machine: MachinePart
+    torch_version: str
+    processes: Count
+    threads: Count
+    layers: Annotated[list[LayerPart], Field(min_length=1)]
+    stage_forward_s: float  # a difference of two medians: noise may leave it below zero
+    stage_backward_s: float
+    link: LinkPart
+    reduce_s: Seconds
+    peak_flops: Annotated[float, Field(gt=0)]
+
+    @classmethod
+    def of(cls, profile: Profile) -> ProfileDocument:
+        """The file that says what `profile` is."""
+        machine = profile.machine
+        return cls(
+            model=profile.model,
+            fingerprint=profile.fingerprint,
+            micro_batch_size=profile.micro_batch_size,
+            seq_length=profile.seq_length,
+            machine=MachinePart(**{name: getattr(machine, name) for name in Machine.__slots__}),
+            torch_version=profile.torch_version,
+            processes=profile.processes,
+            threads=profile.threads,
+            layers=[
+                LayerPart(**{name: getattr(layer, name) for name in LayerCost.__slots__})
+                for layer in profile.layers
+            ],
+            stage_forward_s=profile.stage_forward_s,
+            stage_backward_s=profile.stage_backward_s,
+            link=LinkPart.of(profile.link),
+            reduce_s=profile.reduce_s,
+            peak_flops=profile.peak_flops,
+        )
+
+    def value(self) -> Profile:
+        """The profile that this file says."""
+        return Profile(
+            machine=Machine(**self.machine.model_dump()),
+            torch_version=self.torch_version,
+            model=self.model,
+            fingerprint=self.fingerprint,
+            micro_batch_size=self.micro_batch_size,
+            seq_length=self.seq_length,
+            processes=self.processes,
+            threads=self.threads,
+            layers=tuple(LayerCost(**layer.model_dump()) for layer in self.layers),
+            stage_forward_s=self.stage_forward_s,
+            stage_backward_s=self.stage_backward_s,
+            link=self.link.value(),
+            reduce_s=self.reduce_s,
+            peak_flops=self.peak_flops,
+        )
+
+
+def profile_json(profile: Profile) -> dict[str, Any]:
+    """The profile as `profile --json` prints it and profile.json holds it."""
+    return ProfileDocument.of(profile).model_dump()
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write profile.json, atomically."""
+    write_json(path, profile_json(profile))
+
+
+def load_profile(path: Path) -> Profile:
+    """Read profile.json.
+
+    Raises:
+        InputError: the file is not a profile.
+    """
+    return read_document(path, ProfileDocument).value()

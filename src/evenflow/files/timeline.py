@@ -1,0 +1,174 @@
+"""timeline.json: one step, predicted and measured, so that a run can be drawn long after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from evenflow.errors import InputError, ProgramError
+from evenflow.files.document import Document, Part, read_document, write_json
+from evenflow.files.parts import Bytes, Count, Index
+from evenflow.program import Action, Program, action_text, parse_action, verify
+from evenflow.timeline import Event, RankTimeline, Timeline, TimelineOrigin
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimelines:
+    """What timeline.json holds: a predicted step, the measured one beside it, and which step that was."""
+
+    predicted: Timeline
+    measured: Timeline | None
+    step: int | None
+
+
+class EventsPart(Part):
+    """A rank's events in three columns: tokens of the actions, when each started, when each ended."""
+
+    actions: list[str]
+    start_s: list[float]
+    end_s: list[float]
+
+
+class RankPart(Part):
+    """One rank's step."""
+
+    begin_s: float
+    end_s: float
+    peak_bytes: Bytes
+    events: EventsPart
+    memory: list[int]
+
+    @classmethod
+    def of(cls, rank: RankTimeline) -> RankPart:
+        """The part that says what `rank` is."""
+        return cls(
+            begin_s=rank.begin_s,
+            end_s=rank.end_s,
+            peak_bytes=rank.peak_bytes,
+            events=EventsPart(
+                actions=[action_text(event.action) for event in rank.events],
+                start_s=[event.start_s for event in rank.events],
+                end_s=[event.end_s for event in rank.events],
+            ),
+            memory=list(rank.memory),
+        )
+
+    def value(self, actions: tuple[Action, ...]) -> RankTimeline:
+        """The rank's step that this part says."""
+        columns = zip(actions, self.events.start_s, self.events.end_s, strict=True)
+        return RankTimeline(
+            begin_s=self.begin_s,
+            end_s=self.end_s,
+            events=tuple(Event(action, start, end) for action, start, end in columns),
+            peak_bytes=self.peak_bytes,
+            memory=tuple(self.memory),
+        )
+
+    def mistake(self) -> str | None:
+        """What is wrong with this rank's columns."""
+        count = len(self.events.actions)
+        for name, column in (("start_s", self.events.start_s), ("end_s", self.events.end_s)):
+            if len(column) != count:
+                return f"events.{name}: has {len(column)} entries for {count} actions; as many would be right"
+        if len(self.memory) not in (0, count):
+            return f"memory: has {len(self.memory)} entries for {count} actions; as many, or none, would do"
+        if self.end_s <= self.begin_s:
+            return f"end_s: {self.end_s} is not after begin_s, {self.begin_s}"
+        return None
+
+
+class TimelinePart(Part):
+    """One step of all ranks."""
+
+    ranks: Annotated[list[RankPart], Field(min_length=1)]
+
+
+class TimelineDocument(Document):
+    """The whole file."""
+
+    step: Count | None
+    stage_rank: Annotated[list[Index], Field(min_length=1)]
+    microbatches: Count
+    predicted: TimelinePart
+    measured: TimelinePart | None
+
+
+def save_timelines(path: Path, predicted: Timeline, measured: Timeline | None, step: int | None) -> None:
+    """Write timeline.json, atomically.
+
+    Args:
+        path: where.
+        predicted: the step as the simulator has it.
+        measured: the step as it ran, if it ran.
+        step: the number of the measured step.
+
+    Raises:
+        ProgramError: the two are not timelines of one program, or events do not follow the program.
+    """
+    for timeline in (predicted, measured):
+        if timeline is not None:
+            _check_follows(timeline, predicted.program)
+    document = TimelineDocument(
+        step=step,
+        stage_rank=list(predicted.program.stage_rank),
+        microbatches=predicted.program.microbatches,
+        predicted=_part(predicted),
+        measured=None if measured is None else _part(measured),
+    )
+    write_json(path, document.model_dump(), indented=False)  # thousands of numbers: nobody reads them by eye
+
+
+def load_timelines(path: Path) -> StepTimelines:
+    """Read timeline.json.
+
+    Raises:
+        InputError: the file is not one of timelines, or its actions do not make a legal program.
+    """
+    document = read_document(path, TimelineDocument)
+    predicted = _timeline(document, document.predicted, "predicted", path)
+    if document.measured is None:
+        return StepTimelines(predicted, None, document.step)
+    measured = _timeline(document, document.measured, "measured", path)
+    if measured.program != predicted.program:
+        raise InputError(f"{path}: measured: its actions are not those of predicted; one program has both")
+    return StepTimelines(predicted, measured, document.step)
+
+
+def _part(timeline: Timeline) -> TimelinePart:
+    return TimelinePart(ranks=[RankPart.of(rank) for rank in timeline.ranks])
+
+
+def _check_follows(timeline: Timeline, program: Program) -> None:
+    if timeline.program != program:
+        raise ProgramError("the two timelines are not of the same program")
+    for number, (rank, actions) in enumerate(zip(timeline.ranks, program.ranks, strict=True)):
+        if tuple(event.action for event in rank.events) != actions:
+            raise ProgramError(f"rank {number}: the {timeline.origin} events do not follow the program")
+
+
+def _timeline(document: TimelineDocument, part: TimelinePart, origin: TimelineOrigin, path: Path) -> Timeline:
+    expected = max(document.stage_rank) + 1
+    if len(part.ranks) != expected:
+        raise InputError(
+            f"{path}: {origin}.ranks: has {len(part.ranks)} ranks, but by stage_rank there are {expected}"
+        )
+    actions: list[tuple[Action, ...]] = []
+    for number, rank in enumerate(part.ranks):
+        where = f"{path}: {origin}.ranks.{number}"
+        mistake = rank.mistake()
+        if mistake is not None:
+            raise InputError(f"{where}.{mistake}")
+        try:
+            actions.append(tuple(map(parse_action, rank.events.actions)))
+        except ProgramError as error:
+            raise InputError(f"{where}.events.actions: {error}") from None
+    program = Program(tuple(document.stage_rank), document.microbatches, tuple(actions))
+    try:
+        verify(program)
+    except ProgramError as error:
+        raise InputError(f"{path}: {origin}: {error}") from None
+    ranks = (rank.value(own) for rank, own in zip(part.ranks, actions, strict=True))
+    return Timeline(origin, program, tuple(ranks))

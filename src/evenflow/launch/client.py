@@ -1,0 +1,133 @@
+"""Starts the fork server, asks it for ranks, and makes sure that nothing outlives this process."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import evenflow.launch
+from evenflow.errors import FaultError, InputError
+from evenflow.launch.channel import MOST_RANKS, Channel
+from evenflow.launch.group import Group, RunningRank
+
+_PRELOAD = ("torch", "torch.distributed", "evenflow.models", "evenflow.execute", "evenflow.measure")
+
+
+class ForkServer:
+    """A running fork server; `close` ends it and all its ranks."""
+
+    def __init__(self, preload: Sequence[str] = _PRELOAD) -> None:
+        ours, theirs = socket.socketpair()
+        self._connection = ours
+        self._unread = b""
+        self._exits: dict[int, int] = {}
+        self._ready = False
+        self._started: list[int] | None = None
+        source = str(Path(evenflow.launch.__file__).resolve().parents[2])
+        path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "evenflow.launch.server", str(theirs.fileno()), *preload],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is for us alone; we tell the ranks
+        )
+        theirs.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def start(
+        self,
+        name: str,
+        target: str,
+        ranks: int,
+        payload: dict[str, Any],
+        cores: Sequence[Sequence[int]] | None = None,
+    ) -> Group:
+        """Fork `ranks` processes that each call `target(rank, channel, payload)`.
+
+        Args:
+            name: what the job is, for messages.
+            target: `module:function`.
+            ranks: how many.
+            payload: JSON for every rank.
+            cores: the cores that each rank is pinned to; None leaves them to the system.
+
+        Raises:
+            InputError: more ranks than one server can watch.
+            FaultError: the server is gone.
+        """
+        if ranks > MOST_RANKS:
+            raise InputError(f"{ranks} processes on one machine are too many; {MOST_RANKS} would be the most")
+        while not self._ready:
+            self._listen(None)
+        pairs = [socket.socketpair() for _ in range(ranks)]
+        body = json.dumps({"target": target, "cores": cores, "payload": payload}).encode()
+        socket.send_fds(
+            self._connection, [len(body).to_bytes(8, "little")], [theirs.fileno() for _, theirs in pairs]
+        )
+        self._connection.sendall(body)
+        for _, theirs in pairs:
+            theirs.close()
+        self._started = None
+        while self._started is None:
+            self._listen(None)
+        return Group(
+            name,
+            self,
+            [RunningRank(rank, pid, Channel(pairs[rank][0])) for rank, pid in enumerate(self._started)],
+        )
+
+    def exits(self, wait_s: float) -> dict[int, int]:
+        """Exit statuses by process id of all ranks that have ended so far (negative: the signal)."""
+        self._listen(wait_s)
+        return self._exits
+
+    def close(self) -> None:
+        """End the server and every rank it has; waits until it is gone."""
+        self._connection.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _listen(self, wait_s: float | None) -> None:
+        readable, _, _ = select.select([self._connection], [], [], wait_s)
+        if not readable:
+            return
+        data = self._connection.recv(1 << 16)
+        if not data:
+            raise FaultError("the process that starts ranks is gone; see the messages above for its reason")
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "exited" in message:
+                self._exits[message["exited"]] = message["status"]
+            elif "started" in message:
+                self._started = message["started"]
+            else:
+                self._ready = True
+
+
+_shared: ForkServer | None = None
+
+
+def shared_server() -> ForkServer:
+    """This process's fork server, started at first use and ended with the process."""
+    global _shared
+    if _shared is None or not _shared.alive:
+        _shared = ForkServer()
+        atexit.register(_shared.close)
+    return _shared

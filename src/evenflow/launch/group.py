@@ -1,0 +1,166 @@
+"""The ranks of one job, watched from the process that asked for them: messages, deaths, and who was to blame."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputError, PeerLostError
+from evenflow.launch.channel import Channel, Message
+
+if TYPE_CHECKING:
+    from evenflow.launch.client import ForkServer
+
+# A rank that loses its peer reports at once; the peer's own report or death may come a little later.
+_ROOT_CAUSE_S = 2.0
+_ERRORS: dict[str, type[EvenflowError]] = {
+    kind.__name__: kind for kind in (InputError, ImpossibleError, PeerLostError, FaultError)
+}
+
+
+@dataclass
+class RunningRank:
+    """One rank: its process, its line to us, and what was last heard of it."""
+
+    number: int
+    pid: int
+    channel: Channel
+    done: bool = False
+    error: Message | None = None
+    status: int | None = None
+    doing: str = "starting"
+
+
+@dataclass
+class Group:
+    """Running ranks of one job.
+
+    Attributes:
+        name: what the job is, for messages.
+        ranks: the ranks, by number.
+    """
+
+    name: str
+    server: ForkServer
+    ranks: list[RunningRank] = field(default_factory=list)
+
+    @property
+    def pids(self) -> list[int]:
+        """The ranks' process ids."""
+        return [rank.pid for rank in self.ranks]
+
+    def tell(self, message: Message) -> None:
+        """Send a message to every rank."""
+        for rank in self.ranks:
+            rank.channel.send(message)
+
+    def messages(self, idle_s: float = 0.2) -> Iterator[tuple[int, Message] | None]:
+        """All ranks' messages as they come, until all are done; None whenever none came for `idle_s`.
+
+        Raises:
+            EvenflowError: a rank failed or died; all others are ended first and the root cause is raised.
+        """
+        while not all(rank.done for rank in self.ranks):
+            got_any = False
+            for rank, message in self._read(idle_s):
+                got_any = True
+                if message["kind"] == "doing":
+                    rank.doing = message["what"]
+                elif message["kind"] != "done":
+                    yield rank.number, message
+            if any(self._failed(rank) for rank in self.ranks):
+                self._raise_root_cause()
+            if not got_any:
+                yield None
+        self._reap()
+
+    def end(self) -> None:
+        """Kill every rank that still runs and wait until it is gone."""
+        for rank in self.ranks:
+            if rank.status is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank.pid, signal.SIGKILL)
+        self._reap()
+
+    def _read(self, wait_s: float) -> list[tuple[RunningRank, Message]]:
+        self._note_exits(0.0)
+        open_ranks = [rank for rank in self.ranks if not rank.channel.closed]
+        found: list[tuple[RunningRank, Message]] = []
+        if not open_ranks:
+            time.sleep(min(wait_s, 0.01))
+            return found
+        readable, _, _ = select.select([*(rank.channel for rank in open_ranks)], [], [], wait_s)
+        for rank in open_ranks:
+            if rank.channel not in readable:
+                continue
+            for message in rank.channel.waiting():
+                if message["kind"] == "done":
+                    rank.done = True
+                elif message["kind"] == "error":
+                    rank.error = message
+                    continue
+                found.append((rank, message))
+        return found
+
+    def _failed(self, rank: RunningRank) -> bool:
+        return not rank.done and (rank.error is not None or rank.channel.closed)
+
+    def _raise_root_cause(self) -> None:
+        """Wait a moment for the report of the rank that is to blame, end all, and raise that report."""
+        deadline = time.monotonic() + _ROOT_CAUSE_S
+        while time.monotonic() < deadline and self._culprit() is None:
+            self._read(0.05)
+        culprit = self._culprit()
+        if culprit is None:
+            culprit = next(rank for rank in self.ranks if self._failed(rank))
+        if culprit.error is None:
+            deadline = time.monotonic() + _ROOT_CAUSE_S
+            while culprit.status is None and time.monotonic() < deadline:
+                self._note_exits(0.05)
+        error = self._error_of(culprit)
+        self.end()
+        raise error
+
+    def _culprit(self) -> RunningRank | None:
+        """The rank that failed by itself: with an error of its own, or by dying without a word."""
+        for rank in self.ranks:
+            if rank.error is not None and rank.error["type"] != PeerLostError.__name__:
+                return rank
+        for rank in self.ranks:
+            if rank.error is None and rank.channel.closed and not rank.done:
+                return rank
+        return None
+
+    def _error_of(self, rank: RunningRank) -> EvenflowError:
+        who = f"rank {rank.number} (process {rank.pid})"
+        if rank.error is None:
+            if rank.status is not None and rank.status < 0:
+                how = f"was killed by {signal.Signals(-rank.status).name}"
+            else:
+                how = f"left without a word (status {rank.status})"
+            return FaultError(f"{who} {how} while {rank.doing}; the other ranks were ended")
+        kind = _ERRORS.get(rank.error["type"])
+        if kind is not None and kind is not FaultError:
+            return kind(rank.error["text"])
+        text = rank.error["text"].strip().splitlines()[0]
+        detail = text if rank.error["on_purpose"] else f"{rank.error['type']}: {text}"
+        return FaultError(f"{who} failed while {rank.doing}: {detail}")
+
+    def _note_exits(self, wait_s: float) -> None:
+        for pid, status in self.server.exits(wait_s).items():
+            for rank in self.ranks:
+                if rank.pid == pid:
+                    rank.status = status
+
+    def _reap(self) -> None:
+        deadline = time.monotonic() + 10
+        while any(rank.status is None for rank in self.ranks) and time.monotonic() < deadline:
+            self._note_exits(0.05)
+        for rank in self.ranks:
+            rank.channel.close()

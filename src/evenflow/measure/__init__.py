@@ -1,0 +1,5 @@
+"""Times real layers and links into a cost profile."""
+
+from evenflow.measure.profile import cached_profile, measure_profile
+
+__all__ = ["cached_profile", "measure_profile"]

@@ -1,0 +1,55 @@
+"""Times the link between neighbouring ranks, and the sum over all of them."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from evenflow.cost import LinkCost
+from evenflow.execute import Transport
+from evenflow.measure.layers import median
+
+_SMALL = 1 << 10
+_ROUNDS = 12
+
+
+def time_link(rank: int, ranks: int, transport: Transport, boundary_bytes: int) -> LinkCost:
+    """Latency and bandwidth of one transfer, from round trips of a small and of the real size.
+
+    Ranks play in pairs, all pairs at once; a last odd rank has no partner and reports a free link.
+    """
+    partner = rank ^ 1
+    if partner >= ranks:
+        return LinkCost(0.0, float("inf"))
+    small = _one_way(rank, partner, transport, _SMALL)
+    large = _one_way(rank, partner, transport, max(boundary_bytes, 2 * _SMALL))
+    bytes_per_s = (max(boundary_bytes, 2 * _SMALL) - _SMALL) / max(large - small, 1e-9)
+    return LinkCost(max(small - _SMALL / bytes_per_s, 0.0), bytes_per_s)
+
+
+def time_sum(transport: Transport, size: int) -> float:
+    """Seconds of a sum over all ranks of `size` numbers."""
+    numbers = torch.zeros(size, dtype=torch.float64)
+    seconds: list[float] = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        transport.sum(numbers)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def _one_way(rank: int, partner: int, transport: Transport, size: int) -> float:
+    out = torch.zeros(size // 4)
+    back = torch.empty(size // 4)
+    seconds: list[float] = []
+    for tag in range(_ROUNDS):
+        start = time.perf_counter()
+        if rank < partner:
+            transport.send(out, partner, tag).wait()
+            transport.receive(back, partner, tag).wait()
+        else:
+            transport.receive(back, partner, tag).wait()
+            transport.send(out, partner, tag).wait()
+        seconds.append((time.perf_counter() - start) / 2)
+    return median(seconds)

@@ -1,0 +1,120 @@
+"""Measures a cost profile of a model on this machine, with as many busy processes as the run will have."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from evenflow.cost import LayerCost, LinkCost, Profile
+from evenflow.errors import InputError
+from evenflow.files import load_profile, save_profile
+from evenflow.launch import ForkServer, cores_of_ranks, shared_server
+from evenflow.models import ModelSource
+from evenflow.spec import Cluster, Model, this_machine
+
+
+def measure_profile(
+    source: ModelSource, model: Model, cluster: Cluster, server: ForkServer | None = None
+) -> Profile:
+    """Time `model`'s layers in `cluster.devices` processes on this machine, all busy at once.
+
+    Args:
+        source: where the model comes from.
+        model: its description, at the microbatch shape to time.
+        cluster: a local cluster.
+        server: forks the processes; by default this process's own.
+    """
+    if not cluster.is_local:
+        raise InputError(f"only this machine can be measured, not {cluster.name}; --cluster local would do")
+    with tempfile.TemporaryDirectory(prefix="evenflow-") as folder:
+        path = Path(folder) / "model.json"
+        source.config.to_json_file(path, use_diff=False)
+        group = (server or shared_server()).start(
+            "profile",
+            "evenflow.measure.ranks:run",
+            cluster.devices,
+            {
+                "model": str(path),
+                "ranks": cluster.devices,
+                "threads": cluster.threads,
+                "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
+                "signatures": [layer.signature for layer in model.layers],
+                "parameters": len(model.layers) * 16,
+                "rendezvous": f"{folder}/rendezvous",
+            },
+            cores_of_ranks(cluster.devices, cluster.threads),
+        )
+        try:
+            results = [item[1] for item in group.messages() if item is not None]
+        finally:
+            group.end()
+    return _combine(results, model, cluster)
+
+
+def cached_profile(
+    source: ModelSource, model: Model, cluster: Cluster, measuring: Callable[[], None] = lambda: None
+) -> Profile:
+    """The profile of this model, shape, machine and number of processes: from the cache, else measured.
+
+    Args:
+        source: where the model comes from.
+        model: its description.
+        cluster: a local cluster.
+        measuring: called before anything is measured, to tell a waiting person.
+    """
+    name = f"{model.fingerprint}-{cluster.devices}x{cluster.threads}.json"
+    path = _cache_folder() / "profiles" / name
+    if path.is_file():
+        try:
+            profile = load_profile(path)
+            profile.check_fits(model, cluster)
+            if profile.torch_version == torch.__version__:
+                return profile
+        except InputError:
+            pass  # another machine's, or another version's: measure again
+    measuring()
+    profile = measure_profile(source, model, cluster)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_profile(profile, path)
+    return profile
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evenflow"
+
+
+def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) -> Profile:
+    """The median over ranks of each rank's medians."""
+
+    def middle(values: Sequence[float]) -> float:
+        return float(median(values))
+
+    layers = tuple(
+        LayerCost(*(middle([result["layers"][layer][part] for result in results]) for part in range(4)))
+        for layer in range(len(model.layers))
+    )
+    # A rank without a partner reports a free link; it has measured nothing.
+    links = [result["link"] for result in results if result["link"][1] > 0] or [[0.0, 0.0]]
+    slowness = middle([link[1] for link in links])
+    return Profile(
+        machine=this_machine(),
+        torch_version=torch.__version__,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        micro_batch_size=model.micro_batch_size,
+        seq_length=model.seq_length,
+        processes=cluster.devices,
+        threads=cluster.threads,
+        layers=layers,
+        stage_forward_s=middle([result["stage"][0] for result in results]),
+        stage_backward_s=middle([result["stage"][1] for result in results]),
+        link=LinkCost(middle([link[0] for link in links]), 1 / slowness if slowness else 1e12),
+        reduce_s=middle([result["reduce_s"] for result in results]) if cluster.devices > 1 else 0.0,
+        peak_flops=middle([result["peak_flops"] for result in results]),
+    )

@@ -1,0 +1,94 @@
+"""Where a model comes from: a Hugging Face directory, a config.json, or a hub id, read as data and never as code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from evenflow.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model's configuration and where its files lie.
+
+    Attributes:
+        name: what the user called it.
+        config: the Hugging Face configuration.
+        folder: the directory with its weights and tokenizer; None where there is none.
+    """
+
+    name: str
+    config: PretrainedConfig
+    folder: Path | None
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files beside the config."""
+        return tuple(sorted(self.folder.glob("*.safetensors"))) if self.folder else ()
+
+
+def find_model(name: str) -> ModelSource:
+    """Find MODEL: a directory with a config.json, a config.json, or a hub id.
+
+    Raises:
+        InputError: there is no such model, or it is not a causal LM that transformers knows.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelSource(path.resolve().name, _read_config(path / "config.json"), path)
+    if path.is_file():
+        return ModelSource(path.resolve().parent.name, _read_config(path), None)
+    return ModelSource(name, _hub_config(name), None)
+
+
+def _read_config(path: Path) -> PretrainedConfig:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no config.json; a Hugging Face model directory has one")
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(facts, dict) or not isinstance(facts.get("model_type"), str):
+        raise InputError(f"{path} has no model_type; a Hugging Face config names its architecture there")
+    model_type = facts.pop("model_type")
+    # Code that the folder brings is never run: without auto_map only transformers' own classes are left.
+    facts.pop("auto_map", None)
+    try:
+        config = AutoConfig.for_model(model_type, **facts)
+    except ValueError as error:
+        if "Unrecognized model identifier" not in str(error):
+            raise InputError(f"{path}: {_first_line(error)}") from None
+        raise InputError(
+            f"{path}: architecture {model_type!r} is not known to this transformers; its model types are listed in "
+            "transformers.CONFIG_MAPPING"
+        ) from None
+    except Exception as error:  # a config class may refuse its values in any way
+        raise InputError(f"{path}: {_first_line(error)}") from None
+    return _checked(config, str(path))
+
+
+def _hub_config(name: str) -> PretrainedConfig:
+    """The hub is asked only for what looks like its `organisation/name`: anything else is a mistyped path."""
+    missing = InputError(f"there is no model {name!r}: no such directory or config.json")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise missing
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # network, hub and config errors of many kinds, all the user's to hear
+        raise InputError(f"{missing}, nor could it be read from the hub ({_first_line(error)})") from None
+    return _checked(config, name)
+
+
+def _checked(config: PretrainedConfig, where: str) -> PretrainedConfig:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{where}: {config.model_type!r} is not a causal language model in transformers")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,108 @@
+"""One stage of a Hugging Face model: the model itself, with pass-throughs where other stages' layers would be.
+
+The `ModuleList` keeps its full length, so models that index `config.layer_types[i]` or read attributes off a
+layer work unchanged. The first stage is fed token ids, the others hidden states through `inputs_embeds`; the
+last returns the loss, the others hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
+from evenflow.models.passthrough import PassThrough
+
+
+class Stage(nn.Module):
+    """A contiguous run of layers of one model.
+
+    Attributes:
+        model: the Hugging Face model with pass-throughs in place of the layers that are elsewhere.
+        anatomy: the whole model's.
+        layers: the layers that this stage holds.
+        is_first: whether it takes token ids.
+        is_last: whether it returns the loss.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.anatomy = anatomy
+        self.layers = tuple(layers)
+        self.is_first = 0 in self.layers
+        self.is_last = len(anatomy.layers) - 1 in self.layers
+        for layer, paths in enumerate(anatomy.layers):
+            if layer not in self.layers:
+                for path in paths:
+                    model.set_submodule(path, PassThrough(model.get_submodule(path)))
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Run this stage for one microbatch.
+
+        Args:
+            hidden: token ids [batch, seq] on the first stage, hidden states [batch, seq, hidden] elsewhere.
+            labels: token ids [batch, seq], read by the last stage; each position predicts the next token.
+
+        Returns:
+            Hidden states [batch, seq, hidden], or on the last stage the mean loss over the microbatch [].
+        """
+        feed = {"input_ids": hidden} if self.is_first else {"inputs_embeds": hidden}
+        if self.is_last:
+            loss: Tensor = self.model(**feed, labels=labels, use_cache=False).loss
+            return loss
+        output: Tensor = self.model.base_model(**feed, use_cache=False).last_hidden_state
+        return output
+
+    def layer_parameters(self, layer: int) -> dict[str, nn.Parameter]:
+        """One layer's parameters by their names in the whole model."""
+        return {
+            f"{path}.{name}": parameter
+            for path in self.anatomy.layers[layer]
+            for name, parameter in self.model.get_submodule(path).named_parameters()
+        }
+
+    def named_model_parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters of this stage by their names in the whole model, in whole-model order."""
+        own = dict(self.model.named_parameters())
+        return {name: own[name] for name in self.anatomy.parameters if name in own}
+
+
+def build_stage(config: PretrainedConfig, layers: Sequence[int], device: str = "cpu") -> Stage:
+    """A stage whose tensors are allocated but not yet filled; other stages' layers take no memory.
+
+    Raises:
+        InputError: the config makes no model, or the model cannot be cut into layers.
+    """
+    skeleton = build_skeleton(config)
+    stage = Stage(skeleton, dissect(skeleton), layers)
+    allocate(stage, device)
+    return stage
+
+
+def allocate(stage: nn.Module, device: str = "cpu") -> None:
+    """Give every parameter and buffer of `stage` memory on `device`, not yet filled; a tied weight stays one."""
+    made: dict[Tensor, Tensor] = {}
+    for module in stage.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in made:
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            setattr(module, name, made[parameter])
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer not in made:
+                made[buffer] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+            setattr(module, name, made[buffer])
+
+
+def has_tied_embeddings(config: PretrainedConfig, model: PreTrainedModel) -> bool:
+    """Whether head and embedding share one weight."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return bool(getattr(config, "tie_word_embeddings", False)) or (
+        isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is embedding.weight
+    )
+
+

@@ -1,0 +1,126 @@
+"""A stage's weights: drawn from a seed, read from safetensors beside the config, and written as shards of a model.
+
+Drawing is seeded for each layer by (seed, layer), so a layer starts the same whatever stage it is in. Reading
+touches only the tensors that the stage holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from evenflow.errors import InputError
+from evenflow.models.stage import Stage
+
+
+@torch.no_grad()
+def draw_weights(stage: Stage, seed: int) -> None:
+    """Fill parameters and buffers as the model's own initialisation does, layer by layer."""
+    in_layers: set[int] = set()
+    for layer in stage.layers:
+        torch.manual_seed(_layer_seed(seed, layer))
+        for path in stage.anatomy.layers[layer]:
+            part = stage.model.get_submodule(path)
+            in_layers.update(map(id, part.modules()))
+            _initialise(stage.model, part)
+    for module in stage.model.modules():  # rotary tables and the like, which belong to no layer
+        if id(module) not in in_layers and any(True for _ in module.buffers(recurse=False)):
+            stage.model._init_weights(module)
+
+
+@torch.no_grad()
+def read_weights(stage: Stage, files: Sequence[Path]) -> None:
+    """Copy this stage's parameters from safetensors files.
+
+    Raises:
+        InputError: a tensor is missing, misshapen or unreadable; the text names it and its file.
+    """
+    wanted = stage.named_model_parameters()
+    found: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as reader:
+                for name in reader.keys() & wanted.keys():
+                    _copy(wanted[name], reader.get_tensor(name), name, file)
+                    found.add(name)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file} is not a readable safetensors file: {error}") from None
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise InputError(
+            f"{files[0].parent} has no tensor {missing[0]} ({len(missing)} of {len(wanted)} are missing); "
+            "--from-scratch would draw weights instead"
+        )
+
+
+def write_weights(stage: Stage, folder: Path, rank: int, ranks: int) -> dict[str, int]:
+    """Write this stage's tensors as one shard, under the names that transformers reads.
+
+    Returns:
+        The bytes of each tensor in the shard.
+    """
+    tensors: dict[str, Tensor] = dict(stage.named_model_parameters())
+    for name, tensor in _persistent_buffers(stage).items():
+        tensors[name] = tensor
+    written = {
+        name: tensor.detach().contiguous() for name, tensor in revert_weight_conversion(stage.model, tensors).items()
+    }
+    save_file(written, folder / shard_name(rank, ranks), metadata={"format": "pt"})
+    return {name: tensor.nbytes for name, tensor in written.items()}
+
+
+def write_index(folder: Path, shards: Sequence[Mapping[str, int]]) -> None:
+    """Write the index over all ranks' shards, which is how transformers finds a tensor's file."""
+    ranks = len(shards)
+    if ranks == 1:
+        return
+    index = {
+        "metadata": {"total_size": sum(sum(shard.values()) for shard in shards)},
+        "weight_map": {name: shard_name(rank, ranks) for rank, shard in enumerate(shards) for name in shard},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def shard_name(rank: int, ranks: int) -> str:
+    """The file of one rank's tensors, as transformers names them."""
+    return "model.safetensors" if ranks == 1 else f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
+
+
+def _layer_seed(seed: int, layer: int) -> int:
+    digest = hashlib.blake2b(f"weights {seed} {layer}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _initialise(model: PreTrainedModel, part: nn.Module) -> None:
+    """Children first, as transformers does: a module may overwrite what its children drew."""
+    for child in part.children():
+        _initialise(model, child)
+    model._init_weights(part)
+
+
+def _copy(parameter: nn.Parameter, tensor: Tensor, name: str, file: Path) -> None:
+    if parameter.shape != tensor.shape:
+        raise InputError(
+            f"{file}: {name} has shape {list(tensor.shape)}, the config says {list(parameter.shape)}"
+        )
+    parameter.copy_(tensor)
+
+
+def _persistent_buffers(stage: Stage) -> dict[str, Tensor]:
+    """Buffers that a checkpoint holds, of this stage's own layers."""
+    prefixes = tuple(f"{path}." for layer in stage.layers for path in stage.anatomy.layers[layer])
+    own = {name for name, _ in stage.model.named_parameters(remove_duplicate=False)}
+    return {
+        name: tensor
+        for name, tensor in stage.model.state_dict().items()
+        if name not in own and name.startswith(prefixes)
+    }

@@ -1,0 +1,31 @@
+"""Why: a change of lowering changes what every run does, so whole programs are kept as text that a person reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from evenflow.program import Program, build_program, parse_ranks, ranks_text, verify
+from tests.golden.write import CASES, FOLDER, golden_text, path_of
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_the_program_is_the_one_that_was_read(case):
+    schedule, ranks, microbatches = case
+    kept = path_of(*case).read_text()
+    actions = "".join(line + "\n" for line in kept.splitlines() if line and not line.startswith("#"))
+    assert ranks_text(build_program(*case).ranks) == actions
+    assert golden_text(*case) == kept, "only the comment differs: python -m tests.golden.write"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_the_text_itself_is_a_legal_program(case):
+    _, ranks, microbatches = case
+    program = Program(tuple(range(ranks)), microbatches, parse_ranks(path_of(*case).read_text()))
+    assert len(program.ranks) == ranks
+    verify(program)
+
+
+def test_no_file_is_left_without_its_case():
+    assert {path.name for path in FOLDER.glob("*.txt") if "-ranks-" in path.name} == {
+        path_of(*case).name for case in CASES
+    }

@@ -1,0 +1,117 @@
+"""Why: programs are shared as text, with people and PyTorch's parser: a token must mean one thing to both."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import pytest
+
+from evenflow.errors import ProgramError
+from evenflow.program import (
+    SCHEDULES,
+    Action,
+    Backward,
+    Forward,
+    Norm,
+    ReceiveBackward,
+    ReceiveForward,
+    ReleaseBackward,
+    ReleaseForward,
+    SendBackward,
+    SendForward,
+    Step,
+    action_kind,
+    action_text,
+    build_program,
+    parse_action,
+    parse_ranks,
+    ranks_text,
+)
+
+TOKENS = {
+    "2F0": Forward(2, 0),
+    "10B31": Backward(10, 31),
+    "0SEND_F3": SendForward(0, 3),
+    "1RECV_F3": ReceiveForward(1, 3),
+    "1SEND_B0": SendBackward(1, 0),
+    "0RECV_B12": ReceiveBackward(0, 12),
+    "0RELEASE_F3": ReleaseForward(0, 3),
+    "7RELEASE_B2": ReleaseBackward(7, 2),
+    "NORM": Norm(),
+    "STEP": Step(),
+}
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_is_its_action_and_back(token):
+    assert parse_action(token) == TOKENS[token]
+    assert action_text(TOKENS[token]) == token
+    assert action_kind(TOKENS[token]) == token.strip("0123456789")
+
+
+def test_every_action_is_tried_above():
+    assert {type(action) for action in TOKENS.values()} == set(get_args(Action))
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_pytorch_reads_our_tokens_as_we_do_or_not_at_all(token):
+    """Its parser matches only the beginning: `0FREE3` would be read as `0F` without a word."""
+    theirs = pytest.importorskip("torch.distributed.pipelining.schedules")
+    word = action_kind(TOKENS[token])
+    if word in {kind.value for kind in theirs._ComputationType}:
+        read = theirs._Action.from_str(token)
+        action = TOKENS[token]
+        assert not isinstance(action, Norm | Step)
+        assert (read.stage_index, read.computation_type.value, read.microbatch_index) == (
+            action.stage,
+            word,
+            action.microbatch,
+        )
+        assert str(read) == token
+    else:
+        assert word[0] not in "FBIW"
+        with pytest.raises(RuntimeError, match="Invalid action string"):
+            theirs._Action.from_str(token)
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["", "F0", "2F", "2f0", "2FREE0", "2I0", "-1F0", "2F0 ", "2F0x", "0NORM0", "norm", "2SEND0", "SEND_F"],
+)
+def test_what_is_no_action_is_refused_with_the_words_that_are(token):
+    with pytest.raises(
+        ProgramError, match=r"is not an action; actions look like 2F0 and .*RECV_B.*NORM"
+    ) as caught:
+        parse_action(token)
+    assert repr(token) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+@pytest.mark.parametrize(("p", "m"), [(1, 1), (2, 3), (4, 8), (12, 11)])
+def test_programs_round_trip(schedule, p, m):
+    ranks = build_program(schedule, p, m).ranks
+    text = ranks_text(ranks)
+    assert text.count("\n") == p
+    assert parse_ranks(text) == ranks
+
+
+def test_comments_and_empty_lines_are_passed_over():
+    assert parse_ranks("# a comment\n\n0F0 0B0\n   \n  # another\n1F0\n") == (
+        (Forward(0, 0), Backward(0, 0)),
+        (Forward(1, 0),),
+    )
+
+
+def test_an_error_names_the_line_as_an_editor_counts_it():
+    with pytest.raises(ProgramError, match=r"line 4: '1G0' is not an action"):
+        parse_ranks("# header\n0F0 0B0\n\n1F0 1G0 1B0\n")
+
+
+def test_actions_are_inert():
+    for action in TOKENS.values():
+        assert dataclasses.is_dataclass(action)
+        assert not [
+            name for name in dir(action) if not name.startswith("_") and callable(getattr(action, name))
+        ]

@@ -1,0 +1,199 @@
+"""Why: the plan is what people came for, so it is held against every split there is, and its refusals must help."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from evenflow.cost import LinkCost, MemoryModel
+from evenflow.errors import ImpossibleError, InputError
+from evenflow.plan import step_bound
+from evenflow.program import SCHEDULES, build_program
+from evenflow.search import equal_split, make_plan, plan_program, plan_timeline, try_split
+from evenflow.spec import Batch
+from evenflow.units import parse_bytes
+from tests.property.cases import all_splits, cluster_of, costs_of, model_of, random_costs, random_model
+
+
+def _case(seed):
+    random = Random(seed)
+    layers = random.randint(3, 9)
+    stages = random.randint(2, min(layers, 4))
+    microbatches = random.choice([2, 4, 8, 12])
+    costs, model = random_costs(random, layers), random_model(random, layers)
+    return random, layers, stages, microbatches, costs, model, random.choice(list(SCHEDULES))
+
+
+def test_is_within_a_percent_of_the_best_split_there_is():
+    worse = {}
+    for seed in range(300):
+        _, layers, stages, microbatches, costs, model, schedule = _case(seed)
+        plan = make_plan(model, cluster_of(stages), Batch(microbatches, 1, 16), costs, schedule)
+        program, memory = build_program(schedule, stages, microbatches), MemoryModel(model)
+        best = min(try_split(split, program, costs, memory).step_s for split in all_splits(layers, stages))
+        if plan.predicted.step_s > best * (1 + 1e-6):
+            worse[seed] = plan.predicted.step_s / best
+    assert max(worse.values(), default=1.0) <= 1.01, f"{len(worse)} of 300: {worse}"
+    assert len(worse) <= 15
+
+
+def test_a_limit_that_some_split_meets_is_met():
+    """Limits at or near the least peak of all splits, where nearly every split is refused."""
+    refused, worse = [], {}
+    for seed in range(5000, 5300):
+        random, layers, stages, microbatches, costs, model, schedule = _case(seed)
+        program, memory = build_program(schedule, stages, microbatches), MemoryModel(model)
+        every = [try_split(split, program, costs, memory) for split in all_splits(layers, stages)]
+        limit = sorted(own.peak_bytes for own in every)[random.choice([0, 0, 1, 2]) % len(every)]
+        try:
+            plan = make_plan(model, cluster_of(stages), Batch(microbatches, 1, 16), costs, schedule, limit)
+        except ImpossibleError:
+            refused.append(seed)
+            continue
+        assert max(rank.peak_bytes for rank in plan.ranks) <= limit
+        best = min(own.step_s for own in every if own.peak_bytes <= limit)
+        if plan.predicted.step_s > best * 1.01:
+            worse[seed] = plan.predicted.step_s / best
+    assert not refused
+    assert max(worse.values(), default=1.0) < 1.05, worse
+
+
+def test_a_plan_says_what_its_simulation_says():
+    random, layers, stages, microbatches, costs, model, schedule = _case(11)
+    costs = replace(costs, stage_forward_s=0.01, stage_backward_s=0.02)
+    plan = make_plan(model, cluster_of(stages), Batch(2 * microbatches, 2, 16), costs, schedule)
+    own = try_split(
+        plan.stage_layers, build_program(schedule, stages, microbatches), costs, MemoryModel(model)
+    )
+    assert plan.predicted.step_s == own.step_s
+    assert plan.predicted.idle_fraction == own.timeline.idle_fraction
+    assert plan.predicted.imbalance == own.timeline.imbalance
+    assert plan.predicted.tokens_per_s == pytest.approx(2 * microbatches * 16 / own.step_s)
+    assert plan.predicted.mfu == pytest.approx(model.flops * microbatches / (stages * own.step_s * 1e9))
+    assert plan.bound.step_s == step_bound(costs, stages, microbatches)
+    assert plan.bound.gap == pytest.approx(own.step_s / plan.bound.step_s - 1)
+    assert plan.bound.gap >= 0
+    assert [rank.busy_s for rank in plan.ranks] == [rank.busy_s for rank in own.timeline.ranks]
+    assert [layer for layers in plan.stage_layers for layer in layers] == list(range(layers))
+    assert plan.stage_rank == tuple(range(stages))
+    assert plan.global_batch_size == 2 * microbatches
+    assert (plan.micro_batch_size, plan.microbatches, plan.seq_length) == (2, microbatches, 16)
+    assert plan.fingerprint == model.fingerprint
+    assert plan.search.considered >= 1
+
+
+def test_a_plan_read_back_predicts_what_it_predicted():
+    *_, stages, microbatches, costs, model, _ = _case(5)
+    plan = make_plan(model, cluster_of(stages), Batch(microbatches, 1, 16), costs, "1f1b")
+    assert plan_program(plan) == build_program("1f1b", stages, microbatches)
+    assert plan_timeline(plan).step_s == pytest.approx(plan.predicted.step_s)
+    assert plan_timeline(plan, with_transfers=False).step_s <= plan.predicted.step_s
+    assert plan_timeline(plan, "gpipe").program == build_program("gpipe", stages, microbatches)
+
+
+def test_a_given_split_is_taken_as_it_is():
+    costs, model = costs_of([1.0] * 6), model_of(6)
+    plan = make_plan(model, cluster_of(2), Batch(4, 1, 16), costs, split=((0,), (1, 2, 3, 4, 5)))
+    assert plan.stage_layers == ((0,), (1, 2, 3, 4, 5))
+    assert plan.search.considered == 1
+
+
+def test_a_heavy_head_is_given_fewer_blocks():
+    plan = make_plan(model_of(10), cluster_of(2), Batch(16, 1, 16), costs_of([0.1, *[1.0] * 8, 3.0]))
+    first, last = plan.stage_layers
+    assert len(first) > len(last)
+    assert plan.predicted.imbalance < 1.15
+    assert plan.notes == ("the head is worth 3.0 blocks",)
+
+
+def test_a_head_too_heavy_for_any_split_is_said_with_its_figure_and_what_would_help():
+    """The head is 12 of 20.1 seconds: 59.7% of the work, 2.39 times a quarter; one process holds it evenly."""
+    plan = make_plan(model_of(10), cluster_of(4), Batch(16, 1, 16), costs_of([0.1, *[1.0] * 8, 12.0]))
+    assert plan.notes[0] == (
+        "the head alone is 59.7% of the work, more than an equal share over 4 ranks (25.0%): at best the busiest "
+        "rank works 2.39 times the mean. What would help: 1 process (--processes 1), more or wider blocks, or "
+        "a smaller vocabulary"
+    )
+    assert plan.predicted.imbalance >= 2.38
+    three = make_plan(model_of(10), cluster_of(4), Batch(16, 1, 16), costs_of([0.1, *[1.0] * 8, 3.9]))
+    assert "What would help: 3 processes (--processes 3)" in three.notes[0]
+    assert make_plan(model_of(6), cluster_of(2), Batch(4, 1, 16), costs_of([1.0] * 6)).notes == ()
+
+
+def test_memory_that_nothing_fits_names_stage_need_and_limit_and_what_would_fit():
+    model = model_of(6, parameter_bytes=[2**20] * 6)
+    costs = costs_of([1.0] * 6)
+    with pytest.raises(ImpossibleError) as caught:
+        make_plan(model, cluster_of(2), Batch(4, 1, 16), costs, memory_limit=10 * 2**20)
+    message = str(caught.value)
+    assert message.startswith("no plan fits: the closest has stage ")
+    assert "(layers 0 to 2) needing 12.0 MiB of 10.0 MiB" in message
+    assert "a memory limit of 12.1 MiB would fit" in message
+    assert caught.value.exit_code == 4
+    with pytest.raises(ImpossibleError, match=r"needing 12.0 MiB of 10.0 MiB"):
+        make_plan(model, cluster_of(2, memory_bytes=10 * 2**20), Batch(4, 1, 16), costs)
+
+
+def test_the_limit_that_a_refusal_suggests_works():
+    for seed in range(100):
+        _, _, stages, microbatches, costs, model, schedule = _case(9000 + seed)
+        batch = Batch(microbatches, 1, 16)
+        with pytest.raises(ImpossibleError) as caught:
+            make_plan(model, cluster_of(stages), batch, costs, schedule, memory_limit=100)
+        suggested = parse_bytes(str(caught.value).split("a memory limit of ")[1].split(" would fit")[0])
+        make_plan(model, cluster_of(stages), batch, costs, schedule, memory_limit=suggested)
+
+
+def test_a_limit_that_only_a_split_uneven_in_time_meets_is_met():
+    """The embedding holds as much as four blocks and takes no time: a cut even in time puts it over the limit."""
+    model = model_of(8, parameter_bytes=[400, *[100] * 6, 100])
+    costs = costs_of([0.0, *[1.0] * 7])
+    batch = Batch(4, 1, 16)
+    free = make_plan(model, cluster_of(2), batch, costs)
+    assert len(free.stage_layers[0]) >= 4
+    tight = make_plan(model, cluster_of(2), batch, costs, memory_limit=4 * 600)
+    assert tight.stage_layers == ((0, 1, 2), (3, 4, 5, 6, 7))
+    assert max(rank.peak_bytes for rank in tight.ranks) <= 2400
+    assert tight.predicted.step_s > free.predicted.step_s
+
+
+def test_tied_embeddings_take_one_process():
+    model, costs, batch = model_of(6, tied=True), costs_of([1.0] * 6), Batch(4, 1, 16)
+    with pytest.raises(
+        InputError, match=r"ties its embedding to its head.*one process, or tie_word_embeddings"
+    ):
+        make_plan(model, cluster_of(2), batch, costs)
+    assert make_plan(model, cluster_of(1), batch, costs).stage_layers == (tuple(range(6)),)
+
+
+def test_more_stages_than_layers_says_how_many_would_do():
+    with pytest.raises(
+        InputError, match=r"7 stages need at least 7 layers; made-up has 6: 6 processes or fewer"
+    ):
+        make_plan(model_of(6), cluster_of(7), Batch(4, 1, 16), costs_of([1.0] * 6))
+
+
+def test_a_schedule_that_is_not_known_is_refused():
+    with pytest.raises(InputError, match="schedule 'zigzag' is not known"):
+        make_plan(model_of(6), cluster_of(2), Batch(4, 1, 16), costs_of([1.0] * 6), "zigzag")
+
+
+def test_costly_transfers_count():
+    plan = make_plan(
+        model_of(6, output_bytes=10),
+        cluster_of(2),
+        Batch(1, 1, 16),
+        costs_of([1.0] * 6, link=LinkCost(0.5, 10.0)),
+    )
+    assert plan.predicted.step_s == pytest.approx(18 + 2 * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "counts"), [(10, 2, [5, 5]), (11, 2, [6, 5]), (10, 4, [3, 2, 2, 3]), (8, 1, [8]), (6, 4, [2, 1, 1, 2])]
+)  # fmt: skip
+def test_the_equal_split_counts_blocks_alone(layers, stages, counts):
+    split = equal_split(layers, stages)
+    assert [len(own) for own in split] == counts
+    assert [layer for own in split for layer in own] == list(range(layers))

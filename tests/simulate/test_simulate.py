@@ -1,0 +1,192 @@
+"""Why: plans are chosen by what the simulator says, so it is held to what can be worked out on paper."""
+
+from __future__ import annotations
+
+import pytest
+
+from evenflow.cost import LinkCost, RankCost, StageCost, StageMemory
+from evenflow.errors import ProgramError
+from evenflow.program import (
+    SCHEDULES,
+    Forward,
+    Norm,
+    ReceiveForward,
+    ReleaseForward,
+    Step,
+    action_text,
+    build_program,
+    in_flight,
+)
+from evenflow.simulate import free_transfers, simulate
+from tests.property.cases import NO_MEMORY, NO_RANK_COST, boundary_memory, equal_stages, program_of
+
+GRID = [(p, m) for p in (1, 2, 3, 4, 7) for m in (1, 2, 3, 4, 8, 20)]
+
+
+def _plain(program, stages, link=None, output_bytes=0):
+    """Simulate with no optimizer and, where no link is given, free transfers."""
+    return simulate(
+        program,
+        stages,
+        [NO_RANK_COST] * len(program.ranks),
+        link or free_transfers(),
+        boundary_memory(program.stages, output_bytes),
+    )
+
+
+def _spans(timeline, rank):
+    return {action_text(event.action): (event.start_s, event.end_s) for event in timeline.ranks[rank].events}
+
+
+@pytest.mark.parametrize(("forward_s", "backward_s"), [(1.0, 1.0), (1.0, 2.0), (3.0, 1.0), (0.2, 0.5)])
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
+@pytest.mark.parametrize(("p", "m"), GRID)
+def test_equal_stages_take_what_the_papers_say(schedule, p, m, forward_s, backward_s):
+    timeline = _plain(build_program(schedule, p, m), equal_stages(p, forward_s, backward_s))
+    assert timeline.step_s == pytest.approx((m + p - 1) * (forward_s + backward_s))
+    assert timeline.idle_fraction == pytest.approx((p - 1) / (m + p - 1))
+    assert timeline.imbalance == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_a_single_rank_never_idles(schedule):
+    timeline = simulate(
+        build_program(schedule, 1, 6),
+        [StageCost(1.0, 2.5)],
+        [RankCost(0.5, 4.0)],
+        LinkCost(9.0, 1.0),
+        [NO_MEMORY],
+        reduce_s=0.0,
+    )
+    assert timeline.ranks[0].idle_s == pytest.approx(0.0)
+    assert timeline.step_s == pytest.approx(6 * 3.5 + 4.5)
+
+
+def test_transfers_add_what_they_should():
+    """F 1 s, B 2 s, a transfer 0.1 s + 5 bytes / 10 bytes/s = 0.6 s, two ranks, two microbatches, by hand:
+
+    rank 0  F0 0-1, F1 1-2                                        B0 5.2-7.2       B1 8.2-10.2
+    rank 1          F0 1.6-2.6  B0 2.6-4.6  F1 4.6-5.6  B1 5.6-7.6
+    """
+    timeline = _plain(build_program("1f1b", 2, 2), equal_stages(2, 1.0, 2.0), LinkCost(0.1, 10.0), 5)
+    first, second = _spans(timeline, 0), _spans(timeline, 1)
+    for spans, expected in (
+        (first, {"0F0": (0, 1), "0F1": (1, 2), "0B0": (5.2, 7.2), "0B1": (8.2, 10.2)}),
+        (second, {"1F0": (1.6, 2.6), "1B0": (2.6, 4.6), "1F1": (4.6, 5.6), "1B1": (5.6, 7.6)}),
+    ):
+        for token, span in expected.items():
+            assert spans[token] == pytest.approx(span), token
+    assert timeline.step_s == pytest.approx(10.2)
+    # Without transfers it is 9; one forward and one backward transfer stand in the way.
+    assert _plain(build_program("1f1b", 2, 2), equal_stages(2, 1.0, 2.0)).step_s == pytest.approx(9.0)
+
+
+def test_an_edge_carries_one_transfer_at_a_time():
+    """Both outputs are ready by 2 and both receives are posted at 0, but a transfer takes 3 s.
+
+    Rank 0 computes at 0-1 and 1-2. The edge carries the first from 1 to 4 and the second from 4 to 7.
+    """
+    text = (
+        "0F0 0SEND_F0 0F1 0SEND_F1 0RECV_B0 0RECV_B1 0B0 0B1 0RELEASE_F0 0RELEASE_F1 NORM STEP\n"
+        "1RECV_F0 1RECV_F1 1F0 1F1 1B0 1SEND_B0 1B1 1SEND_B1 1RELEASE_B0 1RELEASE_B1 NORM STEP\n"
+    )
+    timeline = _plain(program_of(text, (0, 1), 2), equal_stages(2, 1.0, 1.0), LinkCost(3.0, float("inf")))
+    second = _spans(timeline, 1)
+    assert second["1F0"] == pytest.approx((4.0, 5.0))
+    assert second["1F1"] == pytest.approx((7.0, 8.0))
+    # The two directions do not share an edge: gradients leave at 9 and 10 and queue only behind one another.
+    assert _spans(timeline, 0)["0B0"] == pytest.approx((12.0, 13.0))
+    assert _spans(timeline, 0)["0B1"] == pytest.approx((15.0, 16.0))
+
+
+def test_a_transfer_starts_only_once_its_receive_is_posted():
+    """Rank 1 posts its second receive after its first forward, at 11: a transfer of 2 s ends at 13."""
+    text = (
+        "0F0 0SEND_F0 0F1 0SEND_F1 0RECV_B0 0RECV_B1 0B0 0B1 0RELEASE_F0 0RELEASE_F1 NORM STEP\n"
+        "1RECV_F0 1F0 1RECV_F1 1F1 1B0 1SEND_B0 1B1 1SEND_B1 1RELEASE_B0 1RELEASE_B1 NORM STEP\n"
+    )
+    stages = [StageCost(1.0, 1.0), StageCost(8.0, 1.0)]
+    timeline = _plain(program_of(text, (0, 1), 2), stages, LinkCost(2.0, float("inf")))
+    assert _spans(timeline, 1)["1F0"] == pytest.approx((3.0, 11.0))
+    assert _spans(timeline, 1)["1F1"] == pytest.approx((13.0, 21.0))
+
+
+def test_release_waits_for_its_transfer():
+    """GPipe, a transfer of 5 s: RELEASE_F0 before F2 holds rank 0 from 2 to 6, the transfer's end."""
+    timeline = _plain(build_program("gpipe", 2, 3), equal_stages(2, 1.0, 1.0), LinkCost(5.0, float("inf")))
+    first = _spans(timeline, 0)
+    assert first["0RELEASE_F0"] == pytest.approx((2.0, 6.0))
+    assert first["0F2"] == pytest.approx((6.0, 7.0))
+
+
+def test_norms_meet_and_updates_follow_one_another_from_step_to_step():
+    """Rank 1's norm ends last, combining takes 0.5 s; rank 0 has 3 s less to update and begins 3 s early."""
+    timeline = simulate(
+        build_program("1f1b", 2, 1),
+        equal_stages(2, 1.0, 1.0),
+        [RankCost(0.25, 1.0), RankCost(6.0, 4.0)],
+        free_transfers(),
+        [NO_MEMORY] * 2,
+        reduce_s=0.5,
+    )
+    first, second = _spans(timeline, 0), _spans(timeline, 1)
+    assert timeline.ranks[0].begin_s == -3.0
+    assert timeline.ranks[1].begin_s == 0.0
+    assert first["0F0"] == pytest.approx((-3.0, -2.0))
+    assert second["1F0"] == pytest.approx((0.0, 1.0))  # its input was there at -2, but it was still updating
+    assert second["NORM"] == pytest.approx((2.0, 8.0))
+    assert first["STEP"] == pytest.approx((8.5, 9.5))
+    assert second["STEP"] == pytest.approx((8.5, 12.5))
+    assert timeline.ranks[0].wall_s == pytest.approx(timeline.ranks[1].wall_s)
+    assert timeline.step_s == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize(("p", "m"), GRID)
+def test_microbatches_in_flight(p, m):
+    assert in_flight(build_program("1f1b", p, m).compute_order(), p) == tuple(min(p - s, m) for s in range(p))
+    assert in_flight(build_program("gpipe", p, m).compute_order(), p) == (m,) * p
+
+
+@pytest.mark.parametrize(("p", "m"), GRID)
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_peak_memory_of_saved_activations_is_what_is_in_flight(schedule, p, m):
+    program = build_program(schedule, p, m)
+    memory = [StageMemory(10, 40, 7, 0, 0, 0, 0)] * p
+    timeline = simulate(program, equal_stages(p, 1.0, 2.0), [NO_RANK_COST] * p, free_transfers(), memory)
+    expected = [min(p - s, m) if schedule == "1f1b" else m for s in range(p)]
+    assert [rank.peak_bytes for rank in timeline.ranks] == [40 + 7 * held for held in expected]
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_events_are_the_program_in_its_order(schedule):
+    program = build_program(schedule, 3, 5)
+    timeline = _plain(program, equal_stages(3, 1.0, 2.0), LinkCost(0.3, 100.0), 20)
+    assert timeline.program is program
+    assert timeline.origin == "predicted"
+    for own, actions in zip(timeline.ranks, program.ranks, strict=True):
+        assert tuple(event.action for event in own.events) == actions
+        assert own.events[-1].end_s == own.end_s
+        for before, after in zip(own.events, own.events[1:], strict=False):
+            assert before.start_s <= before.end_s <= after.start_s
+    assert isinstance(program.ranks[0][-2], Norm)
+    assert isinstance(program.ranks[0][-1], Step)
+
+
+def test_ranks_that_wait_for_each_other_for_ever_are_named():
+    """Each rank waits for the other's tensor: what verify refuses, the simulator refuses too."""
+    text = (
+        "0F0 0SEND_F0 0RECV_B0 0B0 0F1 0SEND_F1 0RECV_B1 0B1 0RELEASE_F0 0RELEASE_F1 NORM STEP\n"
+        "1RECV_F0 1F0 1RECV_F1 1F1 1B0 1SEND_B0 1B1 1SEND_B1 1RELEASE_B0 1RELEASE_B1 NORM STEP\n"
+    )
+    with pytest.raises(ProgramError, match=r"deadlock: rank 0 at 0B0, rank 1 at 1F1"):
+        _plain(program_of(text, (0, 1), 2), equal_stages(2, 1.0, 1.0))
+
+
+def test_a_release_that_nobody_receives_is_named():
+    program = build_program("1f1b", 2, 1)
+    first = tuple(program.ranks[0])
+    second = tuple(action for action in program.ranks[1] if not isinstance(action, ReceiveForward | Forward))
+    broken = type(program)(program.stage_rank, 1, (first, second))
+    with pytest.raises(ProgramError, match="deadlock: rank 0 at 0RELEASE_F0, rank 1 at STEP"):
+        _plain(broken, equal_stages(2, 1.0, 1.0))
+    assert ReleaseForward(0, 0) in first
