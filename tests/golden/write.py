@@ -1,4 +1,4 @@
-"""Writes the golden programs anew: `python -m tests.golden.write`, then read the diff as you would read code."""
+"""Writes the golden programs anew: `python -m tests.golden.write`; then read the diff as you read code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def golden_text(schedule: str, ranks: int, microbatches: int) -> str:
     """A header that says what a reader should see, then a line for each rank."""
     program = build_program(schedule, ranks, microbatches)
     header = [
-        f"{schedule}, {ranks} ranks with one stage each, {microbatches} microbatches. A line is a rank's program.",
+        f"{schedule}, {ranks} ranks with one stage each, {microbatches} microbatches. A line is a rank.",
         "A token is stage, action, microbatch: 1F0 is stage 1's forward of microbatch 0, B its backward,",
         "SEND and RECV start a transfer, RELEASE waits until a send is complete and frees what was sent.",
         "",

@@ -70,6 +70,15 @@ def test_is_exact_on_layers_whose_sums_differ_only_in_their_last_bits():
             _assert_is_best([seconds] * 11, stages)
 
 
+def test_a_tie_that_only_floats_break_is_a_tie():
+    """Sums of tenths differ in their last bits by where they begin, and that must not decide between splits."""
+    _assert_is_best([0.4, 0.4, 0.4, 0.1, 0.4, 0.8, 0.7, 0.6], 4)
+    for seed in range(300):
+        random = Random(3000 + seed)
+        layers = random.randint(4, 8)
+        _assert_is_best([random.randint(1, 9) / 10 for _ in range(layers)], random.randint(2, layers - 1))
+
+
 def test_is_exact_under_caps():
     feasible = 0
     for seed in range(200):

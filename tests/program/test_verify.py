@@ -284,7 +284,7 @@ def test_names_rank_action_and_reason(rank_0, rank_1, message):
     ],
 )
 def test_nothing_stands_between_norm_and_step(ranks, stage_rank, microbatches, message):
-    """The norm must see every gradient, and ranks that wait for a send behind it would never combine theirs."""
+    """The norm must see every gradient, and who waits for a send behind it would never combine."""
     with pytest.raises(ProgramError) as caught:
         verify(program_of(ranks, stage_rank, microbatches))
     assert str(caught.value).startswith(message)

@@ -33,7 +33,7 @@ def model_of(
     tied: bool = False,
 ) -> Model:
     """An embedding, blocks and a head; bytes are zero where they are not given."""
-    kinds = ["embedding", *["block"] * (layers - 2), "head"]
+    kinds = ["embedding", *["block"] * (layers - 2), "head"][-layers:]
     zeros = [0] * layers
     passing = passing_bytes or zeros
     return Model(

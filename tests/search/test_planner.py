@@ -1,4 +1,4 @@
-"""Why: the plan is what people came for, so it is held against every split there is, and its refusals must help."""
+"""Why: the plan is what people came for: it is held against every split, and its refusals must help."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_limit_that_some_split_meets_is_met():
 
 
 def test_a_plan_says_what_its_simulation_says():
-    random, layers, stages, microbatches, costs, model, schedule = _case(11)
+    _, layers, stages, microbatches, costs, model, schedule = _case(11)
     costs = replace(costs, stage_forward_s=0.01, stage_backward_s=0.02)
     plan = make_plan(model, cluster_of(stages), Batch(2 * microbatches, 2, 16), costs, schedule)
     own = try_split(
@@ -109,12 +109,12 @@ def test_a_heavy_head_is_given_fewer_blocks():
 
 
 def test_a_head_too_heavy_for_any_split_is_said_with_its_figure_and_what_would_help():
-    """The head is 12 of 20.1 seconds: 59.7% of the work, 2.39 times a quarter; one process holds it evenly."""
+    """The head is 12 of 20.1 seconds: 59.7% of the work, 2.39 times a quarter; one process would do."""
     plan = make_plan(model_of(10), cluster_of(4), Batch(16, 1, 16), costs_of([0.1, *[1.0] * 8, 12.0]))
     assert plan.notes[0] == (
-        "the head alone is 59.7% of the work, more than an equal share over 4 ranks (25.0%): at best the busiest "
-        "rank works 2.39 times the mean. What would help: 1 process (--processes 1), more or wider blocks, or "
-        "a smaller vocabulary"
+        "the head alone is 59.7% of the work, more than an equal share over 4 ranks (25.0%): at best the "
+        "busiest rank works 2.39 times the mean. What would help: 1 process (--processes 1), more or "
+        "wider blocks, or a smaller vocabulary"
     )
     assert plan.predicted.imbalance >= 2.38
     three = make_plan(model_of(10), cluster_of(4), Batch(16, 1, 16), costs_of([0.1, *[1.0] * 8, 3.9]))
@@ -147,7 +147,7 @@ def test_the_limit_that_a_refusal_suggests_works():
 
 
 def test_a_limit_that_only_a_split_uneven_in_time_meets_is_met():
-    """The embedding holds as much as four blocks and takes no time: a cut even in time puts it over the limit."""
+    """The embedding holds four blocks' bytes and takes no time: a cut even in time is over the limit."""
     model = model_of(8, parameter_bytes=[400, *[100] * 6, 100])
     costs = costs_of([0.0, *[1.0] * 7])
     batch = Batch(4, 1, 16)
@@ -191,8 +191,9 @@ def test_costly_transfers_count():
 
 
 @pytest.mark.parametrize(
-    ("layers", "stages", "counts"), [(10, 2, [5, 5]), (11, 2, [6, 5]), (10, 4, [3, 2, 2, 3]), (8, 1, [8]), (6, 4, [2, 1, 1, 2])]
-)  # fmt: skip
+    ("layers", "stages", "counts"),
+    [(10, 2, [5, 5]), (11, 2, [6, 5]), (10, 4, [3, 2, 2, 3]), (8, 1, [8]), (6, 4, [2, 1, 1, 2])],
+)
 def test_the_equal_split_counts_blocks_alone(layers, stages, counts):
     split = equal_split(layers, stages)
     assert [len(own) for own in split] == counts

@@ -1,4 +1,4 @@
-"""Why: people act on what a timeline says they waited for, so its seconds must add up and name the right rank."""
+"""Why: people act on what a rank is said to wait for, so seconds must add up and name the right rank."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_where_transfers_are_free_nobody_waits_for_one(seed):
 
 
 def test_a_sender_that_a_slow_receiver_holds_up_waits_for_that_rank():
-    """GPipe onto a slow rank 1: RELEASE_F2 holds rank 0 until rank 1 asks for microbatch 2, when its F0 ends at 11.
+    """GPipe onto a slow rank 1: RELEASE_F2 holds rank 0 until rank 1 asks for microbatch 2, at 11 s.
 
     Rank 0 computes F0..F3 until 4, waits for 7 s, computes F4, and so on; no transfer takes any time.
     """
@@ -82,7 +82,7 @@ def test_a_sender_that_a_slow_receiver_holds_up_waits_for_that_rank():
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
 def test_a_slow_rank_is_the_one_waited_for(schedule):
-    """Rank 1 of 3 takes three times as long as the others: they wait for it, it waits for the first tensor."""
+    """Rank 1 of 3 takes thrice as long as the others: they wait for it, it waits for the first tensor."""
     stages = [StageCost(1.0, 2.0), StageCost(3.0, 6.0), StageCost(1.0, 2.0)]
     timeline = _simulated(schedule, stages, 6)
     first, slow, last = (idle_by_cause(timeline, rank) for rank in range(3))

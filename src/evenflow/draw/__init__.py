@@ -1,6 +1,16 @@
 """Plans and timelines as people look at them: terminal tables, one picture, one page."""
 
+from evenflow.draw.html import report_html
 from evenflow.draw.model_tables import model_table, profile_table
+from evenflow.draw.svg import timeline_svg
 from evenflow.draw.tables import comparison_table, idle_table, plan_table
 
-__all__ = ["comparison_table", "idle_table", "model_table", "plan_table", "profile_table"]
+__all__ = [
+    "comparison_table",
+    "idle_table",
+    "model_table",
+    "plan_table",
+    "profile_table",
+    "report_html",
+    "timeline_svg",
+]

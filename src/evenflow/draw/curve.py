@@ -81,7 +81,7 @@ def _finite_runs(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _value_axis(low: float, high: float, text: Callable[[float], str]) -> str:
-    step = round_step((high - low) / 5)
+    step = round_step((high - low) / 7)
     tick = -(-low // step)
     parts: list[str] = []
     while tick * step <= high:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from evenflow.draw.idle_rows import PARTS, idle_rows
 from evenflow.draw.scale import Scale, bytes_scale, seconds_scale
-from evenflow.draw.words import layers_text, origins_text, plain, shape_text
+from evenflow.draw.words import error_text, layers_text, origins_text, plain, points_text, shape_text
 from evenflow.plan import Plan
 from evenflow.timeline import Comparison, Figure, Timeline
 from evenflow.units import format_count, format_percent, format_seconds
@@ -81,12 +81,10 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     whole = new_table("<", "predicted", "measured", "error")
     step, idle = comparison.step_s, comparison.idle_fraction
     scale = seconds_scale([step.predicted, step.measured])
-    whole.add_row("step", scale.full(step.predicted), scale.full(step.measured), _error(step))
-    # A relative error of a share would say little where the share is small: the difference in points.
-    points = f"{(idle.measured - idle.predicted) * 100:+.1f} points"
-    whole.add_row("idle", format_percent(idle.predicted), format_percent(idle.measured), points)
+    whole.add_row("step", scale.full(step.predicted), scale.full(step.measured), error_text(step))
+    whole.add_row("idle", format_percent(idle.predicted), format_percent(idle.measured), points_text(idle))
     even = comparison.imbalance
-    whole.add_row("imbalance", f"{even.predicted:.3f}", f"{even.measured:.3f}", _error(even))
+    whole.add_row("imbalance", f"{even.predicted:.3f}", f"{even.measured:.3f}", error_text(even))
 
     busy = seconds_scale(_both(comparison.busy_s))
     memory = bytes_scale(_both(comparison.peak_bytes))
@@ -150,11 +148,7 @@ def _both(figures: Sequence[Figure]) -> Iterable[float]:
 
 
 def _figure(figure: Figure, scale: Scale) -> tuple[str, str, str]:
-    return scale.text(figure.predicted), scale.text(figure.measured), _error(figure)
-
-
-def _error(figure: Figure) -> str:
-    return f"{figure.error * 100:+.1f}%" if figure.predicted else "-"
+    return scale.text(figure.predicted), scale.text(figure.measured), error_text(figure)
 
 
 def _share(part: float, total: float) -> str:

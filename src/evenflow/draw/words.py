@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evenflow.plan import Plan
+from evenflow.timeline import Figure
 
 
 def plain(text: str) -> str:
@@ -38,6 +39,21 @@ def layers_text(layers: Sequence[int], count: int) -> str:
     if has_head:
         parts.append("head")
     return f"{ranges(layers)}: {' + '.join(parts)}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign and one digit, and no minus before a zero."""
+    return f"{round(value, 1) + 0.0:+.1f}"
+
+
+def error_text(figure: Figure) -> str:
+    """How far measured is from predicted, in per cent."""
+    return f"{signed(figure.error * 100)}%" if figure.predicted else "-"
+
+
+def points_text(figure: Figure) -> str:
+    """The same for a share, where a relative error would say little: the difference in points."""
+    return f"{signed((figure.measured - figure.predicted) * 100)} points"
 
 
 def origins_text(plan: Plan) -> str:

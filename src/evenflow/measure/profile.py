@@ -58,7 +58,11 @@ def measure_profile(
 
 
 def cached_profile(
-    source: ModelSource, model: Model, cluster: Cluster, measuring: Callable[[], None] = lambda: None
+    source: ModelSource,
+    model: Model,
+    cluster: Cluster,
+    measuring: Callable[[], None] = lambda: None,
+    again: bool = False,
 ) -> Profile:
     """The profile of this model, shape, machine and number of processes: from the cache, else measured.
 
@@ -67,10 +71,11 @@ def cached_profile(
         model: its description.
         cluster: a local cluster.
         measuring: called before anything is measured, to tell a waiting person.
+        again: measure even where the cache has it, and replace that.
     """
     name = f"{model.fingerprint}-{cluster.devices}x{cluster.threads}.json"
     path = _cache_folder() / "profiles" / name
-    if path.is_file():
+    if path.is_file() and not again:
         try:
             profile = load_profile(path)
             profile.check_fits(model, cluster)

@@ -1,4 +1,4 @@
-"""Why: a change of lowering changes what every run does, so whole programs are kept as text that a person reads."""
+"""Why: a change of lowering changes what every run does, so whole programs are kept as readable text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tests.golden.write import CASES, FOLDER, golden_text, path_of
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_the_program_is_the_one_that_was_read(case):
-    schedule, ranks, microbatches = case
     kept = path_of(*case).read_text()
     actions = "".join(line + "\n" for line in kept.splitlines() if line and not line.startswith("#"))
     assert ranks_text(build_program(*case).ranks) == actions

@@ -1,0 +1,78 @@
+"""The command line: finds the subcommand, imports that one alone, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+from evenflow.errors import EvenflowError
+
+COMMANDS = {
+    "demo": "everything on this machine, on text that is already here",
+    "describe": "a model's layers: parameters, FLOPs, bytes",
+    "profile": "measured costs of a model's layers on this machine",
+    "plan": "which layers go where, and what a step will cost",
+    "simulate": "the timeline that a plan would have",
+    "train": "train a model split over processes",
+    "check": "prove on this machine that the split model equals the whole one",
+    "report": "why a run or a plan is as fast as it is",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and leave with 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = "evenflow"
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            name = f"evenflow {arguments[0]}"
+            return _run(arguments[0], arguments[1:])
+        _top_parser().parse_args(arguments)
+        _top_parser().print_help()
+        return 0
+    except EvenflowError as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has gone; silence the interpreter's own last flush.
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115, PTH123 - it must stay open until the process ends
+        return 0
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    module = importlib.import_module(f"evenflow.cli.{command}")
+    parser = OneLineParser(prog=f"evenflow {command}", description=module.__doc__, allow_abbrev=False)
+    module.add_arguments(parser)
+    code: int = module.run(parser.parse_args(arguments))
+    return code
+
+
+def _top_parser() -> OneLineParser:
+    listed = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    parser = OneLineParser(
+        prog="evenflow",
+        usage="evenflow COMMAND ...",
+        description="Splits a Hugging Face model's layers evenly over processors and trains it.",
+        epilog=f"commands:\n{listed}\n\n`evenflow COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"evenflow {version('evenflow')}")
+    parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser

@@ -1,0 +1,76 @@
+"""Where output goes: figures to standard output, everything said on the way to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from evenflow.draw import plan_table
+from evenflow.files import StepMetrics
+from evenflow.plan import Plan
+from evenflow.spec import Model
+
+_PLAIN_LINES = 20  # of a run without a terminal, beside its first and last
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print tables for a person."""
+    console = Console(highlight=False, soft_wrap=False)
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def show_json(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    print(json.dumps(value, allow_nan=False))
+
+
+class TerminalProgress:
+    """A training run as a person sees it: lines, the plan, then a progress bar or, without a terminal, plain lines."""
+
+    def __init__(self, quiet_plan: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._quiet_plan = quiet_plan
+        self._bar: Progress | None = None
+
+    def said(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def planned(self, plan: Plan, model: Model) -> None:
+        """Print the plan as a table."""
+        del model
+        if not self._quiet_plan:
+            self._console.print(plan_table(plan))
+
+    def stepped(self, metrics: StepMetrics, steps: int) -> None:
+        """Move the bar, or print a line now and then."""
+        figures = f"loss {metrics.loss:.3f}  {metrics.tokens_per_s:,.0f} tokens/s"
+        if not sys.stderr.isatty():
+            every = max(steps // _PLAIN_LINES, 1)
+            if metrics.step in (1, steps) or metrics.step % every == 0:
+                left = (steps - metrics.step) * metrics.step_s
+                self.said(f"step {metrics.step}/{steps}  {figures}  {left:.0f} s left")
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bar.start()
+            self._bar.add_task("training", total=steps, figures=figures)
+        self._bar.update(self._bar.task_ids[0], completed=metrics.step, figures=figures)
+
+    def closed(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,107 @@
+"""Options that several subcommands share, with one meaning and one wording each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from evenflow.errors import InputError
+from evenflow.units import parse_bytes
+
+DEFAULT_GLOBAL_BATCH = 16
+DEFAULT_SEQ_LENGTH = 256
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL."""
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face model directory, its config.json, or a hub id")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else")
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """--micro-batch-size and --seq-length of one microbatch."""
+    parser.add_argument("--micro-batch-size", type=count, default=1, metavar="N", help="sequences (default 1)")
+    parser.add_argument(
+        "--seq-length",
+        type=count,
+        default=DEFAULT_SEQ_LENGTH,
+        metavar="S",
+        help=f"tokens of a sequence (default {DEFAULT_SEQ_LENGTH})",
+    )
+
+
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """--global-batch-size, --micro-batch-size and --seq-length of a step."""
+    parser.add_argument(
+        "--global-batch-size",
+        type=count,
+        default=DEFAULT_GLOBAL_BATCH,
+        metavar="N",
+        help=f"sequences of a step (default {DEFAULT_GLOBAL_BATCH})",
+    )
+    parser.add_argument(
+        "--micro-batch-size",
+        type=count,
+        metavar="N",
+        help="sequences of a microbatch (default: as many as leave each rank four microbatches)",
+    )
+    parser.add_argument(
+        "--seq-length",
+        type=count,
+        default=DEFAULT_SEQ_LENGTH,
+        metavar="S",
+        help=f"tokens of a sequence (default {DEFAULT_SEQ_LENGTH})",
+    )
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """--processes and --threads."""
+    parser.add_argument(
+        "--processes", type=count, metavar="N", help="pipeline ranks (default: the cores, 8 at most)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=count,
+        metavar="N",
+        help="compute threads of each process (default: an equal slice of the cores)",
+    )
+
+
+def add_memory_limit(parser: argparse.ArgumentParser) -> None:
+    """--memory-limit."""
+    parser.add_argument(
+        "--memory-limit", type=size, metavar="X", help="memory that a rank may use, such as 70GiB"
+    )
+
+
+def add_schedule(parser: argparse.ArgumentParser) -> None:
+    """--schedule."""
+    parser.add_argument("--schedule", metavar="NAME", help="1f1b (default) or gpipe")
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small; 1 would be the least")
+    return value
+
+
+def size(text: str) -> int:
+    """A memory size."""
+    try:
+        return parse_bytes(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path(text: str) -> Path:
+    """A path, with ~ expanded."""
+    return Path(text).expanduser()

@@ -1,0 +1,62 @@
+"""Cut a model over a cluster's devices and predict a step: time, idle, memory, and how far from the best possible."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from evenflow.cli.options import (
+    add_batch,
+    add_json,
+    add_memory_limit,
+    add_model,
+    add_schedule,
+    count,
+    path,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """This command's options."""
+    add_model(parser)
+    parser.add_argument("--cluster", default="local", metavar="C", help="local (default), 8xA100-80GB, 4x8xH100-80GB")
+    add_batch(parser)
+    parser.add_argument("--profile", type=path, metavar="F", help="measured costs; without it they come from FLOPs")
+    add_schedule(parser)
+    add_memory_limit(parser)
+    parser.add_argument("--pp", type=count, metavar="N", help="pipeline ranks (default: all devices)")
+    parser.add_argument("--out", type=path, metavar="F", help="write the plan here, for `train --plan`")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, save and print."""
+    from evenflow.cli.console import show, show_json
+    from evenflow.draw import plan_table
+    from evenflow.errors import InputError
+    from evenflow.files import load_profile, plan_json, save_plan
+    from evenflow.models import find_model
+    from evenflow.spec import parse_cluster
+    from evenflow.train import make_batch, plan_model
+
+    profile = load_profile(arguments.profile) if arguments.profile else None
+    cluster = parse_cluster(arguments.cluster, arguments.pp)
+    if not cluster.is_local and arguments.pp:
+        if arguments.pp > cluster.devices:
+            raise InputError(f"--pp {arguments.pp} needs more than the {cluster.devices} devices of {cluster.name}")
+        cluster = replace(cluster, devices=arguments.pp)
+    if profile is not None:
+        cluster = replace(cluster, threads=profile.threads)
+    batch = make_batch(
+        arguments.global_batch_size, arguments.micro_batch_size, arguments.seq_length, cluster.devices
+    )
+    _, plan, _ = plan_model(
+        find_model(arguments.model), cluster, batch, arguments.schedule, arguments.memory_limit, profile
+    )
+    if arguments.out:
+        save_plan(plan, arguments.out)
+    if arguments.json:
+        show_json(plan_json(plan))
+    else:
+        show(plan_table(plan))
+    return 0

@@ -1,0 +1,82 @@
+"""Train a model split over processes of this machine: plan, run, and hold the prediction against what happened."""
+
+from __future__ import annotations
+
+import argparse
+
+from evenflow.cli.options import (
+    add_batch,
+    add_json,
+    add_memory_limit,
+    add_model,
+    add_processes,
+    add_schedule,
+    count,
+    path,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """This command's options."""
+    add_model(parser)
+    parser.add_argument("--data", type=path, required=True, metavar="PATH", help="a text file, or a folder of them")
+    parser.add_argument("--out", type=path, required=True, metavar="RUN", help="a new folder for the run")
+    parser.add_argument("--steps", type=count, default=100, metavar="N", help="optimizer updates (default 100)")
+    add_batch(parser)
+    add_processes(parser)
+    parser.add_argument("--plan", type=path, metavar="PLAN", help="follow this plan.json (default: profile and plan)")
+    add_schedule(parser)
+    parser.add_argument("--lr", type=float, default=3e-4, metavar="X", help="peak learning rate (default 3e-4)")
+    parser.add_argument("--dtype", choices=["fp32"], default="fp32", help="training type (default fp32)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order of samples (default 0)")
+    add_memory_limit(parser)
+    parser.add_argument("--from-scratch", action="store_true", help="draw weights even where some lie beside the config")
+    parser.add_argument("--no-check", action="store_true", help="do not prove first that split equals whole")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train and print predicted against measured."""
+    from evenflow.cli.console import TerminalProgress, show, show_json
+    from evenflow.cli.figures import comparison_json
+    from evenflow.draw import comparison_table, idle_table
+    from evenflow.train import Job, train
+
+    job = Job(
+        model=arguments.model,
+        data=arguments.data,
+        out=arguments.out,
+        steps=arguments.steps,
+        global_batch_size=arguments.global_batch_size,
+        micro_batch_size=arguments.micro_batch_size,
+        seq_length=arguments.seq_length,
+        processes=arguments.processes,
+        threads=arguments.threads,
+        plan=arguments.plan,
+        schedule=arguments.schedule,
+        learning_rate=arguments.lr,
+        seed=arguments.seed,
+        memory_limit=arguments.memory_limit,
+        from_scratch=arguments.from_scratch,
+        check=not arguments.no_check,
+    )
+    result = train(job, TerminalProgress())
+    if arguments.json:
+        last = result.metrics[-1]
+        show_json(
+            {
+                "out": str(result.out),
+                "steps": last.step,
+                "loss": last.loss,
+                "tokens_per_s": result.typical.tokens_per_s,
+                "step_s": result.typical.step_s,
+                "idle_fraction": result.typical.idle_fraction,
+                "imbalance": result.typical.imbalance,
+                "peak_bytes": list(last.peak_bytes),
+                "comparison": comparison_json(result.comparison),
+            }
+        )
+        return 0
+    show(comparison_table(result.comparison), idle_table(result.measured))
+    show(f"model: {result.out / 'model'}   report: {result.out / 'report.html'}")
+    return 0

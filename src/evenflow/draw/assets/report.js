@@ -1,0 +1,238 @@
+"use strict";
+// Draws the lanes of the data island on a canvas: thousands of boxes stay quick, and zooming needs no layout.
+(() => {
+  const data = JSON.parse(document.getElementById("timeline").textContent);
+  const canvas = document.getElementById("lanes");
+  const tip = document.getElementById("tip");
+  const pen = canvas.getContext("2d");
+  const LABEL = 62, SHARE = 58, HEAD = 34, GAP = 4, AXIS = 30;
+  const ranks = data.timelines[0].ranks.length;
+  const LANE = Math.max(12, Math.min(26, Math.floor(560 / ranks)));
+  const panelHeight = HEAD + ranks * (LANE + GAP);
+  const height = data.timelines.length * panelHeight + AXIS;
+  const span = Math.max(...data.timelines.map((timeline) => timeline.span_s));
+  const view = { from: 0, to: span };
+  let width = 0, colours = {}, hatch = null, chosen = null, pointer = null;
+
+  const lanes = data.timelines.flatMap((timeline, panel) => timeline.ranks.map((rank, number) => ({
+    panel, number, rank, timeline, top: panel * panelHeight + HEAD + number * (LANE + GAP),
+    busy: rank.actions.reduce((sum, token, i) => sum + (/[FB]/.test(token) ? rank.ends[i] - rank.starts[i] : 0), 0),
+  })));
+  const plotted = () => width - LABEL - SHARE;
+  const xOf = (seconds) => LABEL + (seconds - view.from) / (view.to - view.from) * plotted();
+  const timeOf = (x) => view.from + (x - LABEL) / plotted() * (view.to - view.from);
+
+  function time(seconds, digits = 3) {
+    const size = Math.abs(seconds);
+    const [factor, unit] = size >= 1 ? [1, "s"] : size >= 1e-3 ? [1e3, "ms"] : [1e6, "µs"];
+    return size ? `${Number((seconds * factor).toPrecision(digits))} ${unit}` : "0 s";
+  }
+  const percent = (share) => `${(share * 100).toFixed(1)}%`;
+
+  function readColours() {
+    const style = getComputedStyle(document.documentElement);
+    for (const name of ["ink", "quiet", "lane", "edge", "forward", "on-forward", "backward", "on-backward",
+      "optimizer", "hatch", "mark"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = 8;
+    const stroke = tile.getContext("2d");
+    stroke.fillStyle = colours.optimizer;
+    stroke.fillRect(0, 0, 8, 8);
+    stroke.strokeStyle = colours.hatch;
+    stroke.lineWidth = 2.6;
+    for (const shift of [-8, 0, 8]) { stroke.beginPath(); stroke.moveTo(shift, 8); stroke.lineTo(shift + 8, 0); stroke.stroke(); }
+    hatch = pen.createPattern(tile, "repeat");
+  }
+
+  function fit() {
+    const ratio = window.devicePixelRatio || 1;
+    width = Math.max(canvas.parentElement.clientWidth, 280);
+    canvas.width = Math.round(width * ratio);
+    canvas.height = Math.round(height * ratio);
+    canvas.style.height = `${height}px`;
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    draw();
+  }
+
+  function draw() {
+    pen.clearRect(0, 0, width, height);
+    pen.textBaseline = "middle";
+    data.timelines.forEach((timeline, panel) => {
+      const y = panel * panelHeight + HEAD - 14;
+      const title = timeline.origin[0].toUpperCase() + timeline.origin.slice(1);
+      word(title, 0, y, "ink", "left", "600 13px");
+      const at = pen.measureText(title).width + 8;
+      word(`step ${time(timeline.step_s)}`, at, y, "quiet", "left");
+      word("busy", width, y, "quiet", "right");
+    });
+    lanes.forEach(drawLane);
+    drawAxis();
+    if (pointer && pointer.x > LABEL && pointer.x < width - SHARE) {
+      pen.fillStyle = colours.mark;
+      pen.fillRect(pointer.x, HEAD, 1, height - AXIS - HEAD);
+    }
+  }
+
+  function word(text, x, y, colour, align, font = "12px") {
+    pen.font = `${font} system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif`;
+    pen.fillStyle = colours[colour];
+    pen.textAlign = align;
+    pen.fillText(text, x, y);
+  }
+
+  function drawLane(lane) {
+    const { rank, top } = lane, middle = top + LANE / 2 + 0.5;
+    const strong = chosen && chosen.lane === lane;
+    word(`rank ${lane.number}`, 0, middle, "ink", "left", strong ? "700 12px" : "12px");
+    word(percent(lane.busy / (rank.end_s - rank.begin_s)), width, middle, "ink", "right");
+    pen.save();
+    pen.beginPath();
+    pen.rect(LABEL, 0, plotted(), height);
+    pen.clip();
+    pen.fillStyle = colours.lane;
+    pen.fillRect(xOf(rank.begin_s), top, xOf(rank.end_s) - xOf(rank.begin_s), LANE);
+    for (let i = 0; i < rank.actions.length; i++) {
+      if (rank.ends[i] < view.from || rank.starts[i] > view.to) continue;
+      const x = xOf(rank.starts[i]), wide = xOf(rank.ends[i]) - x;
+      const shown = wide > 3 ? wide - 0.8 : Math.max(wide, 0.4);
+      const [, kind, microbatch] = /^\d*([A-Z])[A-Z]*(\d*)$/.exec(rank.actions[i]);
+      const look = { F: "forward", B: "backward" }[kind];
+      pen.fillStyle = look ? colours[look] : hatch;
+      pen.fillRect(x, top, shown, LANE);
+      if (look && shown > 6.4 * microbatch.length + 3) word(microbatch, x + shown / 2, middle, `on-${look}`, "center", "11px");
+      if (strong && chosen.box === i) {
+        pen.strokeStyle = colours.mark;
+        pen.lineWidth = 2.5;
+        pen.strokeRect(x - 1, top - 1, Math.max(shown, 1) + 2, LANE + 2);
+      }
+    }
+    pen.restore();
+  }
+
+  function drawAxis() {
+    const y = height - AXIS + 2, wanted = (view.to - view.from) / Math.max(plotted() / 110, 1);
+    const power = 10 ** Math.floor(Math.log10(wanted));
+    const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= wanted);
+    pen.fillStyle = colours.edge;
+    pen.fillRect(LABEL, y, plotted(), 1);
+    for (let tick = Math.ceil(view.from / step - 1e-9); tick * step <= view.to * (1 + 1e-9); tick++) {
+      const x = xOf(tick * step);
+      pen.fillStyle = colours.edge;
+      pen.fillRect(x, y, 1, 5);
+      word(time(tick * step, 6), x, y + 16, "quiet", "center");
+    }
+  }
+
+  // What is at a point: a box, or the idle span before one.
+  function find(x, y) {
+    const lane = lanes.find((one) => y >= one.top && y < one.top + LANE);
+    const at = timeOf(x);
+    if (!lane || x < LABEL || x > width - SHARE || at < lane.rank.begin_s || at > lane.rank.end_s) return null;
+    const box = lane.rank.ends.findIndex((end) => end >= at);
+    if (box < 0) return null;
+    return { lane, box, idle: lane.rank.starts[box] > at };
+  }
+
+  function describe({ lane, box, idle }) {
+    const { rank, timeline, number } = lane, token = rank.actions[box];
+    const [, stage, kind, microbatch] = /^(\d*)([A-Z]+)(\d*)$/.exec(token);
+    const names = { F: "forward", B: "backward", NORM: "norm of the gradients", STEP: "update" };
+    const start = rank.starts[box], length = rank.ends[box] - start;
+    const lines = [];
+    if (idle) lines.push(`idle before ${token} · rank ${number}, ${timeline.origin}`);
+    else {
+      lines.push(`${token} · rank ${number}, ${timeline.origin}`);
+      lines.push(names[kind] + (stage ? ` of microbatch ${microbatch} on stage ${stage}` : ""));
+      lines.push(`starts at ${time(start, 4)}, takes ${time(length)}`);
+      const other = lanes.find((one) => one.number === number && one.panel !== lane.panel);
+      if (other) {
+        const theirs = other.rank.ends[box] - other.rank.starts[box];
+        lines.push(`${other.timeline.origin} ${time(theirs)}`);
+      }
+    }
+    const waited = rank.waits[box];
+    if (waited) {
+      const peer = waited[data.causes.length];
+      const parts = data.causes.map((cause, i) => waited[i] > 0 && (cause === "waiting" ? `${time(waited[i])} waiting for rank ${peer}` : `${time(waited[i])} ${cause}`)).filter(Boolean);
+      lines.push((idle ? "" : "before it: ") + parts.join(", "));
+    }
+    return lines.join("\n");
+  }
+
+  function show(found, x, y) {
+    chosen = found;
+    tip.hidden = !found;
+    if (found) {
+      tip.textContent = describe(found);
+      tip.style.left = `${Math.max(0, Math.min(x + 14, width - tip.offsetWidth - 4))}px`;
+      const below = y + 18 + tip.offsetHeight <= height;
+      tip.style.top = `${below ? y + 18 : y - 14 - tip.offsetHeight}px`;
+    }
+    draw();
+  }
+
+  function look(from, to) {
+    const length = Math.min(Math.max(to - from, span * 1e-4), span);
+    view.from = Math.max(0, Math.min(from, span - length));
+    view.to = view.from + length;
+    if (chosen && !pointer) show(chosen, xOf(chosen.lane.rank.starts[chosen.box]), chosen.lane.top + LANE / 2);
+    else draw();
+  }
+  const zoom = (factor, at = (view.from + view.to) / 2) => look(at - (at - view.from) * factor, at + (view.to - at) * factor);
+  const pan = (share) => look(view.from + share * (view.to - view.from), view.to + share * (view.to - view.from));
+  const acts = { in: () => zoom(0.6), out: () => zoom(1 / 0.6), left: () => pan(-0.25), right: () => pan(0.25), all: () => look(0, span) };
+
+  function walk(lanesOn, boxesOn) {
+    const old = chosen || { lane: lanes[0], box: 0 };
+    const start = old.lane.rank.starts[old.box];
+    const lane = lanes[(lanes.indexOf(old.lane) + lanesOn + lanes.length) % lanes.length];
+    let box = old.box + boxesOn;
+    if (lanesOn) box = lane.rank.ends.findIndex((end) => end > start);
+    box = Math.max(0, Math.min(lane.rank.actions.length - 1, box < 0 ? lane.rank.actions.length - 1 : box));
+    const from = lane.rank.starts[box], to = lane.rank.ends[box], length = view.to - view.from;
+    if (from < view.from || to > view.to) look((from + to - length) / 2, (from + to + length) / 2);
+    show({ lane, box, idle: false }, xOf(from), lane.top + LANE / 2);
+  }
+
+  canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const keys = { "+": acts.in, "=": acts.in, "-": acts.out, ArrowLeft: acts.left, ArrowRight: acts.right, 0: acts.all,
+      Home: () => pan(-1e9), End: () => pan(1e9), ArrowUp: () => walk(-1, 0), ArrowDown: () => walk(1, 0),
+      ",": () => walk(0, -1), ".": () => walk(0, 1), Escape: () => show(null) };
+    if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
+  });
+  canvas.addEventListener("wheel", (event) => {
+    const outermost = view.to - view.from >= span * 0.9999;
+    if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
+      if (outermost) return;
+      event.preventDefault();
+      pan(event.deltaX / plotted());
+    } else if (event.deltaY < 0 || !outermost) { // at the whole step, scrolling on belongs to the page
+      event.preventDefault();
+      zoom(Math.exp(Math.max(-60, Math.min(60, event.deltaY)) * 0.004), timeOf(event.clientX - canvas.getBoundingClientRect().left));
+    }
+  }, { passive: false });
+
+  let held = null;
+  canvas.addEventListener("pointerdown", (event) => {
+    held = { x: event.clientX, from: view.from, to: view.to };
+    canvas.setPointerCapture(event.pointerId);
+    canvas.classList.add("held");
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const place = canvas.getBoundingClientRect();
+    pointer = { x: event.clientX - place.left, y: event.clientY - place.top };
+    if (held && Math.abs(event.clientX - held.x) > 2) {
+      const moved = (event.clientX - held.x) / plotted() * (held.to - held.from);
+      look(held.from - moved, held.to - moved);
+    }
+    show(find(pointer.x, pointer.y), pointer.x, pointer.y);
+  });
+  for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => { held = null; canvas.classList.remove("held"); });
+  canvas.addEventListener("pointerleave", () => { pointer = null; show(null); });
+  for (const button of document.querySelectorAll("[data-do]")) button.addEventListener("click", () => acts[button.dataset.do]());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); draw(); });
+  readColours();
+  new ResizeObserver(fit).observe(canvas.parentElement);
+  fit();
+})();

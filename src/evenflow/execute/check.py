@@ -1,0 +1,106 @@
+"""Proves on this machine that a split model equals the whole one, on a small copy of its architecture.
+
+Splitting a Hugging Face model relies on how its code is written: a model that works on its embeddings between
+the embedding and the first block would do so once on every stage. So nobody is asked to believe: the whole
+small model and its stages run on the same microbatches, and loss and every gradient must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from evenflow.errors import InputError
+from evenflow.execute.runner import StageRunner
+from evenflow.execute.shrink import shrink
+from evenflow.models import build_stage, draw_weights
+
+TOLERANCE = 1e-6
+_MICROBATCHES = 2
+_SHAPE = (2, 16)
+_SEED = 11
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What was checked.
+
+    Attributes:
+        cuts: the splits that were tried, as the first layer of each stage.
+        worst_error: the largest relative error of the loss or of any gradient.
+        worst_tensor: where it was.
+    """
+
+    cuts: tuple[tuple[int, ...], ...]
+    worst_error: float
+    worst_tensor: str
+
+
+def check_split(config: PretrainedConfig) -> CheckResult:
+    """Compare the whole model with its split into 2 and 3 stages, at several cuts.
+
+    Raises:
+        InputError: they differ (where, by how much), or the architecture cannot be tried.
+    """
+    small, whole = _whole(config)
+    layers = small.num_hidden_layers + 2
+    cuts = tuple(dict.fromkeys([(0, 1), (0, layers // 2), (0, layers - 1), (0, 2, layers - 1)]))
+    worst, where = 0.0, "loss"
+    for cut in cuts:
+        split = _run(small, cut, layers)
+        for name, expected in whole.items():
+            error = _relative_error(split[name], expected)
+            if error > worst:
+                worst, where = error, name
+            if error > TOLERANCE or error != error:
+                raise InputError(
+                    f"{config.model_type} does not split: cut before layer {cut[-1]}, {name} differs from the whole "
+                    f"model's by {error:.1e} (relative; {TOLERANCE:.0e} is allowed), so its code does something "
+                    "between its layers that would happen once on every stage; --processes 1 trains it whole"
+                )
+    return CheckResult(cuts, worst, where)
+
+
+def _whole(config: PretrainedConfig) -> tuple[PretrainedConfig, dict[str, Tensor]]:
+    """The small copy and its results; where narrowing does not make a model, its own widths are kept."""
+    for widths in (True, False):
+        try:
+            small = shrink(config, widths)
+            return small, _run(small, (0,), small.num_hidden_layers + 2)
+        except Exception as error:  # an architecture may refuse sizes in any way; the last word is passed on
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise InputError(f"{config.model_type} cannot be tried on a small copy: {reason}; --no-check goes on without")
+
+
+def _run(config: PretrainedConfig, cut: Sequence[int], layers: int) -> dict[str, Tensor]:
+    """Loss and gradients after two microbatches; `cut` is the first layer of each stage."""
+    ends = [*cut[1:], layers]
+    runners: list[StageRunner] = []
+    for first, end in zip(cut, ends, strict=True):
+        stage = build_stage(config, range(first, end))
+        draw_weights(stage, _SEED)
+        runners.append(StageRunner(stage, _MICROBATCHES))
+    generator = torch.Generator().manual_seed(_SEED)
+    for microbatch in range(_MICROBATCHES):
+        ids = torch.randint(1, config.vocab_size, _SHAPE, generator=generator)
+        hidden = ids
+        for runner in runners:
+            hidden = runner.forward(microbatch, hidden, ids if runner.stage.is_last else None)
+        gradient: Tensor | None = None
+        for runner in reversed(runners):
+            gradient = runner.backward(microbatch, gradient)
+    results = {"loss": torch.tensor(runners[-1].mean_loss())}
+    for runner in runners:
+        for name, parameter in runner.stage.named_model_parameters().items():
+            results[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return results
+
+
+def _relative_error(value: Tensor, expected: Tensor) -> float:
+    scale = float(torch.linalg.vector_norm(expected))
+    difference = float(torch.linalg.vector_norm(value - expected))
+    return difference / scale if scale else difference

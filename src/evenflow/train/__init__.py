@@ -1,0 +1,8 @@
+"""The loop round the executor: text, batches, learning rate, metrics, and the model that comes out."""
+
+from evenflow.train.job import Job
+from evenflow.train.planning import follow_plan, make_batch, plan_model
+from evenflow.train.progress import Progress, Silent
+from evenflow.train.run import RunResult, train
+
+__all__ = ["Job", "Progress", "RunResult", "Silent", "follow_plan", "make_batch", "plan_model", "train"]

@@ -1,0 +1,73 @@
+"""A training job: what to train, on what, for how long; checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from evenflow.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        model: a Hugging Face directory, a config.json or a hub id.
+        data: a text file, or a folder of them.
+        out: the run's folder; it must not exist yet or be empty.
+        steps: optimizer updates.
+        global_batch_size: sequences of a step.
+        micro_batch_size: sequences of a microbatch; by default as many as leave every rank four microbatches.
+        seq_length: tokens of a sequence.
+        processes: pipeline ranks; by default as many as `--cluster local` has.
+        threads: compute threads of each process; by default an equal slice of the cores.
+        plan: a plan.json to follow; by default one is made from a profile.
+        schedule: the schedule's name.
+        learning_rate: at its peak.
+        seed: of weights (where they are drawn) and of the order of samples.
+        memory_limit: bytes that a rank may use, by plan.
+        from_scratch: draw weights even where some lie beside the config.
+        check: prove first that the split model equals the whole one.
+        measure_again: time layers even where a profile is cached.
+    """
+
+    model: str
+    data: Path
+    out: Path
+    steps: int = 100
+    global_batch_size: int = 16
+    micro_batch_size: int | None = None
+    seq_length: int = 256
+    processes: int | None = None
+    threads: int | None = None
+    plan: Path | None = None
+    schedule: str | None = None
+    learning_rate: float = 3e-4
+    seed: int = 0
+    memory_limit: int | None = None
+    from_scratch: bool = False
+    check: bool = True
+    measure_again: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"--steps {self.steps} trains nothing; 1 would be the least")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"--lr {self.learning_rate} is no learning rate; one above 0, such as 3e-4, would do")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed} is below 0; any whole number from 0 on would do")
+
+
+def check_run_folder(out: Path, data: Path) -> None:
+    """Refuse a run folder that holds something, or that would become its own training text.
+
+    Raises:
+        InputError: which of the two.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; a folder that does not exist yet would do")
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"--out {out} is not empty; a new folder would do")
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"--out {out} lies inside --data {data}, so the run would train on its own files")

@@ -1,0 +1,69 @@
+"""From a model's name to a plan: what `plan`, `profile` and `train` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evenflow.cost import Costs, Profile, analytic_costs
+from evenflow.errors import InputError
+from evenflow.files import load_plan
+from evenflow.models import ModelSource, describe_model
+from evenflow.plan import Plan
+from evenflow.search import make_plan
+from evenflow.spec import Batch, Cluster, Model
+from evenflow.spec.batch import default_micro_batch_size
+
+DEFAULT_SCHEDULE = "1f1b"
+
+
+def make_batch(
+    global_batch_size: int, micro_batch_size: int | None, seq_length: int, pipeline_ranks: int
+) -> Batch:
+    """The batch, its microbatch chosen where it is not given."""
+    if global_batch_size < 1:
+        raise InputError(f"--global-batch-size {global_batch_size} trains nothing; 1 would be the least")
+    return Batch(
+        global_batch_size,
+        micro_batch_size or default_micro_batch_size(global_batch_size, pipeline_ranks),
+        seq_length,
+    )
+
+
+def plan_model(
+    source: ModelSource,
+    cluster: Cluster,
+    batch: Batch,
+    schedule: str | None = None,
+    memory_limit: int | None = None,
+    profile: Profile | None = None,
+) -> tuple[Model, Plan, Costs]:
+    """Describe the model and plan it: from a profile where there is one, else from FLOPs.
+
+    Raises:
+        InputError: the profile is for something else.
+        ImpossibleError: nothing fits.
+    """
+    model = describe_model(source, batch.micro_batch_size, batch.seq_length)
+    if profile is not None:
+        profile.check_fits(model, cluster)
+    costs = profile.costs() if profile is not None else analytic_costs(model, cluster)
+    return model, make_plan(model, cluster, batch, costs, schedule or DEFAULT_SCHEDULE, memory_limit), costs
+
+
+def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
+    """Read a plan to run and describe the model that it must be for.
+
+    Raises:
+        InputError: the plan is for another model or shape, or for axes that are not run here.
+    """
+    plan = load_plan(path)
+    model = describe_model(source, plan.micro_batch_size, plan.seq_length)
+    if model.fingerprint != plan.fingerprint:
+        raise InputError(
+            f"{path} is a plan for {plan.model} ({len(plan.layer_names)} layers, fingerprint {plan.fingerprint}), "
+            f"not for {model.name} ({len(model.layers)} layers, {model.fingerprint}); `evenflow plan` makes one"
+        )
+    axes = plan.axes
+    if (axes.tp, axes.dp, axes.cp, axes.ep) != (1, 1, 1, 1):
+        raise InputError(f"{path} uses more than the pp axis, which train does not run yet; a plan with pp alone would")
+    return model, plan

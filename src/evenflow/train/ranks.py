@@ -1,0 +1,116 @@
+"""What each forked rank does to train: build its stage, run the program step after step, write its shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenflow.errors import FaultError
+from evenflow.execute import Executor, MemoryMeter, Optimizer, OptimizerSettings, connect
+from evenflow.files import load_plan
+from evenflow.launch import Channel
+from evenflow.models import Stage, build_stage, draw_weights, find_model, read_weights, write_weights
+from evenflow.plan import Plan
+from evenflow.program import verify
+from evenflow.search import plan_program
+from evenflow.train.lr_schedule import learning_rate
+from evenflow.train.sampler import microbatch, sample_ids
+from evenflow.train.store import TokenStore
+from evenflow.units import format_bytes
+
+# A peer is taken for lost after this many predicted steps, and never before a slow start could end.
+_LOST_AFTER_STEPS = 20
+_LOST_AFTER_S = 120.0
+
+
+def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
+    """Train one rank of `payload["plan"]` and send each step's figures."""
+    plan = load_plan(Path(payload["plan"]))
+    torch.set_num_threads(plan.threads)
+    meter = MemoryMeter()
+    try:
+        _train(rank, channel, payload, plan, meter)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise FaultError(
+            f"out of memory: {_first_line(error)}; it held {format_bytes(meter.peak_bytes())}, the plan expects "
+            f"{format_bytes(plan.ranks[rank].peak_bytes)}. More processes or a smaller microbatch need less"
+        ) from error
+
+
+def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, meter: MemoryMeter) -> None:
+    channel.send({"kind": "doing", "what": "building its stage"})
+    stage = _build(rank, payload, plan)
+    program = plan_program(plan)
+    verify(program)
+    timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
+    channel.send({"kind": "doing", "what": "meeting the other ranks"})
+    transport = connect(rank, len(plan.ranks), Path(payload["rendezvous"]), timeout_s)
+    optimizer = Optimizer(stage.named_model_parameters(), stage.anatomy.parameters, OptimizerSettings())
+    hidden: int = payload["hidden_size"]
+    executor = Executor(
+        program, rank, {rank: stage}, transport, optimizer, (plan.micro_batch_size, plan.seq_length, hidden)
+    )
+    store = TokenStore.open(Path(payload["tokens"]))
+    steps: int = payload["steps"]
+    for step in range(1, steps + 1):
+        channel.send({"kind": "doing", "what": f"in step {step}"})
+        rate = learning_rate(step, steps, payload["learning_rate"])
+        want_stop = any(message["kind"] == "stop" for message in channel.waiting())
+        result = executor.run_step(_Batch(store, plan, payload["seed"], step), rate, want_stop)
+        channel.send(
+            {
+                "kind": "step",
+                "step": step,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "lr": rate,
+                "begin": result.begin_s,
+                "spans": [moment for span in result.spans for moment in span],
+                "peak": meter.peak_bytes(),
+            }
+        )
+        if result.stop:
+            break
+    channel.send({"kind": "doing", "what": "writing its weights"})
+    sizes = write_weights(stage, Path(payload["model_out"]), rank, len(plan.ranks))
+    channel.send({"kind": "shard", "sizes": sizes})
+    transport.close()
+
+
+def _build(rank: int, payload: dict[str, Any], plan: Plan) -> Stage:
+    source = find_model(payload["config"])
+    stage = build_stage(source.config, plan.stages[rank].layers)
+    draw_weights(stage, payload["seed"])
+    if payload["weights"]:
+        read_weights(stage, [Path(file) for file in payload["weights"]])
+    return stage.train()
+
+
+class _Batch:
+    """One step's microbatches: a function of (seed, step) alone, whatever the layout; each is read once."""
+
+    def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int) -> None:
+        self.store = store
+        self.plan = plan
+        self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
+        self.read: dict[int, Tensor] = {}
+
+    def __call__(self, index: int) -> Tensor:
+        """The token ids [batch, seq] of a microbatch."""
+        if index not in self.read:
+            rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
+            self.read[index] = torch.from_numpy(rows)
+        return self.read[index]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

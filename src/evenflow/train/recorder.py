@@ -1,0 +1,103 @@
+"""Gathers what the ranks report of each step into metrics and one measured timeline to hold against the plan."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from evenflow.files import StepMetrics, append_metrics
+from evenflow.plan import Plan
+from evenflow.program import Program
+from evenflow.timeline import Event, RankTimeline, Timeline
+
+# The first steps allocate and fault pages in; of the others the newest are kept to choose a typical one.
+_WARM_UP_STEPS = 2
+_KEPT_STEPS = 50
+
+
+@dataclass
+class Recorder:
+    """Collects ranks' reports.
+
+    Attributes:
+        plan: the plan that runs.
+        program: its program.
+        metrics_path: where a line for each step is appended.
+        metrics: all steps so far.
+    """
+
+    plan: Plan
+    program: Program
+    metrics_path: Path
+    metrics: list[StepMetrics] = field(default_factory=list)
+    _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    _kept: deque[tuple[int, Timeline]] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
+
+    def take(self, rank: int, report: dict[str, Any]) -> StepMetrics | None:
+        """Take one rank's report of one step; the step's metrics once all ranks have reported it."""
+        step: int = report["step"]
+        reports = self._reports.setdefault(step, {})
+        reports[rank] = report
+        if len(reports) < len(self.plan.ranks):
+            return None
+        del self._reports[step]
+        timeline = self._timeline(reports)
+        if step > _WARM_UP_STEPS or not self._kept:
+            if self._kept and self._kept[0][0] <= _WARM_UP_STEPS:
+                self._kept.clear()
+            self._kept.append((step, timeline))
+        tokens = self.plan.global_batch_size * self.plan.seq_length
+        metrics = StepMetrics(
+            step=step,
+            loss=report["loss"],
+            grad_norm=report["grad_norm"],
+            lr=report["lr"],
+            tokens=tokens * step,
+            tokens_per_s=tokens / timeline.step_s,
+            step_s=timeline.step_s,
+            idle_fraction=timeline.idle_fraction,
+            imbalance=timeline.imbalance,
+            peak_bytes=tuple(own.peak_bytes for own in timeline.ranks),
+        )
+        append_metrics(self.metrics_path, metrics)
+        self.metrics.append(metrics)
+        return metrics
+
+    def typical(self) -> tuple[int, Timeline] | None:
+        """The kept step whose length is the median, with its number."""
+        if not self._kept:
+            return None
+        return sorted(self._kept, key=lambda kept: kept[1].step_s)[(len(self._kept) - 1) // 2]
+
+    def _timeline(self, reports: dict[int, dict[str, Any]]) -> Timeline:
+        """All ranks share one clock (one machine); the earliest begin is taken as zero."""
+        zero = min(report["begin"] for report in reports.values())
+        return Timeline(
+            "measured",
+            self.program,
+            tuple(self._rank(self.program, rank, reports[rank], zero) for rank in sorted(reports)),
+        )
+
+    @staticmethod
+    def _rank(program: Program, rank: int, report: dict[str, Any], zero: float) -> RankTimeline:
+        moments = [moment - zero for moment in report["spans"]]
+        events = tuple(
+            Event(action, start, end)
+            for action, start, end in zip(program.ranks[rank], moments[::2], moments[1::2], strict=True)
+        )
+        return RankTimeline(report["begin"] - zero, moments[-1], events, report["peak"])
+
+
+def summary(metrics: list[StepMetrics]) -> StepMetrics:
+    """The run's typical step: medians over all steps after the warm-up, of the last step's loss."""
+    settled = metrics[_WARM_UP_STEPS:] or metrics
+    return replace(
+        metrics[-1],
+        step_s=median(own.step_s for own in settled),
+        tokens_per_s=median(own.tokens_per_s for own in settled),
+        idle_fraction=median(own.idle_fraction for own in settled),
+        imbalance=median(own.imbalance for own in settled),
+    )

@@ -1,0 +1,160 @@
+"""Why: the planner compares stages by these figures alone, so sums, peaks and refusals are done by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from evenflow.cost import (
+    LinkCost,
+    MemoryModel,
+    Profile,
+    RankCost,
+    StageCost,
+    analytic_costs,
+    rank_costs,
+    stage_costs,
+)
+from evenflow.errors import InputError
+from evenflow.program import build_program, peak_bytes, rank_memory
+from evenflow.spec import parse_cluster, this_machine
+from evenflow.spec.cluster import local_cluster
+from tests.property.cases import cluster_of, costs_of, model_of
+
+COSTS = costs_of(
+    [1.0, 2.0, 3.0], [4.0, 5.0, 6.0], norm=[0.1, 0.2, 0.3], optimizer=[1.0, 2.0, 4.0], stage_s=(0.5, 0.25)
+)
+
+
+def test_a_stage_costs_its_layers_and_itself():
+    assert stage_costs(COSTS, [(0,), (1, 2)]) == (StageCost(1.5, 4.25), StageCost(5.5, 11.25))
+
+
+def test_a_rank_updates_the_layers_of_all_its_stages():
+    assert rank_costs(COSTS, [(0,), (1,), (2,)], [0, 1, 0]) == (
+        RankCost(pytest.approx(0.4), 5.0),
+        RankCost(0.2, 2.0),
+    )
+    with pytest.raises(ValueError, match="zip"):
+        rank_costs(COSTS, [(0,), (1, 2)], [0, 1, 2])
+
+
+def test_a_transfer_takes_latency_and_bytes():
+    assert LinkCost(0.5, 100.0).seconds(50) == 1.0
+    assert LinkCost(0.5, 100.0).seconds(0) == 0.5
+
+
+def test_analytic_costs_are_flops_over_what_a_device_reaches():
+    costs = analytic_costs(model_of(3, parameter_bytes=[0, 400, 800]), cluster_of(4))
+    assert [own.forward_s for own in costs.layers] == pytest.approx([1000 / 0.5e9] * 3)
+    assert [own.backward_s for own in costs.layers] == pytest.approx([2000 / 0.5e9] * 3)
+    assert costs.layers[2].optimizer_s == pytest.approx(2 * costs.layers[1].optimizer_s)
+    assert costs.layers[0].norm_s == 0
+    assert costs.reduce_s == pytest.approx(6e-6)
+    assert analytic_costs(model_of(3), cluster_of(1)).reduce_s == 0
+    assert set(costs.origin) == {"layers", "link", "optimizer", "memory"}
+    assert "measured" not in costs.origin.values()
+
+
+MODEL = model_of(
+    4,
+    parameter_bytes=[40, 20, 24, 80],
+    saved_bytes=[8, 30, 34, 50],
+    passing_bytes=[9, 40, 5, 60],
+    output_bytes=10,
+)
+
+
+def test_memory_of_a_stage_by_hand():
+    """Forward: 9, 8+40, 38+5. Backward frees as it goes: 5, then 40-34, then 9-64."""
+    first = MemoryModel(MODEL).stage([0, 1, 2])
+    assert (first.parameter_bytes, first.state_bytes) == (84, 336)
+    assert (first.input_bytes, first.output_bytes, first.saved_bytes) == (0, 10, 72)
+    assert (first.forward_peak_bytes, first.backward_peak_bytes) == (48, 6)
+    last = MemoryModel(MODEL).stage([3])
+    assert (last.input_bytes, last.output_bytes, last.saved_bytes) == (10, 0, 40)
+    assert (last.forward_peak_bytes, last.backward_peak_bytes) == (60, 60)
+
+
+def test_a_forward_peak_counts_the_received_input_once():
+    """RECV_F holds the stage's input (10 bytes); what layer 1 saved holds it too, and it is the same tensor.
+
+    When layer 2 computes, layer 1 has saved 30 bytes, of which 10 were there before the forward began.
+    """
+    middle = MemoryModel(
+        model_of(4, saved_bytes=[0, 30, 30, 0], passing_bytes=[0, 30, 30, 0], output_bytes=10)
+    )
+    assert middle.stage([1, 2]).saved_bytes == 50
+    assert middle.stage([1, 2]).forward_peak_bytes == 20 + 30
+
+
+def test_a_stage_without_layers_holds_nothing():
+    assert set(vars_of(MemoryModel(MODEL).stage([]))) == {0}
+
+
+def vars_of(value):
+    return [getattr(value, name) for name in value.__slots__]
+
+
+def test_the_account_of_a_rank_by_hand():
+    """Rank 1 of 2: its state is 320 bytes; input 10, saved 40, peaks of 60, gradient of its input 10."""
+    program = build_program("1f1b", 2, 1)
+    memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
+    # RECV_F0, F0, B0, SEND_B0, RELEASE_B0, NORM, STEP
+    held = rank_memory(program, memory, 1)
+    assert [own.after_bytes - 320 for own in held] == [10, 50, 10, 10, 0, 0, 0]
+    assert [own.peak_bytes - 320 for own in held] == [10, 70, 110, 10, 10, 0, 0]
+    assert peak_bytes(program, memory, 1) == 430
+
+
+def _profile(model, cluster):
+    return Profile(
+        machine=this_machine(),
+        torch_version="2.13.0",
+        model=model.name,
+        fingerprint=model.fingerprint,
+        micro_batch_size=model.micro_batch_size,
+        seq_length=model.seq_length,
+        processes=cluster.devices,
+        threads=cluster.threads,
+        layers=COSTS.layers,
+        stage_forward_s=0.5,
+        stage_backward_s=0.25,
+        link=COSTS.link,
+        reduce_s=0.125,
+        peak_flops=1e9,
+    )
+
+
+def test_a_profile_is_costs_that_say_they_were_measured():
+    model = model_of(3)
+    costs = _profile(model, local_cluster(2)).costs()
+    assert costs.layers == COSTS.layers
+    assert (costs.stage_forward_s, costs.stage_backward_s, costs.reduce_s, costs.peak_flops) == (
+        0.5,
+        0.25,
+        0.125,
+        1e9,
+    )
+    assert {costs.origin[group] for group in ("layers", "link", "optimizer")} == {"measured"}
+
+
+def test_a_profile_is_used_only_for_what_was_measured():
+    model, cluster = model_of(3), local_cluster(2)
+    profile = _profile(model, cluster)
+    profile.check_fits(model, cluster)
+    profile.check_fits(replace(model, name="another name"), cluster)
+    another_machine = replace(profile, machine=replace(profile.machine, cores=profile.machine.cores + 1))
+    for own, other_model, other_cluster, what in [
+        (profile, replace(model, seq_length=32), cluster, "microbatch: it has 1 x 16, this plan 1 x 32"),
+        (profile, replace(model, vocab_size=7), cluster, "model"),
+        (profile, model, local_cluster(3), "number of processes: it has 2, this plan 3"),
+        (profile, model, local_cluster(2, cluster.threads + 1), "number of threads"),
+        (another_machine, model, cluster, "machine"),
+    ]:
+        with pytest.raises(InputError, match=f"the profile is for another {what}"):
+            own.check_fits(other_model, other_cluster)
+    # For a cluster elsewhere no machine is compared.
+    one = parse_cluster("A100-80GB")
+    replace(another_machine, processes=1, threads=1).check_fits(model, one)
