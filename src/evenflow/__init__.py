@@ -1,1 +1,192 @@
+"""Model parallelism that works: even pipeline splits of Hugging Face models, planned, predicted and trained.
+
+The Python API. Each function imports what it needs when it is called, so that planning stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from evenflow.cost import Costs, Profile
+from evenflow.errors import (
+    EvenflowError,
+    FaultError,
+    ImpossibleError,
+    InputError,
+    PeerLostError,
+    ProgramError,
+    StoppedError,
+)
+from evenflow.plan import Plan
+from evenflow.program import Program
+from evenflow.spec import Batch, Cluster, Device, Layer, Machine, Model, Operator, parse_cluster
+from evenflow.timeline import Comparison, Event, Timeline, compare
+
+if TYPE_CHECKING:
+    from evenflow.execute import CheckResult
+    from evenflow.train import Job, Progress, RunResult
+
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Batch",
+    "Cluster",
+    "Comparison",
+    "Costs",
+    "Device",
+    "Event",
+    "EvenflowError",
+    "FaultError",
+    "ImpossibleError",
+    "InputError",
+    "Layer",
+    "Machine",
+    "Model",
+    "Operator",
+    "PeerLostError",
+    "Plan",
+    "Profile",
+    "Program",
+    "ProgramError",
+    "StoppedError",
+    "Timeline",
+    "__version__",
+    "check",
+    "compare",
+    "describe",
+    "parse_cluster",
+    "plan",
+    "profile",
+    "simulate",
+    "train",
+]
+
+
+def describe(model: str | Path, micro_batch_size: int = 1, seq_length: int = 256) -> Model:
+    """Trace a model's layers: parameters, exact FLOPs and bytes of one microbatch, without allocating anything.
+
+    Args:
+        model: a Hugging Face directory, a config.json, or a hub id.
+        micro_batch_size: sequences of a microbatch.
+        seq_length: tokens of a sequence.
+
+    Raises:
+        InputError: there is no such model, or it cannot be cut into layers.
+    """
+    from evenflow.models import describe_model, find_model
+
+    return describe_model(find_model(str(model)), micro_batch_size, seq_length)
+
+
+def profile(
+    model: str | Path,
+    processes: int | None = None,
+    micro_batch_size: int = 1,
+    seq_length: int = 256,
+    threads: int | None = None,
+) -> Profile:
+    """Time a model's layers on this machine, with `processes` processes busy at once.
+
+    Args:
+        model: a Hugging Face directory, a config.json, or a hub id.
+        processes: by default min(cores, 8).
+        micro_batch_size: sequences of a microbatch.
+        seq_length: tokens of a sequence.
+        threads: compute threads of each process; by default an equal slice of the cores.
+
+    Raises:
+        InputError: there is no such model, or it cannot be cut into layers.
+    """
+    from evenflow.measure import measure_profile
+    from evenflow.models import describe_model, find_model
+    from evenflow.spec.cluster import local_cluster
+
+    source = find_model(str(model))
+    described = describe_model(source, micro_batch_size, seq_length)
+    return measure_profile(source, described, local_cluster(processes, threads))
+
+
+def plan(
+    model: str | Path,
+    cluster: str | Cluster = "local",
+    global_batch_size: int = 16,
+    seq_length: int = 256,
+    micro_batch_size: int | None = None,
+    profile: Profile | None = None,
+    schedule: str | None = None,
+    memory_limit: int | None = None,
+) -> Plan:
+    """Cut a model over a cluster's devices.
+
+    Args:
+        model: a Hugging Face directory, a config.json, or a hub id.
+        cluster: `local`, a short form such as `8xA100-80GB`, or a value.
+        global_batch_size: sequences of a step.
+        seq_length: tokens of a sequence.
+        micro_batch_size: by default as many as leave each rank four microbatches.
+        profile: measured costs; without them they come from FLOPs.
+        schedule: `1f1b` (default) or `gpipe`.
+        memory_limit: bytes that a rank may use; by default the device's memory.
+
+    Raises:
+        InputError: something in the request is wrong.
+        ImpossibleError: nothing fits; the closest is named.
+    """
+    from evenflow.models import find_model
+    from evenflow.train import make_batch, plan_model
+
+    where = parse_cluster(cluster) if isinstance(cluster, str) else cluster
+    batch = make_batch(global_batch_size, micro_batch_size, seq_length, where.devices)
+    _, found, _ = plan_model(find_model(str(model)), where, batch, schedule, memory_limit, profile)
+    return found
+
+
+def simulate(plan: Plan, schedule: str | None = None) -> Timeline:
+    """The timeline that a plan would have, under its own schedule or another.
+
+    Raises:
+        InputError: there is no such schedule.
+    """
+    from evenflow.search import plan_timeline
+
+    return plan_timeline(plan, schedule)
+
+
+def train(job: Job, progress: Progress | None = None) -> RunResult:
+    """Train a model split over processes of this machine; see `evenflow.train.Job`.
+
+    Raises:
+        InputError: something in the job is wrong.
+        ImpossibleError: nothing fits.
+        FaultError: a rank failed or died; the others were ended.
+        StoppedError: a signal stopped the run after it saved.
+    """
+    from evenflow.train import train as run
+
+    return run(job, progress)
+
+
+def check(model: str | Path) -> CheckResult:
+    """Prove on a small copy of a model's architecture that its split equals the whole.
+
+    Raises:
+        InputError: it does not, and where.
+    """
+    from evenflow.execute import check_split
+    from evenflow.models import find_model
+
+    return check_split(find_model(str(model)).config)
+
+
+class _Facade(ModuleType):
+    """Keeps the API's functions where rooms have the same names: importing `evenflow.train` would bind it here."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and callable(self.__dict__.get(name))):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Facade

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from evenflow.execute import Executor, Optimizer, OptimizerSettings, connect
+from evenflow.execute import Executor
+from evenflow.runtime import Optimizer, OptimizerSettings, connect
 from evenflow.launch import Channel
 from evenflow.models import build_stage, draw_weights
 from evenflow.program import build_program, verify

@@ -71,7 +71,7 @@ def test_is_exact_on_layers_whose_sums_differ_only_in_their_last_bits():
 
 
 def test_a_tie_that_only_floats_break_is_a_tie():
-    """Sums of tenths differ in their last bits by where they begin, and that must not decide between splits."""
+    """Sums of tenths differ in their last bits by where they begin: that must not decide between splits."""
     _assert_is_best([0.4, 0.4, 0.4, 0.1, 0.4, 0.8, 0.7, 0.6], 4)
     for seed in range(300):
         random = Random(3000 + seed)

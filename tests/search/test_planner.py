@@ -136,6 +136,15 @@ def test_memory_that_nothing_fits_names_stage_need_and_limit_and_what_would_fit(
         make_plan(model, cluster_of(2, memory_bytes=10 * 2**20), Batch(4, 1, 16), costs)
 
 
+def test_a_limit_is_met_exactly_or_not_at_all():
+    model, costs, batch = model_of(6, parameter_bytes=[2**20] * 6), costs_of([1.0] * 6), Batch(4, 1, 16)
+    peak = make_plan(model, cluster_of(1), batch, costs).ranks[0].peak_bytes
+    assert peak == 24 * 2**20
+    make_plan(model, cluster_of(1), batch, costs, memory_limit=peak)
+    with pytest.raises(ImpossibleError, match=r"stage 0 \(layers 0 to 5\)"):
+        make_plan(model, cluster_of(1), batch, costs, memory_limit=peak - 1)
+
+
 def test_the_limit_that_a_refusal_suggests_works():
     for seed in range(100):
         _, _, stages, microbatches, costs, model, schedule = _case(9000 + seed)

@@ -130,6 +130,27 @@ def test_time_between_actions_that_nobody_caused_is_overhead():
     assert timeline.idle_fraction == pytest.approx(0.3 / 3.9)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_seconds_add_up_where_posting_takes_time_too(seed):
+    """Measured ranks: every action takes a while, sends and receives too, and so does what lies between."""
+    random = Random(seed)
+    program = build_program(random.choice(list(SCHEDULES)), 3, 4)
+    ranks = []
+    for actions in program.ranks:
+        clock = begin = random.uniform(-1.0, 0.0)
+        events = []
+        for action in actions:
+            start = clock + random.choice([0.0, random.uniform(0.0, 2.0)])
+            clock = start + random.uniform(0.0, 1.0)
+            events.append(Event(action, start, clock))
+        ranks.append(RankTimeline(begin, clock, tuple(events), 0))
+    timeline = Timeline("measured", program, tuple(ranks))
+    for rank, own in enumerate(ranks):
+        found = waits(timeline, rank)
+        assert all(wait.seconds > -1e-12 for wait in found)
+        assert own.busy_s + own.optimizer_s + sum(wait.seconds for wait in found) == pytest.approx(own.wall_s)
+
+
 def test_imbalance_is_the_busiest_over_the_mean():
     timeline = _simulated("1f1b", [StageCost(1.0, 2.0), StageCost(1.0, 2.0), StageCost(2.0, 4.0)], 4)
     assert [own.busy_s for own in timeline.ranks] == pytest.approx([12, 12, 24])

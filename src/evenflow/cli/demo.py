@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Describe, profile, plan, train, compare."""
     from evenflow.cli.console import show
     from evenflow.draw import comparison_table, idle_table
-    from evenflow.train import Job, train
+    from evenflow.train import Job, saved_model_losses, train
 
     out = arguments.out or _new_folder()
     with tempfile.TemporaryDirectory(prefix="evenflow-") as folder:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     show(comparison_table(result.comparison), idle_table(result.measured))
     first, last = result.metrics[0].loss, result.metrics[-1].loss
     show(f"loss fell from {first:.2f} to {last:.2f} in {len(result.metrics)} steps ({last / first - 1:+.0%})")
-    ours, theirs = _losses(out)
+    ours, theirs = saved_model_losses(out, _SEQ_LENGTH)
     show(f"transformers opens {out / 'model'}: loss {theirs:.6f} on a held microbatch, evenflow's stages {ours:.6f}")
     show(f"report: {out / 'report.html'}")
     return 0
@@ -119,22 +119,3 @@ def _demo_progress(out: Path) -> Progress:
             )
 
     return DemoProgress()
-
-
-def _losses(out: Path) -> tuple[float, float]:
-    """The saved model's loss on one microbatch, by evenflow's own stage and by transformers alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from evenflow.models import build_stage, draw_weights, find_model, read_weights
-    from evenflow.train.store import TokenStore
-
-    store = TokenStore.open(out / "tokens")
-    ids = torch.from_numpy(store.read(store.sequences(_SEQ_LENGTH) - 1, _SEQ_LENGTH))[None]
-    source = find_model(str(out / "model"))
-    stage = build_stage(source.config, range(source.config.num_hidden_layers + 2))
-    draw_weights(stage, seed=0)
-    read_weights(stage, source.weight_files)
-    theirs = AutoModelForCausalLM.from_pretrained(out / "model")
-    with torch.no_grad():
-        return float(stage.eval()(ids, ids)), float(theirs(input_ids=ids, labels=ids).loss)

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from evenflow.execute.buffers import BufferPool
-from evenflow.execute.optimizer import Optimizer
+from evenflow.runtime import Optimizer, Transfer, Transport
 from evenflow.execute.runner import StageRunner
-from evenflow.execute.transport import Transfer, Transport
 from evenflow.models import Stage
 from evenflow.program import (
     Action,

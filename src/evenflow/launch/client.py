@@ -10,10 +10,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import evenflow.launch
 from evenflow.errors import FaultError, InputError
 from evenflow.launch.channel import MOST_RANKS, Channel
 from evenflow.launch.group import Group, RunningRank
@@ -31,12 +29,10 @@ class ForkServer:
         self._exits: dict[int, int] = {}
         self._ready = False
         self._started: list[int] | None = None
-        source = str(Path(evenflow.launch.__file__).resolve().parents[2])
-        path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "evenflow.launch.server", str(theirs.fileno()), *preload],
+            [sys.executable, "-P", "-m", "evenflow.launch.server", str(theirs.fileno()), *preload],
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for us alone; we tell the ranks
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from evenflow.cost import LayerCost
-from evenflow.execute import Optimizer, OptimizerSettings
+from evenflow.runtime import Optimizer, OptimizerSettings
 from evenflow.models import build_stage, draw_weights
 
 # Blocks are timed a few in a row: a block alone would find its weights in the cache, which a stage's do not.

@@ -7,7 +7,7 @@ import time
 import torch
 
 from evenflow.cost import LinkCost
-from evenflow.execute import Transport
+from evenflow.runtime import Transport
 from evenflow.measure.layers import median
 
 _SMALL = 1 << 10

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from evenflow.execute import connect
+from evenflow.runtime import connect
 from evenflow.launch import Channel
 from evenflow.measure.layers import Repeats, time_layers, time_matmul
 from evenflow.measure.link import time_link, time_sum

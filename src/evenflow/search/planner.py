@@ -31,6 +31,10 @@ from evenflow.spec import Batch, Cluster, Model
 from evenflow.units import format_bytes
 
 
+# Actions that the search may simulate in all: some seconds of work; beyond it the best so far is taken.
+_MOST_ACTIONS = 2_000_000
+
+
 def make_plan(
     model: Model,
     cluster: Cluster,
@@ -107,12 +111,13 @@ def _search(
     start = _first_split(model, costs, program, limit)
     best = try_split(start, program, costs, memory)
     considered = 1
+    most = max(_MOST_ACTIONS // sum(map(len, program.ranks)), 1)
     seen = {start}
     improved = True
     while improved:
         improved = False
         for split in _neighbours(best.split):
-            if split in seen:
+            if split in seen or considered >= most:
                 continue
             seen.add(split)
             candidate = try_split(split, program, costs, memory)

@@ -3,6 +3,7 @@
 from evenflow.train.job import Job
 from evenflow.train.planning import follow_plan, make_batch, plan_model
 from evenflow.train.progress import Progress, Silent
+from evenflow.train.reopen import saved_model_losses
 from evenflow.train.run import RunResult, train
 
-__all__ = ["Job", "Progress", "RunResult", "Silent", "follow_plan", "make_batch", "plan_model", "train"]
+__all__ = ["Job", "Progress", "RunResult", "Silent", "follow_plan", "make_batch", "plan_model", "saved_model_losses", "train"]

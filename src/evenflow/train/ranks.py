@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from evenflow.errors import FaultError
-from evenflow.execute import Executor, MemoryMeter, Optimizer, OptimizerSettings, connect
+from evenflow.execute import Executor
+from evenflow.runtime import MemoryMeter, Optimizer, OptimizerSettings, connect
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import Stage, build_stage, draw_weights, find_model, read_weights, write_weights

@@ -1,0 +1,15 @@
+"""What a rank is made of beside its stage: what `execute` runs with and `measure` times must be one and the same."""
+
+from evenflow.runtime.memory import MemoryMeter
+from evenflow.runtime.optimizer import Optimizer, OptimizerSettings
+from evenflow.runtime.transport import AloneTransport, Transfer, Transport, connect
+
+__all__ = [
+    "AloneTransport",
+    "MemoryMeter",
+    "Optimizer",
+    "OptimizerSettings",
+    "Transfer",
+    "Transport",
+    "connect",
+]

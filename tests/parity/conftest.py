@@ -1,0 +1,59 @@
+"""Runs a split model in forked ranks and gathers what they saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evenflow.launch import ForkServer
+
+
+@dataclass
+class SplitRun:
+    """Of all ranks together: each step's loss and norm, the first step's gradients, the last weights."""
+
+    losses: list[float]
+    norms: list[float]
+    gradients: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    buffers: list[int]
+
+
+@pytest.fixture
+def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
+    """Train a split model for some steps."""
+    runs = 0
+
+    def run(config: dict[str, Any], split: list[list[int]], **payload: Any) -> SplitRun:
+        nonlocal runs
+        runs += 1
+        folder = tmp_path / f"run-{runs}"
+        folder.mkdir()
+        defaults = {"schedule": "1f1b", "microbatches": 4, "steps": 1, "seed": 3, "shape": [2, 16]}
+        group = server.start(
+            "parity",
+            "tests.parity.ranks:run",
+            len(split),
+            {**defaults, **payload, "config": dict(config), "split": split, "folder": str(folder)},
+        )
+        results = dict(item for item in group.messages() if item is not None)
+        gradients: dict[str, torch.Tensor] = {}
+        weights: dict[str, torch.Tensor] = {}
+        for rank in range(len(split)):
+            gradients |= load_file(folder / f"gradients-{rank}.safetensors")
+            weights |= load_file(folder / f"weights-{rank}.safetensors")
+        return SplitRun(
+            losses=[step[0] for step in results[0]["steps"]],
+            norms=[step[1] for step in results[0]["steps"]],
+            gradients=gradients,
+            weights=weights,
+            buffers=[results[rank]["buffers"] for rank in range(len(split))],
+        )
+
+    return run
