@@ -22,9 +22,7 @@ from evenflow.spec import parse_cluster, this_machine
 from evenflow.spec.cluster import local_cluster
 from tests.property.cases import cluster_of, costs_of, model_of
 
-COSTS = costs_of(
-    [1.0, 2.0, 3.0], [4.0, 5.0, 6.0], norm=[0.1, 0.2, 0.3], optimizer=[1.0, 2.0, 4.0], stage_s=(0.5, 0.25)
-)
+COSTS = costs_of([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], norm=[0.1, 0.2, 0.3], optimizer=[1.0, 2.0, 4.0], stage_s=(0.5, 0.25))
 
 
 def test_a_stage_costs_its_layers_and_itself():
@@ -82,9 +80,7 @@ def test_a_forward_peak_counts_the_received_input_once():
 
     When layer 2 computes, layer 1 has saved 30 bytes, of which 10 were there before the forward began.
     """
-    middle = MemoryModel(
-        model_of(4, saved_bytes=[0, 30, 30, 0], passing_bytes=[0, 30, 30, 0], output_bytes=10)
-    )
+    middle = MemoryModel(model_of(4, saved_bytes=[0, 30, 30, 0], passing_bytes=[0, 30, 30, 0], output_bytes=10))
     assert middle.stage([1, 2]).saved_bytes == 50
     assert middle.stage([1, 2]).forward_peak_bytes == 20 + 30
 

@@ -151,9 +151,7 @@ def test_boxes_stand_where_their_time_says():
     root = ElementTree.fromstring(timeline_svg([predicted, measured]))
     lanes = [node for node in root.iter("{http://www.w3.org/2000/svg}rect") if node.get("class") == "l"][1:]
     ratio = float(lanes[4].get("width")) / float(lanes[0].get("width"))
-    assert ratio == pytest.approx(
-        1.1, abs=0.01
-    )  # one scale for both, and the measured step is a tenth longer
+    assert ratio == pytest.approx(1.1, abs=0.01)  # one scale for both, and the measured step is a tenth longer
 
 
 def test_a_picture_of_nothing_is_refused():

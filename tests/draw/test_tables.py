@@ -108,9 +108,7 @@ def test_alternating_layers_do_not_make_a_row_each():
     assert "20 blocks" in text
 
 
-@pytest.mark.parametrize(
-    "name", ["meta-llama/Llama-3.1-405B-Instruct", "[bold]odd[/nothing]", "esc\x1b[2Jape"]
-)
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-405B-Instruct", "[bold]odd[/nothing]", "esc\x1b[2Jape"])
 def test_everything_fits_80_columns_whatever_the_name(name):
     plan = sample_plan(16, 32, 40, name)
     predicted, measured = sample_timelines(plan)

@@ -75,9 +75,7 @@ def sample_timelines(plan: Plan) -> tuple[Timeline, Timeline]:
         RankTimeline(
             begin_s=moved(rank.begin_s),
             end_s=moved(rank.end_s),
-            events=tuple(
-                Event(event.action, moved(event.start_s), moved(event.end_s)) for event in rank.events
-            ),
+            events=tuple(Event(event.action, moved(event.start_s), moved(event.end_s)) for event in rank.events),
             peak_bytes=rank.peak_bytes + 5 * MIB,
             memory=(),
         )

@@ -143,9 +143,7 @@ def test_a_wrong_metrics_line_is_named_by_its_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
     good = metrics_line(sample_metrics(1)[0])
     path.write_text(f"{good}\n{good.replace('1.5', '[]')}\n")
-    with pytest.raises(
-        InputError, match=r"metrics\.jsonl: line 2: grad_norm: should be a valid number, not a list"
-    ):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2: grad_norm: should be a valid number, not a list"):
         load_metrics(path)
 
 
@@ -187,9 +185,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, 
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
-    with pytest.raises(
-        InputError, match=r"no/plan\.json: cannot be written: .*; the folder .*no would have to exist"
-    ):
+    with pytest.raises(InputError, match=r"no/plan\.json: cannot be written: .*; the folder .*no would have to exist"):
         write_json(tmp_path / "no" / "plan.json", {})
     with pytest.raises(InputError, match="cannot be written: Is a directory"):
         write_json(tmp_path, {})

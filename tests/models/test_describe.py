@@ -96,7 +96,7 @@ def test_gpt2_without_a_pipeline_plan_of_its_own_is_described(tmp_path: Path) ->
         (json.dumps({"hidden_size": 3}), "no model_type"),
         (json.dumps({"model_type": "lama"}), "'lama' is not known"),
         (json.dumps({"model_type": "clip"}), "not a causal language model"),
-        (json.dumps({"model_type": "llama", "hidden_size": 65, "num_attention_heads": 4}), "llama"),
+        (json.dumps({"model_type": "llama", "hidden_size": 65, "num_attention_heads": 4}), "hidden size"),
     ],
 )
 def test_wrong_configs_are_refused_in_one_line(tmp_path: Path, content: str | None, says: str) -> None:

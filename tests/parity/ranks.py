@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from evenflow.execute import Executor
-from evenflow.runtime import Optimizer, OptimizerSettings, connect
 from evenflow.launch import Channel
 from evenflow.models import build_stage, draw_weights
 from evenflow.program import build_program, verify
+from evenflow.runtime import Optimizer, OptimizerSettings, connect
 
 
 def tokens_of(step: int, microbatch: int, batch: int, seq: int, vocabulary: int) -> torch.Tensor:

@@ -24,7 +24,10 @@ SPLITS = {
 COVERING = {(2, 1, "1f1b"), (2, 5, "gpipe"), (3, 4, "1f1b"), (3, 5, "gpipe"), (4, 8, "1f1b"), (4, 4, "gpipe")}
 GRID = [
     pytest.param(
-        ranks, microbatches, schedule, marks=() if (ranks, microbatches, schedule) in COVERING else pytest.mark.full
+        ranks,
+        microbatches,
+        schedule,
+        marks=() if (ranks, microbatches, schedule) in COVERING else pytest.mark.full,
     )
     for ranks in (2, 3, 4)
     for microbatches in (1, 4, 5, 8)
@@ -51,9 +54,7 @@ def whole_model(config: dict[str, Any], seed: int, microbatches: int, shape: tup
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("ranks", "microbatches", "schedule"), GRID)
-def test_equals_transformers(
-    run_split: Callable[..., SplitRun], ranks: int, microbatches: int, schedule: str
-) -> None:
+def test_equals_transformers(run_split: Callable[..., SplitRun], ranks: int, microbatches: int, schedule: str) -> None:
     torch.set_num_threads(1)
     loss, gradients = whole_model(TINY_LLAMA, 3, microbatches, (2, 16))
     run = run_split(TINY_LLAMA, SPLITS[ranks], microbatches=microbatches, schedule=schedule)

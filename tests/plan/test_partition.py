@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
 import pytest
 
 from evenflow.errors import InputError
-from evenflow.plan import StageCaps, partition
+from evenflow.plan import StageCaps, least_needs, partition
 from tests.property.cases import all_splits
+
+
+def linear_caps(fixed_bytes, flight_bytes, passing_bytes, in_flight, cap_bytes):
+    """Caps of stages that need `fixed + in flight x flight + the most passing` of their layers."""
+    layers, stages = len(fixed_bytes), len(in_flight)
+    needs = np.zeros((stages, layers + 1, layers + 1))
+    for stage in range(stages):
+        for first in range(layers):
+            for end in range(first + 1, layers + 1):
+                needs[stage, first, end] = (
+                    sum(fixed_bytes[first:end])
+                    + in_flight[stage] * sum(flight_bytes[first:end])
+                    + max(passing_bytes[first:end])
+                )
+    return StageCaps(needs, cap_bytes)
 
 
 def _stage_seconds(seconds, split):
@@ -20,7 +36,7 @@ def _best(seconds, stages, caps=None):
     figures = []
     for split in all_splits(len(seconds), stages):
         if caps and any(
-            caps.needs(stage, layers[0], layers[-1] + 1) > caps.cap_bytes[stage]
+            caps.needs_bytes[stage, layers[0], layers[-1] + 1] > caps.cap_bytes[stage]
             for stage, layers in enumerate(split)
         ):
             continue
@@ -86,7 +102,7 @@ def test_is_exact_under_caps():
         layers = random.randint(2, 9)
         stages = random.randint(1, layers)
         seconds = [random.uniform(0.1, 5.0) for _ in range(layers)]
-        caps = StageCaps(
+        caps = linear_caps(
             fixed_bytes=[random.randint(0, 50) for _ in range(layers)],
             flight_bytes=[random.randint(0, 20) for _ in range(layers)],
             passing_bytes=[random.randint(0, 60) for _ in range(layers)],
@@ -99,16 +115,35 @@ def test_is_exact_under_caps():
 
 
 def test_a_cap_that_is_met_exactly_is_met():
-    caps = StageCaps([3, 4], [1, 1], [2, 5], in_flight=[2, 1], cap_bytes=[7, 10])
-    assert [caps.needs(0, 0, 1), caps.needs(1, 1, 2), caps.needs(0, 0, 2)] == [7, 10, 16]
+    caps = linear_caps([3, 4], [1, 1], [2, 5], in_flight=[2, 1], cap_bytes=[7, 10])
+    assert [caps.needs_bytes[0, 0, 1], caps.needs_bytes[1, 1, 2], caps.needs_bytes[0, 0, 2]] == [7, 10, 16]
     assert partition([1.0, 1.0], 2, caps) == ((0,), (1,))
-    assert partition([1.0, 1.0], 2, StageCaps([3, 4], [1, 1], [2, 5], [2, 1], [6, 10])) is None
+    assert partition([1.0, 1.0], 2, linear_caps([3, 4], [1, 1], [2, 5], [2, 1], [6, 10])) is None
+
+
+def test_where_nothing_fits_the_least_needy_split_is_the_closest():
+    for seed in range(100):
+        random = Random(4000 + seed)
+        layers = random.randint(2, 8)
+        stages = random.randint(1, layers)
+        caps = linear_caps(
+            fixed_bytes=[random.randint(0, 50) for _ in range(layers)],
+            flight_bytes=[random.randint(0, 20) for _ in range(layers)],
+            passing_bytes=[random.randint(0, 60) for _ in range(layers)],
+            in_flight=[stages - stage for stage in range(stages)],
+            cap_bytes=[1] * stages,
+        )
+
+        def most(split, needs=caps.needs_bytes):
+            return max(needs[stage, run[0], run[-1] + 1] for stage, run in enumerate(split))
+
+        assert most(least_needs(caps)) == min(most(split) for split in all_splits(layers, stages))
 
 
 def test_a_cap_moves_layers_off_the_stage_that_has_more_in_flight():
     seconds = [1.0] * 6
-    free = StageCaps([0] * 6, [10] * 6, [0] * 6, in_flight=[3, 2, 1], cap_bytes=[1000] * 3)
-    tight = StageCaps([0] * 6, [10] * 6, [0] * 6, in_flight=[3, 2, 1], cap_bytes=[40] * 3)
+    free = linear_caps([0] * 6, [10] * 6, [0] * 6, in_flight=[3, 2, 1], cap_bytes=[1000] * 3)
+    tight = linear_caps([0] * 6, [10] * 6, [0] * 6, in_flight=[3, 2, 1], cap_bytes=[40] * 3)
     assert partition(seconds, 3, free) == ((0, 1), (2, 3), (4, 5))
     assert partition(seconds, 3, tight) == ((0,), (1, 2), (3, 4, 5))
 

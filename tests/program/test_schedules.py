@@ -30,10 +30,7 @@ def test_a_schedule_that_is_not_known_names_those_that_are():
 def _torch_tokens(name, p, m):
     visualizer = pytest.importorskip("torch.distributed.pipelining._schedule_visualizer")
     ranks = visualizer.get_schedule_ops(name, p, m)
-    return [
-        [str(action) for action in actions if action is not None and action.is_compute_op]
-        for actions in ranks
-    ]
+    return [[str(action) for action in actions if action is not None and action.is_compute_op] for actions in ranks]
 
 
 def _our_tokens(schedule, p, m):
@@ -74,9 +71,7 @@ def test_pytorch_accepts_our_order_and_sees_it_finish(schedule, p, m):
     sends_and_receives = ("SEND_F", "RECV_F", "SEND_B", "RECV_B")
     for rank, actions in enumerate(build_program(schedule, p, m).ranks):
         ours = sorted(
-            action_text(own)
-            for own in actions
-            if any(word in action_text(own) for word in sends_and_receives)
+            action_text(own) for own in actions if any(word in action_text(own) for word in sends_and_receives)
         )
         assert ours == sorted(
             str(own) for own in with_transfers[rank] if own.computation_type.value in sends_and_receives

@@ -80,9 +80,7 @@ def test_pytorch_reads_our_tokens_as_we_do_or_not_at_all(token):
     ["", "F0", "2F", "2f0", "2FREE0", "2I0", "-1F0", "2F0 ", "2F0x", "0NORM0", "norm", "2SEND0", "SEND_F"],
 )
 def test_what_is_no_action_is_refused_with_the_words_that_are(token):
-    with pytest.raises(
-        ProgramError, match=r"is not an action; actions look like 2F0 and .*RECV_B.*NORM"
-    ) as caught:
+    with pytest.raises(ProgramError, match=r"is not an action; actions look like 2F0 and .*RECV_B.*NORM") as caught:
         parse_action(token)
     assert repr(token) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -112,6 +110,4 @@ def test_an_error_names_the_line_as_an_editor_counts_it():
 def test_actions_are_inert():
     for action in TOKENS.values():
         assert dataclasses.is_dataclass(action)
-        assert not [
-            name for name in dir(action) if not name.startswith("_") and callable(getattr(action, name))
-        ]
+        assert not [name for name in dir(action) if not name.startswith("_") and callable(getattr(action, name))]

@@ -59,21 +59,15 @@ def test_what_is_broken_below_is_legal_to_begin_with():
 @pytest.mark.parametrize(
     ("rank_0", "rank_1", "message"),
     [
-        pytest.param(
-            _after(RANK_0, "0F0", "0F0"), RANK_1, "rank 0: 0F0: it appears twice", id="duplicate-forward"
-        ),
-        pytest.param(
-            RANK_0, _after(RANK_1, "1B0", "1B0"), "rank 1: 1B0: it appears twice", id="duplicate-backward"
-        ),
+        pytest.param(_after(RANK_0, "0F0", "0F0"), RANK_1, "rank 0: 0F0: it appears twice", id="duplicate-forward"),
+        pytest.param(RANK_0, _after(RANK_1, "1B0", "1B0"), "rank 1: 1B0: it appears twice", id="duplicate-backward"),
         pytest.param(
             _after(RANK_0, "0SEND_F0", "0SEND_F0"),
             RANK_1,
             "rank 0: 0SEND_F0: it appears twice",
             id="duplicate-send",
         ),
-        pytest.param(
-            _after(RANK_0, "NORM", "NORM"), RANK_1, "rank 0: NORM: it appears twice", id="duplicate-norm"
-        ),
+        pytest.param(_after(RANK_0, "NORM", "NORM"), RANK_1, "rank 0: NORM: it appears twice", id="duplicate-norm"),
         pytest.param(
             RANK_0,
             _without(_without(RANK_1, "1B1"), "1SEND_B1").replace("1RELEASE_B1 ", ""),
@@ -92,9 +86,7 @@ def test_what_is_broken_below_is_legal_to_begin_with():
             "rank 0: 0SEND_F0: its output does not exist here",
             id="missing-forward",
         ),
-        pytest.param(
-            _after(RANK_0, "0F0", "1F0"), RANK_1, "rank 0: 1F0: stage 1 is not on this rank", id="wrong-rank"
-        ),
+        pytest.param(_after(RANK_0, "0F0", "1F0"), RANK_1, "rank 0: 1F0: stage 1 is not on this rank", id="wrong-rank"),
         pytest.param(
             _after(RANK_0, "0F0", "2F0"),
             RANK_1,
@@ -146,22 +138,19 @@ def test_what_is_broken_below_is_legal_to_begin_with():
         pytest.param(
             _moved(RANK_0, "0RECV_B1", before="0RECV_B0"),
             RANK_1,
-            "rank 1 to rank 0: message 0 is 1SEND_B0 where it is sent, "
-            "but 1SEND_B1 is expected where it is received",
+            "rank 1 to rank 0: message 0 is 1SEND_B0 where it is sent, but 1SEND_B1 is expected where it is received",
             id="receives-swapped",
         ),
         pytest.param(
             RANK_0,
             _moved(RANK_1, "1RECV_F1", before="1RECV_F0"),
-            "rank 0 to rank 1: message 0 is 0SEND_F0 where it is sent, "
-            "but 0SEND_F1 is expected where it is received",
+            "rank 0 to rank 1: message 0 is 0SEND_F0 where it is sent, but 0SEND_F1 is expected where it is received",
             id="other-receives-swapped",
         ),
         pytest.param(
             "0F0 0RECV_B0 0F1 0SEND_F1 0SEND_F0 0RECV_B1 0B0 0B1 0RELEASE_F0 0RELEASE_F1 NORM STEP",
             RANK_1,
-            "rank 0 to rank 1: message 0 is 0SEND_F1 where it is sent, "
-            "but 0SEND_F0 is expected where it is received",
+            "rank 0 to rank 1: message 0 is 0SEND_F1 where it is sent, but 0SEND_F0 is expected where it is received",
             id="sends-swapped",
         ),
         pytest.param(
@@ -264,9 +253,7 @@ def test_names_rank_action_and_reason(rank_0, rank_1, message):
 @pytest.mark.parametrize(
     ("ranks", "stage_rank", "microbatches", "message"),
     [
-        pytest.param(
-            "0F0 0B0 NORM 0F1 0B1 STEP", (0,), 2, "rank 0: 0F1: ", id="gradients-after-the-norm-of-gradients"
-        ),
+        pytest.param("0F0 0B0 NORM 0F1 0B1 STEP", (0,), 2, "rank 0: 0F1: ", id="gradients-after-the-norm-of-gradients"),
         pytest.param(
             f"{RANK_0}\n{_moved(_moved(RANK_1, '1SEND_B1', before='STEP'), '1RELEASE_B1', before='STEP')}",
             (0, 1),
@@ -315,9 +302,7 @@ def test_nothing_can_be_left_out(schedule, p, m):
     for rank, actions in enumerate(program.ranks):
         for position, action in enumerate(actions):
             shorter = (*actions[:position], *actions[position + 1 :])
-            refusal = _refusal(
-                replace(program, ranks=(*program.ranks[:rank], shorter, *program.ranks[rank + 1 :]))
-            )
+            refusal = _refusal(replace(program, ranks=(*program.ranks[:rank], shorter, *program.ranks[rank + 1 :])))
             assert refusal is not None, f"{action_text(action)} of rank {rank} was not missed"
             assert f"rank {rank}" in refusal
 
@@ -329,9 +314,7 @@ def test_nothing_can_be_done_twice(schedule, p, m):
         for position, action in enumerate(actions):
             for again in range(position + 1, len(actions) + 1):
                 longer = (*actions[:again], action, *actions[again:])
-                refusal = _refusal(
-                    replace(program, ranks=(*program.ranks[:rank], longer, *program.ranks[rank + 1 :]))
-                )
+                refusal = _refusal(replace(program, ranks=(*program.ranks[:rank], longer, *program.ranks[rank + 1 :])))
                 assert refusal is not None, f"a second {action_text(action)} of rank {rank} was not noticed"
                 assert refusal.startswith(f"rank {rank}: ")
 
@@ -368,10 +351,7 @@ def test_what_pytorchs_validator_accepts_and_ours_does_not():
     theirs = pytest.importorskip("torch.distributed.pipelining.schedules")
 
     def accepted_there(*ranks):
-        order = {
-            rank: [theirs._Action.from_str(token) for token in line.split()]
-            for rank, line in enumerate(ranks)
-        }
+        order = {rank: [theirs._Action.from_str(token) for token in line.split()] for rank, line in enumerate(ranks)}
         theirs._validate_schedule(order, len(ranks), len(ranks), 2)
 
     twice: tuple[tuple[Compute, ...], ...] = (

@@ -134,9 +134,7 @@ def _drop(rank: _Rank, tensor: Tensor) -> None:
         raise Refused(f"{tensor} is not here")
 
 
-def _send(
-    rank: _Rank, tensor: Tensor, edge: tuple[int, int], sent: dict[tuple[int, int], list[Tensor]]
-) -> None:
+def _send(rank: _Rank, tensor: Tensor, edge: tuple[int, int], sent: dict[tuple[int, int], list[Tensor]]) -> None:
     if tensor not in rank.holds or tensor in rank.sends:
         raise Refused(f"{tensor} cannot be sent")
     queue = sent.setdefault(edge, [])
@@ -144,9 +142,7 @@ def _send(
     queue.append(rank.holds[tensor])
 
 
-def _ask(
-    rank: _Rank, tensor: Tensor, edge: tuple[int, int], asked: dict[tuple[int, int], list[Tensor]]
-) -> None:
+def _ask(rank: _Rank, tensor: Tensor, edge: tuple[int, int], asked: dict[tuple[int, int], list[Tensor]]) -> None:
     if tensor in rank.receives or tensor in rank.holds:
         raise Refused(f"{tensor} asked for twice")
     queue = asked.setdefault(edge, [])

@@ -57,9 +57,7 @@ def test_no_simulated_step_beats_the_bound_or_any_ranks_own_work(schedule, size,
     layers = stages + random.randint(0, 4)
     split = random.choice(list(all_splits(layers, stages)))
     costs, model = random_costs(random, layers, with_link=random.random() < 0.7), random_model(random, layers)
-    timeline = try_split(
-        split, build_program(schedule, stages, microbatches), costs, MemoryModel(model)
-    ).timeline
+    timeline = try_split(split, build_program(schedule, stages, microbatches), costs, MemoryModel(model)).timeline
     assert timeline.step_s >= step_bound(costs, stages, microbatches) * (1 - 1e-9)
     for own in timeline.ranks:
         assert own.wall_s == pytest.approx(timeline.step_s)

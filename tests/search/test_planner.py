@@ -64,9 +64,7 @@ def test_a_plan_says_what_its_simulation_says():
     _, layers, stages, microbatches, costs, model, schedule = _case(11)
     costs = replace(costs, stage_forward_s=0.01, stage_backward_s=0.02)
     plan = make_plan(model, cluster_of(stages), Batch(2 * microbatches, 2, 16), costs, schedule)
-    own = try_split(
-        plan.stage_layers, build_program(schedule, stages, microbatches), costs, MemoryModel(model)
-    )
+    own = try_split(plan.stage_layers, build_program(schedule, stages, microbatches), costs, MemoryModel(model))
     assert plan.predicted.step_s == own.step_s
     assert plan.predicted.idle_fraction == own.timeline.idle_fraction
     assert plan.predicted.imbalance == own.timeline.imbalance
@@ -170,17 +168,13 @@ def test_a_limit_that_only_a_split_uneven_in_time_meets_is_met():
 
 def test_tied_embeddings_take_one_process():
     model, costs, batch = model_of(6, tied=True), costs_of([1.0] * 6), Batch(4, 1, 16)
-    with pytest.raises(
-        InputError, match=r"ties its embedding to its head.*one process, or tie_word_embeddings"
-    ):
+    with pytest.raises(InputError, match=r"ties its embedding to its head.*one process, or tie_word_embeddings"):
         make_plan(model, cluster_of(2), batch, costs)
     assert make_plan(model, cluster_of(1), batch, costs).stage_layers == (tuple(range(6)),)
 
 
 def test_more_stages_than_layers_says_how_many_would_do():
-    with pytest.raises(
-        InputError, match=r"7 stages need at least 7 layers; made-up has 6: 6 processes or fewer"
-    ):
+    with pytest.raises(InputError, match=r"7 stages need at least 7 layers; made-up has 6: 6 processes or fewer"):
         make_plan(model_of(6), cluster_of(7), Batch(4, 1, 16), costs_of([1.0] * 6))
 
 

@@ -89,9 +89,7 @@ def test_a_slow_rank_is_the_one_waited_for(schedule):
     assert next(iter(first)) == "waiting for rank 1"
     assert next(iter(last)) == "waiting for rank 1"
     assert first["waiting for rank 1"] > 0.5 * timeline.ranks[0].wall_s
-    assert slow["waiting for rank 0"] == pytest.approx(
-        1.0 + 2.0
-    )  # F0 of rank 0; its last backward, for the norm
+    assert slow["waiting for rank 0"] == pytest.approx(1.0 + 2.0)  # F0 of rank 0; its last backward, for the norm
     assert timeline.ranks[1].idle_s < 0.15 * timeline.ranks[1].wall_s
 
 

@@ -67,9 +67,7 @@ def test_microbatches_are_the_ids_in_order(tmp_path: Path) -> None:
     ids = sample_ids(5, 1, 6, store.sequences(16))
     batches = [microbatch(store, ids, index, 2, 16) for index in range(3)]
     assert all(batch.shape == (2, 16) and batch.dtype == np.int64 for batch in batches)
-    assert np.concatenate(batches).tolist() == [
-        store.tokens[item * 16 : (item + 1) * 16].tolist() for item in ids
-    ]
+    assert np.concatenate(batches).tolist() == [store.tokens[item * 16 : (item + 1) * 16].tolist() for item in ids]
     for index in (-2, -1, 3):
         with pytest.raises(IndexError, match="no microbatch"):
             microbatch(store, ids, index, 2, 16)

@@ -73,15 +73,11 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
     assert store.read(0, 4).tolist() == [69999, 1, 65536, 3]
 
 
-def test_special_tokens_truncation_and_padding_of_a_tokenizer_stay_out(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_special_tokens_truncation_and_padding_of_a_tokenizer_stay_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
     eager = Tokenizer.from_str(tokenizer.to_str())
-    eager.post_processor = TemplateProcessing(
-        single=f"$A {'<|endoftext|>'}", special_tokens=[("<|endoftext|>", 0)]
-    )
+    eager.post_processor = TemplateProcessing(single=f"$A {'<|endoftext|>'}", special_tokens=[("<|endoftext|>", 0)])
     eager.enable_truncation(8)
     eager.enable_padding(length=100_000)
     store = build_store(TEXTS, eager, tmp_path, 0)
@@ -123,16 +119,12 @@ def test_too_little_text_says_how_much_there_is(tokenizer: Tokenizer, tmp_path: 
     store = build_store(["def def def"], tokenizer, tmp_path, 0)
     count = len(store.tokens)
     assert store.sequences(count) == 1
-    with pytest.raises(
-        InputError, match=rf"has {count} tokens, .* needs 256; .* --seq-length {count} would do"
-    ):
+    with pytest.raises(InputError, match=rf"has {count} tokens, .* needs 256; .* --seq-length {count} would do"):
         store.sequences(256)
 
 
 @pytest.mark.parametrize("documents", [[], [""]])
-def test_no_text_is_refused_and_leaves_nothing(
-    tokenizer: Tokenizer, tmp_path: Path, documents: list[str]
-) -> None:
+def test_no_text_is_refused_and_leaves_nothing(tokenizer: Tokenizer, tmp_path: Path, documents: list[str]) -> None:
     with pytest.raises(InputError, match="no tokens"):
         build_store(documents, tokenizer, tmp_path, 0)
     assert list(tmp_path.iterdir()) == []
@@ -158,9 +150,7 @@ def test_a_truncated_store_is_refused_and_made_again(tokenizer: Tokenizer, tmp_p
     first = _all(build_store(TEXTS, tokenizer, tmp_path, 0, "one"))
     path = tmp_path / "tokens.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(
-        InputError, match=rf"tokens\.bin has {2 * len(first) - 2} bytes where .* {2 * len(first)}"
-    ):
+    with pytest.raises(InputError, match=rf"tokens\.bin has {2 * len(first) - 2} bytes where .* {2 * len(first)}"):
         TokenStore.open(tmp_path)
     assert _all(build_store(TEXTS, tokenizer, tmp_path, 0, "one")) == first
 

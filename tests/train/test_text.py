@@ -79,9 +79,7 @@ def test_a_folder_without_text_says_what_it_has(tmp_path: Path) -> None:
         list(read_documents(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [(b"a\0b", "is not UTF-8"), (b"\xff", "is not UTF-8"), (b"", "empty")]
-)
+@pytest.mark.parametrize(("content", "reason"), [(b"a\0b", "is not UTF-8"), (b"\xff", "is not UTF-8"), (b"", "empty")])
 def test_a_file_without_text_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(InputError, match=reason):

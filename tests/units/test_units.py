@@ -58,9 +58,7 @@ def test_sizes_are_read(text, count):
     ],
 )
 def test_what_is_no_size_is_refused_with_what_is(text):
-    with pytest.raises(
-        InputError, match="is not a memory size; 70GiB, 512MiB or a number of bytes would be"
-    ) as caught:
+    with pytest.raises(InputError, match="is not a memory size; 70GiB, 512MiB or a number of bytes would be") as caught:
         parse_bytes(text)
     assert repr(text) in str(caught.value)
 

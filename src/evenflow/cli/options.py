@@ -60,9 +60,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """--processes and --threads."""
-    parser.add_argument(
-        "--processes", type=count, metavar="N", help="pipeline ranks (default: the cores, 8 at most)"
-    )
+    parser.add_argument("--processes", type=count, metavar="N", help="pipeline ranks (default: the cores, 8 at most)")
     parser.add_argument(
         "--threads",
         type=count,
@@ -73,9 +71,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 def add_memory_limit(parser: argparse.ArgumentParser) -> None:
     """--memory-limit."""
-    parser.add_argument(
-        "--memory-limit", type=size, metavar="X", help="memory that a rank may use, such as 70GiB"
-    )
+    parser.add_argument("--memory-limit", type=size, metavar="X", help="memory that a rank may use, such as 70GiB")
 
 
 def add_schedule(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Plan, save and print."""
     from evenflow.cli.console import show, show_json
     from evenflow.draw import plan_table
-    from evenflow.errors import InputError
     from evenflow.files import load_profile, plan_json, save_plan
     from evenflow.models import find_model
     from evenflow.spec import parse_cluster
@@ -41,15 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     profile = load_profile(arguments.profile) if arguments.profile else None
     cluster = parse_cluster(arguments.cluster, arguments.pp)
-    if not cluster.is_local and arguments.pp:
-        if arguments.pp > cluster.devices:
-            raise InputError(f"--pp {arguments.pp} needs more than the {cluster.devices} devices of {cluster.name}")
-        cluster = replace(cluster, devices=arguments.pp)
     if profile is not None:
         cluster = replace(cluster, threads=profile.threads)
-    batch = make_batch(
-        arguments.global_batch_size, arguments.micro_batch_size, arguments.seq_length, cluster.devices
-    )
+    batch = make_batch(arguments.global_batch_size, arguments.micro_batch_size, arguments.seq_length, cluster.devices)
     _, plan, _ = plan_model(
         find_model(arguments.model), cluster, batch, arguments.schedule, arguments.memory_limit, profile
     )

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["fp32"], default="fp32", help="training type (default fp32)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order of samples (default 0)")
     add_memory_limit(parser)
-    parser.add_argument("--from-scratch", action="store_true", help="draw weights even where some lie beside the config")
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="draw weights even where some lie beside the config"
+    )
     parser.add_argument("--no-check", action="store_true", help="do not prove first that split equals whole")
     add_json(parser)
 

@@ -50,7 +50,8 @@ class MemoryModel:
         is_last = layers[-1] == len(self.model.layers) - 1
         saved = forward_peak = 0
         for layer in held:
-            forward_peak = max(forward_peak, saved + layer.forward_peak_bytes)
+            already = min(saved, input_bytes)  # the stage's input was there before its forward
+            forward_peak = max(forward_peak, saved - already + layer.forward_peak_bytes)
             saved += layer.saved_bytes
         freed = backward_peak = 0
         for layer in reversed(held):

@@ -35,9 +35,7 @@ def stage_costs(costs: Costs, stages: Sequence[Sequence[int]]) -> tuple[StageCos
     )
 
 
-def rank_costs(
-    costs: Costs, stages: Sequence[Sequence[int]], stage_rank: Sequence[int]
-) -> tuple[RankCost, ...]:
+def rank_costs(costs: Costs, stages: Sequence[Sequence[int]], stage_rank: Sequence[int]) -> tuple[RankCost, ...]:
     """The once-a-step cost of each rank; `stage_rank[s]` is the rank that holds stage `s`."""
     held: list[list[int]] = [[] for _ in range(max(stage_rank) + 1)]
     for layers, rank in zip(stages, stage_rank, strict=True):

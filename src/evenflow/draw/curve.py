@@ -15,9 +15,7 @@ _MOST_POINTS = 1000
 Point = tuple[int, float]
 
 
-def curve_svg(
-    points: Sequence[Point], name: str, text: Callable[[float], str], reference: float | None = None
-) -> str:
+def curve_svg(points: Sequence[Point], name: str, text: Callable[[float], str], reference: float | None = None) -> str:
     """Draw `points` (step, figure) as a line; where a figure is not a number the line has a gap.
 
     Args:
@@ -38,9 +36,7 @@ def curve_svg(
     parts = [_value_axis(low, high, text), _step_axis(first, shown[-1][0])]
     if reference is not None:
         level = place(first, reference).split(",")[1]
-        parts.append(
-            f'<line class="reference" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{level}" y2="{level}"/>'
-        )
+        parts.append(f'<line class="reference" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{level}" y2="{level}"/>')
     for run in _finite_runs(shown):
         spots = [place(*point) for point in run]
         if len(spots) == 1:
@@ -48,9 +44,7 @@ def curve_svg(
             parts.append(f'<circle class="point" cx="{x}" cy="{y}" r="3"/>')
         else:
             parts.append(f'<polyline class="line" points="{" ".join(spots)}"/>')
-    ends = (
-        f"{name}: {text(points[0][1])} at step {points[0][0]}, {text(points[-1][1])} at step {points[-1][0]}"
-    )
+    ends = f"{name}: {text(points[0][1])} at step {points[0][0]}, {text(points[-1][1])} at step {points[-1][0]}"
     return (
         f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(ends)}">'
         f"<title>{escape(ends)}</title>{''.join(parts)}</svg>"

@@ -17,9 +17,7 @@ from evenflow.timeline import Figure, Timeline, compare
 from evenflow.units import format_bytes, format_count, format_percent, format_seconds
 
 
-def report_html(
-    plan: Plan, predicted: Timeline, measured: Timeline | None, metrics: Sequence[StepMetrics]
-) -> str:
+def report_html(plan: Plan, predicted: Timeline, measured: Timeline | None, metrics: Sequence[StepMetrics]) -> str:
     """Draw a plan, and what came of it where it ran, as one page.
 
     Args:
@@ -61,8 +59,7 @@ def _asset(name: str) -> str:
 
 def _summary(timelines: Sequence[Timeline]) -> str:
     figures = "; ".join(
-        f"{own.origin} step {format_seconds(own.step_s)}, idle {format_percent(own.idle_fraction)}"
-        for own in timelines
+        f"{own.origin} step {format_seconds(own.step_s)}, idle {format_percent(own.idle_fraction)}" for own in timelines
     )
     return f"A lane for each of {len(timelines[0].ranks)} ranks with its actions over time. {figures}"
 
@@ -102,10 +99,7 @@ def _card(
 ) -> str:
     below = [f"predicted {text(figure.predicted)},", off(figure)] if ran else ["predicted"]
     spans = " ".join(f"<span>{escape(part)}</span>" for part in below)
-    return (
-        f'<div class="card">{name}<b>{escape(text(figure.measured))}</b>'
-        f'<p class="quiet small">{spans}</p></div>'
-    )
+    return f'<div class="card">{name}<b>{escape(text(figure.measured))}</b><p class="quiet small">{spans}</p></div>'
 
 
 def _curves(plan: Plan, metrics: Sequence[StepMetrics]) -> str:

@@ -102,10 +102,7 @@ def model_table(model: Model) -> RenderableType:
     )
     weights = sum(layer.parameter_bytes for layer in layers)
     tied = ", embedding and head tied" if model.tied_embeddings else ""
-    about = (
-        f"{plain(model.architecture)}, {format_count(model.parameters)} parameters "
-        f"({format_bytes(weights)}){tied}"
-    )
+    about = f"{plain(model.architecture)}, {format_count(model.parameters)} parameters ({format_bytes(weights)}){tied}"
     shape = f"{model.micro_batch_size} x {model.seq_length} tokens"
     foot = Text(f"A row's figures are of one layer, for one microbatch of {shape}.", style="dim")
     return Group(title(model.name, about), table, foot)

@@ -38,9 +38,7 @@ def idle_section(timeline: Timeline) -> str:
 def stage_section(plan: Plan) -> str:
     """Who holds which layers, and what they cost."""
     stages = plan.stages
-    compute = seconds_scale(
-        seconds for stage in stages for seconds in (stage.cost.forward_s, stage.cost.backward_s)
-    )
+    compute = seconds_scale(seconds for stage in stages for seconds in (stage.cost.forward_s, stage.cost.backward_s))
     weights = bytes_scale(stage.memory.parameter_bytes for stage in stages)
     busy = seconds_scale(rank.busy_s for rank in plan.ranks)
     total = sum(rank.busy_s for rank in plan.ranks)
@@ -78,10 +76,7 @@ def stage_section(plan: Plan) -> str:
 def memory_section(predicted: Timeline, measured: Timeline | None) -> str:
     """Each rank's peak memory; where it was measured, with a tick where the prediction stands."""
     shown = predicted if measured is None else measured
-    pairs = [
-        (ours.peak_bytes, theirs.peak_bytes)
-        for ours, theirs in zip(predicted.ranks, shown.ranks, strict=True)
-    ]
+    pairs = [(ours.peak_bytes, theirs.peak_bytes) for ours, theirs in zip(predicted.ranks, shown.ranks, strict=True)]
     scale = bytes_scale(value for pair in pairs for value in pair)
     largest = max((value for pair in pairs for value in pair), default=0) or 1
     heads = [

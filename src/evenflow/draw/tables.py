@@ -20,9 +20,7 @@ from evenflow.units import format_count, format_percent, format_seconds
 def plan_table(plan: Plan) -> RenderableType:
     """Who holds what, what that costs each rank, and what the step is predicted to be."""
     stages, ranks = plan.stages, plan.ranks
-    compute = seconds_scale(
-        [stage.cost.forward_s for stage in stages] + [stage.cost.backward_s for stage in stages]
-    )
+    compute = seconds_scale([stage.cost.forward_s for stage in stages] + [stage.cost.backward_s for stage in stages])
     busy = seconds_scale(rank.busy_s for rank in ranks)
     memory = bytes_scale(rank.peak_bytes for rank in ranks)
     total = sum(rank.busy_s for rank in ranks)

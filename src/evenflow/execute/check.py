@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from evenflow.errors import InputError
 from evenflow.execute.runner import StageRunner
-from evenflow.execute.shrink import shrink
+from evenflow.execute.shrink import dropouts, shrink
 from evenflow.models import build_stage, draw_weights
 
 TOLERANCE = 1e-6
@@ -44,8 +44,9 @@ def check_split(config: PretrainedConfig) -> CheckResult:
     """Compare the whole model with its split into 2 and 3 stages, at several cuts.
 
     Raises:
-        InputError: they differ (where, by how much), or the architecture cannot be tried.
+        InputError: they differ (where, by how much), the model drops out, or it cannot be tried.
     """
+    _refuse_dropout(config)
     small, whole = _whole(config)
     layers = small.num_hidden_layers + 2
     cuts = tuple(dict.fromkeys([(0, 1), (0, layers // 2), (0, layers - 1), (0, 2, layers - 1)]))
@@ -63,6 +64,16 @@ def check_split(config: PretrainedConfig) -> CheckResult:
                     "between its layers that would happen once on every stage; --processes 1 trains it whole"
                 )
     return CheckResult(cuts, worst, where)
+
+
+def _refuse_dropout(config: PretrainedConfig) -> None:
+    """Dropout draws differently on every stage, so a split model would not be the whole one."""
+    for name, value in dropouts(config).items():
+        if value > 0:
+            raise InputError(
+                f"{config.model_type} drops out ({name} = {value}), which is not yet the same under every split; "
+                f"{name} = 0.0 in its config, or --processes 1, would do"
+            )
 
 
 def _whole(config: PretrainedConfig) -> tuple[PretrainedConfig, dict[str, Tensor]]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from evenflow.execute.buffers import BufferPool
-from evenflow.runtime import Optimizer, Transfer, Transport
 from evenflow.execute.runner import StageRunner
 from evenflow.models import Stage
 from evenflow.program import (
@@ -33,6 +32,7 @@ from evenflow.program import (
     SendForward,
     Step,
 )
+from evenflow.runtime import Optimizer, Transfer, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,7 @@ class Executor:
         self._last_stage = program.stages - 1
         self._finished = time.perf_counter()
 
-    def run_step(
-        self, tokens: Callable[[int], Tensor], learning_rate: float, want_stop: bool = False
-    ) -> StepResult:
+    def run_step(self, tokens: Callable[[int], Tensor], learning_rate: float, want_stop: bool = False) -> StepResult:
         """Run the program once.
 
         Args:
@@ -158,12 +156,7 @@ class Executor:
 
     def _communicate(
         self,
-        action: SendForward
-        | SendBackward
-        | ReceiveForward
-        | ReceiveBackward
-        | ReleaseForward
-        | ReleaseBackward,
+        action: SendForward | SendBackward | ReceiveForward | ReceiveBackward | ReleaseForward | ReleaseBackward,
     ) -> None:
         stage_rank = self.program.stage_rank
         match action:

@@ -12,6 +12,17 @@ _WIDTHS = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 _HEAD_DIM = 16
 
 
+def dropouts(config: PretrainedConfig) -> dict[str, float]:
+    """A config's dropout probabilities by name; those of heads that a causal LM has not are left out."""
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if isinstance(value, float)
+        and ("dropout" in name or name.endswith("pdrop"))
+        and not name.startswith(("classifier", "summary"))
+    }
+
+
 def shrink(config: PretrainedConfig, widths: bool = True) -> PretrainedConfig:
     """Fewer blocks and a smaller vocabulary; with `widths` narrower too. Multipliers and switches stay.
 
@@ -22,10 +33,10 @@ def shrink(config: PretrainedConfig, widths: bool = True) -> PretrainedConfig:
     for name, value in list(vars(small).items()):
         if isinstance(value, list) and len(value) == layers:
             setattr(small, name, value[:_LAYERS])
-        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-            setattr(small, name, 0.0)
         if name.endswith("token_id"):
             setattr(small, name, None if name.startswith("pad") else 0)
+    for name in dropouts(config):
+        setattr(small, name, 0.0)
     small.num_hidden_layers = min(layers, _LAYERS)
     small.vocab_size = min(config.vocab_size, _VOCABULARY)
     if widths:

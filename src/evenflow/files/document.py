@@ -152,9 +152,7 @@ def _check_version(data: object, path: Path) -> None:
         raise InputError(f"{path}: format_version: is missing; this evenflow reads {FORMAT_VERSION}")
     version = data["format_version"]
     if version != FORMAT_VERSION or isinstance(version, bool):
-        raise InputError(
-            f"{path}: format_version: is {_shown(version)}; this evenflow reads {FORMAT_VERSION}"
-        )
+        raise InputError(f"{path}: format_version: is {_shown(version)}; this evenflow reads {FORMAT_VERSION}")
 
 
 def _first_mistake(error: ValidationError, where: str) -> str:

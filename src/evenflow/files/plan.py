@@ -241,7 +241,5 @@ def _ranks_mistake(document: PlanDocument) -> str | None:
             return f"ranks.{number}.rank: is {rank.rank}; ranks stand in order, so {number} would be right"
         held = [index for index, stage in enumerate(document.stages) if stage.rank == number]
         if rank.stages != held:
-            return (
-                f"ranks.{number}.stages: is {rank.stages}, but by their own rank the stages here are {held}"
-            )
+            return f"ranks.{number}.stages: is {rank.stages}, but by their own rank the stages here are {held}"
     return None

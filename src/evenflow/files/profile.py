@@ -63,8 +63,7 @@ class ProfileDocument(Document):
             processes=profile.processes,
             threads=profile.threads,
             layers=[
-                LayerPart(**{name: getattr(layer, name) for name in LayerCost.__slots__})
-                for layer in profile.layers
+                LayerPart(**{name: getattr(layer, name) for name in LayerCost.__slots__}) for layer in profile.layers
             ],
             stage_forward_s=profile.stage_forward_s,
             stage_backward_s=profile.stage_backward_s,

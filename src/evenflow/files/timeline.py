@@ -152,9 +152,7 @@ def _check_follows(timeline: Timeline, program: Program) -> None:
 def _timeline(document: TimelineDocument, part: TimelinePart, origin: TimelineOrigin, path: Path) -> Timeline:
     expected = max(document.stage_rank) + 1
     if len(part.ranks) != expected:
-        raise InputError(
-            f"{path}: {origin}.ranks: has {len(part.ranks)} ranks, but by stage_rank there are {expected}"
-        )
+        raise InputError(f"{path}: {origin}.ranks: has {len(part.ranks)} ranks, but by stage_rank there are {expected}")
     actions: list[tuple[Action, ...]] = []
     for number, rank in enumerate(part.ranks):
         where = f"{path}: {origin}.ranks.{number}"

@@ -28,7 +28,7 @@ class ForkServer:
         self._unread = b""
         self._exits: dict[int, int] = {}
         self._ready = False
-        self._started: list[int] | None = None
+        self._started: list[list[int]] = []
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "evenflow.launch.server", str(theirs.fileno()), *preload],
             pass_fds=[theirs.fileno()],
@@ -70,19 +70,17 @@ class ForkServer:
             self._listen(None)
         pairs = [socket.socketpair() for _ in range(ranks)]
         body = json.dumps({"target": target, "cores": cores, "payload": payload}).encode()
-        socket.send_fds(
-            self._connection, [len(body).to_bytes(8, "little")], [theirs.fileno() for _, theirs in pairs]
-        )
+        socket.send_fds(self._connection, [len(body).to_bytes(8, "little")], [theirs.fileno() for _, theirs in pairs])
         self._connection.sendall(body)
         for _, theirs in pairs:
             theirs.close()
-        self._started = None
-        while self._started is None:
+        while not self._started:
             self._listen(None)
+        pids = self._started.pop()
         return Group(
             name,
             self,
-            [RunningRank(rank, pid, Channel(pairs[rank][0])) for rank, pid in enumerate(self._started)],
+            [RunningRank(rank, pid, Channel(pairs[rank][0])) for rank, pid in enumerate(pids)],
         )
 
     def exits(self, wait_s: float) -> dict[int, int]:
@@ -112,7 +110,7 @@ class ForkServer:
             if "exited" in message:
                 self._exits[message["exited"]] = message["status"]
             elif "started" in message:
-                self._started = message["started"]
+                self._started.append(message["started"])
             else:
                 self._ready = True
 

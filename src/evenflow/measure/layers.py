@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from evenflow.cost import LayerCost
-from evenflow.runtime import Optimizer, OptimizerSettings
 from evenflow.models import build_stage, draw_weights
+from evenflow.runtime import Optimizer, OptimizerSettings
 
 # Blocks are timed a few in a row: a block alone would find its weights in the cache, which a stage's do not.
 _BLOCKS_IN_A_ROW = 3

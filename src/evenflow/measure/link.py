@@ -7,8 +7,8 @@ import time
 import torch
 
 from evenflow.cost import LinkCost
-from evenflow.runtime import Transport
 from evenflow.measure.layers import median
+from evenflow.runtime import Transport
 
 _SMALL = 1 << 10
 _ROUNDS = 12

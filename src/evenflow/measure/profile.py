@@ -19,9 +19,7 @@ from evenflow.models import ModelSource
 from evenflow.spec import Cluster, Model, this_machine
 
 
-def measure_profile(
-    source: ModelSource, model: Model, cluster: Cluster, server: ForkServer | None = None
-) -> Profile:
+def measure_profile(source: ModelSource, model: Model, cluster: Cluster, server: ForkServer | None = None) -> Profile:
     """Time `model`'s layers in `cluster.devices` processes on this machine, all busy at once.
 
     Args:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from evenflow.runtime import connect
 from evenflow.launch import Channel
 from evenflow.measure.layers import Repeats, time_layers, time_matmul
 from evenflow.measure.link import time_link, time_sum
 from evenflow.models import find_model
+from evenflow.runtime import connect
 
 _TIMEOUT_S = 300.0
 

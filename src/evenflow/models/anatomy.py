@@ -108,11 +108,10 @@ def _blocks(model: PreTrainedModel, base: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
-def _around(
-    base: nn.Module, blocks: nn.ModuleList, embedding: nn.Module
-) -> tuple[list[nn.Module], list[nn.Module]]:
+def _around(base: nn.Module, blocks: nn.ModuleList, embedding: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """Modules with parameters that the base model runs before and after its blocks, by order of definition."""
-    before, after = [embedding], []
+    before: list[nn.Module] = [embedding]
+    after: list[nn.Module] = []
     seen_blocks = False
     for module in base.children():
         if module is blocks:

@@ -241,12 +241,10 @@ class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors alive that were made inside it, and the most there were at once."""
 
     def __init__(self, not_counted: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own lacks annotations
         self.now = 0
         self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet(
-            tensor.untyped_storage() for tensor in not_counted
-        )
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet(tensor.untyped_storage() for tensor in not_counted)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and count the storages that it made."""

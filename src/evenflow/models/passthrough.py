@@ -1,9 +1,10 @@
-"""A module that stands where another stage's layer would be and hands its input on."""
+"""Modules that stand where another stage's layers would be: one hands its input on, one adds nothing."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,3 +25,12 @@ class PassThrough(nn.Module):
         """Hand the hidden states on, given by position or by name."""
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         return hidden
+
+
+class AddsNothing(nn.Module):
+    """Stands for a learned embedding that a model adds to its token embedding (positions, say): the first stage did."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Zero, of no dimensions, so that adding it changes nothing."""
+        del args, kwargs
+        return torch.zeros(())

@@ -62,13 +62,13 @@ def _read_config(path: Path) -> PretrainedConfig:
         config = AutoConfig.for_model(model_type, **facts)
     except ValueError as error:
         if "Unrecognized model identifier" not in str(error):
-            raise InputError(f"{path}: {_first_line(error)}") from None
+            raise InputError(f"{path}: {_one_line(error)}") from None
         raise InputError(
             f"{path}: architecture {model_type!r} is not known to this transformers; its model types are listed in "
             "transformers.CONFIG_MAPPING"
         ) from None
     except Exception as error:  # a config class may refuse its values in any way
-        raise InputError(f"{path}: {_first_line(error)}") from None
+        raise InputError(f"{path}: {_one_line(error)}") from None
     return _checked(config, str(path))
 
 
@@ -80,7 +80,7 @@ def _hub_config(name: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # network, hub and config errors of many kinds, all the user's to hear
-        raise InputError(f"{missing}, nor could it be read from the hub ({_first_line(error)})") from None
+        raise InputError(f"{missing}, nor could it be read from the hub ({_one_line(error)})") from None
     return _checked(config, name)
 
 
@@ -90,5 +90,5 @@ def _checked(config: PretrainedConfig, where: str) -> PretrainedConfig:
     return config
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

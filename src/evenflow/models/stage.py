@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
-from evenflow.models.passthrough import PassThrough
+from evenflow.models.passthrough import AddsNothing, PassThrough
 
 
 class Stage(nn.Module):
@@ -38,7 +38,13 @@ class Stage(nn.Module):
         for layer, paths in enumerate(anatomy.layers):
             if layer not in self.layers:
                 for path in paths:
-                    model.set_submodule(path, PassThrough(model.get_submodule(path)))
+                    model.set_submodule(path, self._stand_in(path))
+
+    def _stand_in(self, path: str) -> nn.Module:
+        module = self.model.get_submodule(path)
+        if isinstance(module, nn.Embedding) and path != self.anatomy.embedding:
+            return AddsNothing()
+        return PassThrough(module)
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run this stage for one microbatch.
@@ -104,5 +110,3 @@ def has_tied_embeddings(config: PretrainedConfig, model: PreTrainedModel) -> boo
     return bool(getattr(config, "tie_word_embeddings", False)) or (
         isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is embedding.weight
     )
-
-

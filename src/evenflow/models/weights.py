@@ -109,9 +109,7 @@ def _initialise(model: PreTrainedModel, part: nn.Module) -> None:
 
 def _copy(parameter: nn.Parameter, tensor: Tensor, name: str, file: Path) -> None:
     if parameter.shape != tensor.shape:
-        raise InputError(
-            f"{file}: {name} has shape {list(tensor.shape)}, the config says {list(parameter.shape)}"
-        )
+        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, the config says {list(parameter.shape)}")
     parameter.copy_(tensor)
 
 

@@ -1,7 +1,7 @@
 """The plan as a value, the exact partition, and the bound it is held against."""
 
 from evenflow.plan.bound import step_bound
-from evenflow.plan.partition import StageCaps, partition
+from evenflow.plan.partition import StageCaps, least_needs, partition
 from evenflow.plan.plan import Axes, Bound, Plan, Prediction, RankPlan, Search, StagePlan
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Search",
     "StageCaps",
     "StagePlan",
+    "least_needs",
     "partition",
     "step_bound",
 ]

@@ -22,32 +22,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class StageCaps:
-    """Memory of a stage as a function of its layers, and the cap it must stay under.
-
-    A run of layers on stage s needs `sum(fixed_bytes) + in_flight[s] * sum(flight_bytes) +
-    max(passing_bytes)`.
+    """Memory of every possible stage, and the cap it must stay under.
 
     Attributes:
-        fixed_bytes: for each layer, what it holds all the time.
-        flight_bytes: for each layer, what it holds for each microbatch in flight.
-        passing_bytes: for each layer, what it holds in passing.
-        in_flight: for each stage, microbatches in flight at most.
+        needs_bytes: entry [s, i, j] is what layers i..j-1 need on stage s; [stages, layers + 1, layers + 1].
         cap_bytes: for each stage, the memory it may use.
     """
 
-    fixed_bytes: Sequence[float]
-    flight_bytes: Sequence[float]
-    passing_bytes: Sequence[float]
-    in_flight: Sequence[int]
+    needs_bytes: Array
     cap_bytes: Sequence[float]
-
-    def needs(self, stage: int, first: int, end: int) -> float:
-        """Bytes that layers first..end-1 need on `stage`."""
-        return (
-            sum(self.fixed_bytes[first:end])
-            + self.in_flight[stage] * sum(self.flight_bytes[first:end])
-            + max(self.passing_bytes[first:end], default=0)
-        )
 
 
 def partition(
@@ -79,6 +62,16 @@ def partition(
     return _cheapest(squares, np.add)[1]
 
 
+def least_needs(caps: StageCaps) -> tuple[tuple[int, ...], ...]:
+    """The split whose neediest stage needs least: the closest where none stays under the caps."""
+    layers = caps.needs_bytes.shape[1] - 1
+    empty = np.tril_indices(layers + 1)
+    table = [needs.astype(np.float64) for needs in caps.needs_bytes]
+    for needs in table:
+        needs[empty] = np.inf
+    return _cheapest(table, np.maximum)[1]
+
+
 def _run_seconds(seconds: Sequence[float], stage: int, caps: StageCaps | None) -> Array:
     """Entry [i, j]: seconds of layers i..j-1 on a stage; infinite where empty or over the cap."""
     layers = len(seconds)
@@ -86,15 +79,7 @@ def _run_seconds(seconds: Sequence[float], stage: int, caps: StageCaps | None) -
     times: Array = total[None, :] - total[:, None]
     times[np.tril_indices(layers + 1)] = np.inf
     if caps is not None:
-        per_layer = np.asarray(caps.fixed_bytes, dtype=np.float64) + caps.in_flight[stage] * np.asarray(
-            caps.flight_bytes, dtype=np.float64
-        )
-        held = np.concatenate([[0.0], np.cumsum(per_layer)])
-        passing = np.zeros((layers + 1, layers + 1))
-        for first in range(layers):
-            passing[first, first + 1 :] = np.maximum.accumulate(np.asarray(caps.passing_bytes)[first:])
-        needs = held[None, :] - held[:, None] + passing
-        times[needs > caps.cap_bytes[stage]] = np.inf
+        times[caps.needs_bytes[stage] > caps.cap_bytes[stage]] = np.inf
     return times
 
 

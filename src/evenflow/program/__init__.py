@@ -15,7 +15,7 @@ from evenflow.program.actions import (
     Step,
 )
 from evenflow.program.lower import build_program, lower
-from evenflow.program.memory import Held, peak_bytes, rank_memory
+from evenflow.program.memory import Held, PeakForm, peak_bytes, peak_forms, rank_memory
 from evenflow.program.program import Program, in_flight
 from evenflow.program.schedules import SCHEDULES, compute_order
 from evenflow.program.text import action_kind, action_text, parse_action, parse_ranks, ranks_text
@@ -29,6 +29,7 @@ __all__ = [
     "Forward",
     "Held",
     "Norm",
+    "PeakForm",
     "Program",
     "ReceiveBackward",
     "ReceiveForward",
@@ -46,6 +47,7 @@ __all__ = [
     "parse_action",
     "parse_ranks",
     "peak_bytes",
+    "peak_forms",
     "rank_memory",
     "ranks_text",
     "verify",

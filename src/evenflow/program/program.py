@@ -29,8 +29,7 @@ class Program:
     def compute_order(self) -> tuple[tuple[Compute, ...], ...]:
         """Each rank's compute actions alone: the schedule."""
         return tuple(
-            tuple(action for action in actions if isinstance(action, Forward | Backward))
-            for actions in self.ranks
+            tuple(action for action in actions if isinstance(action, Forward | Backward)) for actions in self.ranks
         )
 
 

@@ -50,9 +50,7 @@ def _check_shape(program: Program) -> None:
         raise ProgramError("a program needs at least one rank and one stage")
     for stage, rank in enumerate(program.stage_rank):
         if not 0 <= rank < len(program.ranks):
-            raise ProgramError(
-                f"stage {stage} is on rank {rank}, but ranks run from 0 to {len(program.ranks) - 1}"
-            )
+            raise ProgramError(f"stage {stage} is on rank {rank}, but ranks run from 0 to {len(program.ranks) - 1}")
 
 
 class _RankState:
@@ -71,6 +69,8 @@ class _RankState:
                 self._check_place(action.stage, action.microbatch, action)
             if self.counts[Step()]:
                 self._fail(action, "it comes after STEP")
+            if self.counts[Norm()] and not isinstance(action, Norm | Step):
+                self._fail(action, "it comes after NORM")
             self.counts[action] += 1
             if self.counts[action] > 1:
                 self._fail(action, "it appears twice")
@@ -81,51 +81,8 @@ class _RankState:
 
     def _take(self, action: Action) -> None:
         match action:
-            case Forward(stage, microbatch):
-                if stage > 0:
-                    self._use(ReceiveForward(stage, microbatch), action, "its input was not received")
-                self.live.add(action)
-            case Backward(stage, microbatch):
-                self._use(Forward(stage, microbatch), action, "its forward has not run")
-                if stage < self.last_stage:
-                    self._use(
-                        ReceiveBackward(stage, microbatch), action, "its output gradient was not received"
-                    )
-                    self._free(ReceiveBackward(stage, microbatch))
-                self._free(Forward(stage, microbatch))
-                self._free(ReceiveForward(stage, microbatch))
-            case SendForward(stage, microbatch):
-                if stage == self.last_stage:
-                    self._fail(action, "the last stage has nobody to send to")
-                if (
-                    not self.counts[Forward(stage, microbatch)]
-                    or self.counts[ReleaseForward(stage, microbatch)]
-                ):
-                    self._fail(action, "its output does not exist here")
-                self.live.add(action)
-            case SendBackward(stage, microbatch):
-                if stage == 0:
-                    self._fail(action, "the first stage has nobody to send gradients to")
-                if (
-                    not self.counts[Backward(stage, microbatch)]
-                    or self.counts[ReleaseBackward(stage, microbatch)]
-                ):
-                    self._fail(action, "its input gradient does not exist here")
-                self.live.add(action)
-            case ReceiveForward(stage, _):
-                if stage == 0:
-                    self._fail(action, "the first stage has nobody to receive from")
-                self.live.add(action)
-            case ReceiveBackward(stage, _):
-                if stage == self.last_stage:
-                    self._fail(action, "the last stage has nobody to receive gradients from")
-                self.live.add(action)
-            case ReleaseForward(stage, microbatch):
-                self._use(SendForward(stage, microbatch), action, "it was not sent")
-                self._free(SendForward(stage, microbatch))
-            case ReleaseBackward(stage, microbatch):
-                self._use(SendBackward(stage, microbatch), action, "it was not sent")
-                self._free(SendBackward(stage, microbatch))
+            case Forward() | Backward():
+                self._take_compute(action)
             case Norm():
                 if self.live:
                     self._fail(action, f"{action_text(self._any_live())} is still held")
@@ -133,7 +90,54 @@ class _RankState:
                 if not self.counts[Norm()]:
                     self._fail(action, "NORM has not run")
             case _:
+                self._take_message(action)
+
+    def _take_compute(self, action: Forward | Backward) -> None:
+        stage, microbatch = action.stage, action.microbatch
+        match action:
+            case Forward():
+                if stage > 0:
+                    self._use(ReceiveForward(stage, microbatch), action, "its input was not received")
+                self.live.add(action)
+            case Backward():
+                self._use(Forward(stage, microbatch), action, "its forward has not run")
+                if stage < self.last_stage:
+                    self._use(ReceiveBackward(stage, microbatch), action, "its output gradient was not received")
+                self.live -= {
+                    Forward(stage, microbatch),
+                    ReceiveForward(stage, microbatch),
+                    ReceiveBackward(stage, microbatch),
+                }
+            case _:
                 assert_never(action)
+
+    def _take_message(
+        self,
+        action: SendForward | SendBackward | ReceiveForward | ReceiveBackward | ReleaseForward | ReleaseBackward,
+    ) -> None:
+        stage, microbatch = action.stage, action.microbatch
+        match action:
+            case SendForward() | ReceiveBackward():
+                if stage == self.last_stage:
+                    self._fail(action, "the last stage has nobody after it")
+            case SendBackward() | ReceiveForward():
+                if stage == 0:
+                    self._fail(action, "the first stage has nobody before it")
+            case ReleaseForward():
+                self._use(SendForward(stage, microbatch), action, "it was not sent")
+                self.live.discard(SendForward(stage, microbatch))
+                return
+            case ReleaseBackward():
+                self._use(SendBackward(stage, microbatch), action, "it was not sent")
+                self.live.discard(SendBackward(stage, microbatch))
+                return
+            case _:
+                assert_never(action)
+        if isinstance(action, SendForward) and not self.counts[Forward(stage, microbatch)]:
+            self._fail(action, "its output does not exist here")
+        if isinstance(action, SendBackward) and not self.counts[Backward(stage, microbatch)]:
+            self._fail(action, "its input gradient does not exist here")
+        self.live.add(action)
 
     def _owed(self) -> list[Action]:
         """What must have happened by the end, in an order that names the cause before its consequences."""
@@ -158,9 +162,6 @@ class _RankState:
     def _use(self, made_by: Action, action: Action, reason: str) -> None:
         if made_by not in self.live:
             self._fail(action, reason)
-
-    def _free(self, made_by: Action) -> None:
-        self.live.discard(made_by)
 
     def _any_live(self) -> Action:
         return min(self.live, key=action_text)
@@ -209,9 +210,7 @@ def _check_progress(program: Program) -> None:
     while moved:
         moved = False
         for rank, actions in enumerate(program.ranks):
-            while position[rank] < len(actions) and _can_take(
-                actions[position[rank]], done, at_norm, program
-            ):
+            while position[rank] < len(actions) and _can_take(actions[position[rank]], done, at_norm, program):
                 action = actions[position[rank]]
                 if isinstance(action, Norm):
                     at_norm.add(rank)

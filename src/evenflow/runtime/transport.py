@@ -45,11 +45,11 @@ class AloneTransport:
 
     def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:
         """Never called: a program of one rank has no sends."""
-        raise AssertionError("a single rank sends nothing")
+        raise AssertionError(f"a single rank sends nothing, not {tensor.shape} to rank {rank} with tag {tag}")
 
     def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:
         """Never called: a program of one rank has no receives."""
-        raise AssertionError("a single rank receives nothing")
+        raise AssertionError(f"a single rank receives nothing, not {buffer.shape} from rank {rank} with tag {tag}")
 
     def sum(self, tensor: Tensor) -> None:
         """A sum over one rank is what it was."""
@@ -86,7 +86,7 @@ class GlooTransport:
         try:
             dist.init_process_group(
                 "gloo",
-                store=dist.FileStore(str(rendezvous), ranks),
+                store=dist.FileStore(str(rendezvous), ranks),  # type: ignore[attr-defined]  # public, but not in its stubs
                 rank=rank,
                 world_size=ranks,
                 timeout=timedelta(seconds=timeout_s),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
+from evenflow.errors import InputError
 from evenflow.program import Program
 from evenflow.simulate import simulate
 from evenflow.timeline import Timeline
@@ -47,8 +48,15 @@ def equal_split(layers: int, stages: int) -> Split:
     """Equal layer counts, blocks counted alone: the embedding joins the first stage and the head the last.
 
     This is what trainers without measured costs do; a remainder goes to the first stages.
+
+    Raises:
+        InputError: there are fewer blocks than stages.
     """
     blocks = layers - 2
+    if blocks < stages:
+        raise InputError(
+            f"{blocks} blocks do not make {stages} stages of equal counts; {max(blocks, 1)} or fewer would do"
+        )
     share, more = divmod(blocks, stages)
     counts = [share + (stage < more) for stage in range(stages)]
     counts[0] += 1

@@ -1,14 +1,18 @@
 """The planner: cuts a model over a pipeline so that its simulated step is as short as can be found.
 
 The exact partition proposes the split with the least bottleneck; it is not the schedule, whose fill and
-drain weigh stages differently, so single layers are then moved between neighbouring stages for as long
-as the simulator says that the step gets shorter.
+drain weigh stages differently, so single layers are then moved from stage to stage for as long as the
+simulator says that the step gets shorter.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
 from evenflow.errors import ImpossibleError, InputError
@@ -21,15 +25,15 @@ from evenflow.plan import (
     Search,
     StageCaps,
     StagePlan,
+    least_needs,
     partition,
     step_bound,
 )
-from evenflow.program import Program, build_program, in_flight, verify
+from evenflow.program import Program, build_program, peak_forms, verify
 from evenflow.search.advice import advice
 from evenflow.search.candidate import Candidate, Split, try_split
 from evenflow.spec import Batch, Cluster, Model
 from evenflow.units import format_bytes
-
 
 # Actions that the search may simulate in all: some seconds of work; beyond it the best so far is taken.
 _MOST_ACTIONS = 2_000_000
@@ -78,6 +82,7 @@ def make_plan(
     if split is None:
         best, considered = _search(model, costs, program, memory, limit)
     else:
+        _check_split(split, model, stages)
         best, considered = try_split(split, program, costs, memory), 1
     _check_memory(best, limit)
     lower_bound = step_bound(costs, stages, batch.microbatches)
@@ -104,9 +109,15 @@ def make_plan(
     )
 
 
-def _search(
-    model: Model, costs: Costs, program: Program, memory: MemoryModel, limit: int
-) -> tuple[Candidate, int]:
+def _check_split(split: Split, model: Model, stages: int) -> None:
+    in_order = [layer for layers in split for layer in layers]
+    if in_order != list(range(len(model.layers))) or len(split) != stages or not all(split):
+        raise InputError(
+            f"the split {split} does not put each of the layers 0 to {len(model.layers) - 1} on one of {stages} stages"
+        )
+
+
+def _search(model: Model, costs: Costs, program: Program, memory: MemoryModel, limit: int) -> tuple[Candidate, int]:
     """The exact partition, then single-layer moves for as long as they shorten the simulated step."""
     start = _first_split(model, costs, program, limit)
     best = try_split(start, program, costs, memory)
@@ -135,39 +146,36 @@ def _rank_of(candidate: Candidate, limit: int) -> tuple[int, float, float]:
 
 def _first_split(model: Model, costs: Costs, program: Program, limit: int) -> Split:
     seconds = [layer.forward_s + layer.backward_s for layer in costs.layers]
-    stages = program.stages
-    caps = _caps(model, program, limit)
-    split = partition(seconds, stages, caps)
-    if split is not None:
-        return split
-    # Nothing stays under the limit by the partition's rough account: start from the split that spreads
-    # memory most evenly and let the exact account decide.
-    held = [caps.needs(0, layer, layer + 1) for layer in range(len(seconds))]
-    even = partition(held, stages)
-    assert even is not None, "without caps a split always exists"
-    return even
+    caps = StageCaps(_needs(model, program), [limit] * program.stages)
+    return partition(seconds, program.stages, caps) or least_needs(caps)
 
 
-def _caps(model: Model, program: Program, limit: int) -> StageCaps:
+def _needs(model: Model, program: Program) -> NDArray[np.float64]:
+    """What every run of layers needs on every stage: exact, as each stage is alone on its rank."""
     memory = MemoryModel(model)
-    alone = [memory.stage([layer]) for layer in range(len(model.layers))]
-    return StageCaps(
-        fixed_bytes=[own.state_bytes for own in alone],
-        flight_bytes=[layer.saved_bytes for layer in model.layers],
-        passing_bytes=[0] * len(alone),
-        in_flight=in_flight(program.compute_order(), program.stages),
-        cap_bytes=[limit] * program.stages,
-    )
+    layers = len(model.layers)
+    runs = {(i, j): memory.stage(range(i, j)) for i in range(layers) for j in range(i + 1, layers + 1)}
+    needs = np.zeros((program.stages, layers + 1, layers + 1))
+    for stage in range(program.stages):
+        forms = peak_forms(program, stage)
+        for (first, end), own in runs.items():
+            needs[stage, first, end] = max(form.bytes(own) for form in forms)
+    return needs
 
 
 def _neighbours(split: Split) -> Iterator[Split]:
-    """Every split that differs by one layer moved over one boundary."""
-    for left in range(len(split) - 1):
-        before, after = split[left], split[left + 1]
-        if len(before) > 1:
-            yield (*split[:left], before[:-1], (before[-1], *after), *split[left + 2 :])
-        if len(after) > 1:
-            yield (*split[:left], (*before, after[0]), after[1:], *split[left + 2 :])
+    """Every split with a run of adjacent boundaries moved by one layer.
+
+    So a layer's worth can go from any stage to any other through those between, each of which keeps its count.
+    """
+    ends = [0, *(layers[-1] + 1 for layers in split)]
+    for length in range(1, len(split)):
+        for first in range(1, len(split) - length + 1):
+            last = first + length - 1
+            for by in (-1, 1):
+                moved = [end + by if first <= at <= last else end for at, end in enumerate(ends)]
+                if moved[first - 1] < moved[first] and moved[last] < moved[last + 1]:
+                    yield tuple(tuple(range(*pair)) for pair in pairwise(moved))
 
 
 def _check_memory(best: Candidate, limit: int) -> None:

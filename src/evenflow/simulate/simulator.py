@@ -118,6 +118,7 @@ class _Run:
 
     def _ready_at(self, action: Action, rank: int) -> float | None:
         """When `rank` can start `action`; None while that is not known yet."""
+        transfer: Action | None
         match action:
             case Forward(stage, microbatch):
                 transfer = ReceiveForward(stage, microbatch) if stage else None

@@ -115,7 +115,7 @@ def parse_cluster(text: str, processes: int | None = None) -> Cluster:
 
     Args:
         text: the cluster as the user wrote it.
-        processes: for `local`, how many processes.
+        processes: how many of its devices to use; by default all.
 
     Raises:
         InputError: the form is not known, or the device is not in the catalogue.
@@ -124,13 +124,13 @@ def parse_cluster(text: str, processes: int | None = None) -> Cluster:
         return local_cluster(processes)
     match = _SHORT_FORM.fullmatch(text)
     if match is None:
-        raise InputError(
-            f"cluster {text!r} is not understood; `local`, 8xA100-80GB or 4x8xH100-80GB would be"
-        )
+        raise InputError(f"cluster {text!r} is not understood; `local`, 8xA100-80GB or 4x8xH100-80GB would be")
     first, second, name = match.groups()
     if name not in CATALOGUE:
         raise InputError(f"device {name!r} is not in the catalogue; it has {', '.join(CATALOGUE)}")
     count = int(first or 1) * int(second or 1)
     if count < 1:
         raise InputError(f"cluster {text!r} has no devices")
-    return Cluster(text, CATALOGUE[name], count, threads=1, is_local=False)
+    if processes is not None and not 1 <= processes <= count:
+        raise InputError(f"cluster {text!r} has {count} devices; 1 to {count} of them can be used, not {processes}")
+    return Cluster(text, CATALOGUE[name], processes or count, threads=1, is_local=False)

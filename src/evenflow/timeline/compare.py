@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from evenflow.errors import ProgramError
@@ -18,8 +19,10 @@ class Figure:
 
     @property
     def error(self) -> float:
-        """Measured / predicted - 1."""
-        return self.measured / self.predicted - 1 if self.predicted else 0.0
+        """Measured / predicted - 1; infinite where nothing was predicted but something measured."""
+        if not self.predicted:
+            return math.inf if self.measured else 0.0
+        return self.measured / self.predicted - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
 """Why a rank idles: its step's wall time, less busy and optimizer, split by what it waited for.
 
-A compute action's gap is split at the moment when its peer finished making the tensor: before that the
-rank waited for the peer, after that for the transfer. STEP's gap is split at the moment when the last
-rank had its norm. What remains is overhead: posting sends, fetching the batch, the loop itself.
+* A compute action's gap is split at the moment when its peer finished making the tensor: before that the
+  rank waited for the peer, after that for the transfer.
+* A RELEASE is split likewise, at the moment when its peer posted the receive.
+* STEP's gap is split at the moment when the last rank had its norm: what follows is the reduction.
+
+What remains is overhead: posting sends, fetching the batch, the loop itself.
 """
 
 from __future__ import annotations
@@ -11,7 +14,17 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
-from evenflow.program import Action, Backward, Forward, Norm, ReleaseBackward, ReleaseForward, Step
+from evenflow.program import (
+    Action,
+    Backward,
+    Forward,
+    Norm,
+    ReceiveBackward,
+    ReceiveForward,
+    ReleaseBackward,
+    ReleaseForward,
+    Step,
+)
 from evenflow.timeline.timeline import Timeline
 
 Cause = Literal["waiting", "transfer", "reduction", "overhead"]
@@ -37,6 +50,7 @@ class Wait:
 def waits(timeline: Timeline, rank: int) -> tuple[Wait, ...]:
     """All idle of one rank; the seconds add up to its `idle_s`."""
     finished = {event.action: event.end_s for own in timeline.ranks for event in own.events}
+    asked = {event.action: event.start_s for own in timeline.ranks for event in own.events}
     norm_ends = [
         next((event.end_s for event in own.events if isinstance(event.action, Norm)), own.end_s)
         for own in timeline.ranks
@@ -57,8 +71,10 @@ def waits(timeline: Timeline, rank: int) -> tuple[Wait, ...]:
             case Step():
                 found += _split(action, gap, norm_ends[slowest] - cursor, slowest, "reduction")
             case ReleaseForward() | ReleaseBackward():
+                receive = _receiver(action)
+                peer = timeline.program.stage_rank[receive.stage]
                 found.append(Wait("overhead", action, None, gap))
-                found.append(Wait("transfer", action, None, event.seconds))
+                found += _split(action, event.seconds, asked[receive] - event.start_s, peer, "transfer")
             case Norm():
                 found.append(Wait("overhead", action, None, gap))
             case _:
@@ -81,6 +97,13 @@ def _producer(action: Forward | Backward, last_stage: int) -> Forward | Backward
     if isinstance(action, Forward):
         return Forward(action.stage - 1, action.microbatch) if action.stage else None
     return Backward(action.stage + 1, action.microbatch) if action.stage < last_stage else None
+
+
+def _receiver(action: ReleaseForward | ReleaseBackward) -> ReceiveForward | ReceiveBackward:
+    """The other rank's action without which a send is never complete."""
+    if isinstance(action, ReleaseForward):
+        return ReceiveForward(action.stage + 1, action.microbatch)
+    return ReceiveBackward(action.stage - 1, action.microbatch)
 
 
 def _split(action: Action, gap: float, until: float, peer: int, rest: Cause) -> list[Wait]:

@@ -6,4 +6,14 @@ from evenflow.train.progress import Progress, Silent
 from evenflow.train.reopen import saved_model_losses
 from evenflow.train.run import RunResult, train
 
-__all__ = ["Job", "Progress", "RunResult", "Silent", "follow_plan", "make_batch", "plan_model", "saved_model_losses", "train"]
+__all__ = [
+    "Job",
+    "Progress",
+    "RunResult",
+    "Silent",
+    "follow_plan",
+    "make_batch",
+    "plan_model",
+    "saved_model_losses",
+    "train",
+]

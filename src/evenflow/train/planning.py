@@ -16,9 +16,7 @@ from evenflow.spec.batch import default_micro_batch_size
 DEFAULT_SCHEDULE = "1f1b"
 
 
-def make_batch(
-    global_batch_size: int, micro_batch_size: int | None, seq_length: int, pipeline_ranks: int
-) -> Batch:
+def make_batch(global_batch_size: int, micro_batch_size: int | None, seq_length: int, pipeline_ranks: int) -> Batch:
     """The batch, its microbatch chosen where it is not given."""
     if global_batch_size < 1:
         raise InputError(f"--global-batch-size {global_batch_size} trains nothing; 1 would be the least")

@@ -32,9 +32,7 @@ class PreparedText:
     separator_id: int | None
 
 
-def prepare_text(
-    source: ModelSource, data: Path, folder: Path, seq_length: int, progress: Progress
-) -> PreparedText:
+def prepare_text(source: ModelSource, data: Path, folder: Path, seq_length: int, progress: Progress) -> PreparedText:
     """Tokenise `data` into a store in `folder`.
 
     Raises:

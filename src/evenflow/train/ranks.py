@@ -10,12 +10,12 @@ from torch import Tensor
 
 from evenflow.errors import FaultError
 from evenflow.execute import Executor
-from evenflow.runtime import MemoryMeter, Optimizer, OptimizerSettings, connect
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import Stage, build_stage, draw_weights, find_model, read_weights, write_weights
 from evenflow.plan import Plan
 from evenflow.program import verify
+from evenflow.runtime import MemoryMeter, Optimizer, OptimizerSettings, connect
 from evenflow.search import plan_program
 from evenflow.train.lr_schedule import learning_rate
 from evenflow.train.sampler import microbatch, sample_ids

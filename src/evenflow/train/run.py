@@ -15,7 +15,15 @@ from typing import Any
 from evenflow.draw import report_html
 from evenflow.errors import InputError, StoppedError
 from evenflow.execute import check_split
-from evenflow.files import RankProcess, StepMetrics, save_plan, save_profile, save_ranks, save_timelines, write_text
+from evenflow.files import (
+    RankProcess,
+    StepMetrics,
+    save_plan,
+    save_profile,
+    save_ranks,
+    save_timelines,
+    write_text,
+)
 from evenflow.launch import Group, cores_of_ranks, shared_server
 from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, describe_model, find_model
@@ -119,12 +127,14 @@ def _run(job: Job, progress: Progress, signals: _StopSignals) -> RunResult:
         save_ranks([RankProcess(rank, pid, host) for rank, pid in enumerate(group.pids)], job.out / "ranks.json")
         signals.stop_after_step = True
         shards = _watch(group, recorder, progress, signals, job.steps)
-    finish_model_folder(model_out, job.out / "model", source, text.tokenizer, text.tokenizer_folder, text.separator_id, shards)
+    finish_model_folder(
+        model_out, job.out / "model", source, text.tokenizer, text.tokenizer_folder, text.separator_id, shards
+    )
     result = _result(job, plan, recorder)
     if signals.received is not None and recorder.metrics[-1].step < job.steps:
         raise StoppedError(
-            f"stopped by {signal.Signals(signals.received).name} after step {recorder.metrics[-1].step} of {job.steps}; "
-            f"saved in {job.out}",
+            f"stopped by {signal.Signals(signals.received).name} after step {recorder.metrics[-1].step} "
+            f"of {job.steps}; the model of that step is saved in {job.out / 'model'}",
             signals.received,
         )
     return result
@@ -146,9 +156,7 @@ def _plan(job: Job, source: ModelSource, progress: Progress) -> tuple[Model, Pla
         job.measure_again,
     )
     save_profile(profile, job.out / "profile.json")
-    plan = make_plan(
-        model, cluster, batch, profile.costs(), job.schedule or DEFAULT_SCHEDULE, job.memory_limit
-    )
+    plan = make_plan(model, cluster, batch, profile.costs(), job.schedule or DEFAULT_SCHEDULE, job.memory_limit)
     return model, plan
 
 
@@ -247,5 +255,3 @@ class _StopSignals:
         if self.received is not None:
             raise StoppedError("stopped at once by a second signal; the model was not saved", number)
         self.received = number
-
-

@@ -1,4 +1,4 @@
-"""The trained model as a Hugging Face directory: weights from the ranks, and all that transformers wants beside them."""
+"""The trained model as a Hugging Face directory: the ranks' weights, and what transformers wants beside them."""
 
 from __future__ import annotations
 

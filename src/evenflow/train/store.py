@@ -87,8 +87,7 @@ class TokenStore:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{folder / FACTS_NAME} is not what evenflow writes ({error!r}); without {folder} "
-                "it is made again"
+                f"{folder / FACTS_NAME} is not what evenflow writes ({error!r}); without {folder} it is made again"
             ) from None
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}; without {folder} it is made again") from None
@@ -103,8 +102,7 @@ class TokenStore:
         if count < seq_length:
             shorter = f" or --seq-length {count}" if count >= 2 else ""
             raise InputError(
-                f"the text has {count} tokens, one sequence needs {seq_length}; "
-                f"a longer text{shorter} would do"
+                f"the text has {count} tokens, one sequence needs {seq_length}; a longer text{shorter} would do"
             )
         return count // seq_length
 
@@ -256,9 +254,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist: no token store is there; a folder that has one would do"
-        ) from None
+        raise InputError(f"{path} does not exist: no token store is there; a folder that has one would do") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); without {path.parent} it is made again") from None
     if not isinstance(facts, dict) or "format_version" not in facts:

@@ -28,9 +28,7 @@ def read_documents(path: Path) -> Iterator[str]:
     if path.is_dir():
         return _read_folder(path)
     if path.exists():
-        raise InputError(
-            f"--data {path} is neither a file nor a folder; a text file or a folder of them would do"
-        )
+        raise InputError(f"--data {path} is neither a file nor a folder; a text file or a folder of them would do")
     raise InputError(f"--data {path} does not exist; a text file or a folder of text files would do")
 
 

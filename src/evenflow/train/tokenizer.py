@@ -88,9 +88,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def end_of_text_id(
-    tokenizer: Tokenizer, model_dir: Path | None, config_eos: int | list[int] | None
-) -> int | None:
+def end_of_text_id(tokenizer: Tokenizer, model_dir: Path | None, config_eos: int | list[int] | None) -> int | None:
     """The token that ends a document; None where the vocabulary has no such token, and documents run on.
 
     Args:
@@ -158,9 +156,7 @@ def _convert_tokenizer(model_dir: Path) -> Tokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # anything: it parses files of a dozen formats
-        raise InputError(
-            f"the tokenizer in {model_dir} cannot be read ({_first_line(error)}); {advice}"
-        ) from None
+        raise InputError(f"the tokenizer in {model_dir} cannot be read ({_first_line(error)}); {advice}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if isinstance(backend, Tokenizer):
         # Without its vocabulary transformers makes one of special tokens only, and says nothing.
