@@ -1,1 +1,1 @@
-"""Benchmarks: commands that print a table, or with --json one object."""
+"""Benchmarks: each is a command that prints a table, or with --json one object."""

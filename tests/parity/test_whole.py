@@ -48,7 +48,7 @@ def whole_model(config: dict[str, Any], seed: int, microbatches: int, shape: tup
         ids = tokens_of(1, microbatch, *shape, config["vocab_size"])
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss / microbatches
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

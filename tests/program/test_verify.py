@@ -200,25 +200,25 @@ def test_what_is_broken_below_is_legal_to_begin_with():
         pytest.param(
             _after(RANK_0, "0F0", "0RECV_F0"),
             RANK_1,
-            "rank 0: 0RECV_F0: the first stage has nobody to receive from",
+            "rank 0: 0RECV_F0: the first stage has nobody before it",
             id="first-stage-receives",
         ),
         pytest.param(
             _after(RANK_0, "0B0", "0SEND_B0"),
             RANK_1,
-            "rank 0: 0SEND_B0: the first stage has nobody to send gradients to",
+            "rank 0: 0SEND_B0: the first stage has nobody before it",
             id="first-stage-sends-back",
         ),
         pytest.param(
             RANK_0,
             _after(RANK_1, "1F0", "1SEND_F0"),
-            "rank 1: 1SEND_F0: the last stage has nobody to send to",
+            "rank 1: 1SEND_F0: the last stage has nobody after it",
             id="last-stage-sends",
         ),
         pytest.param(
             RANK_0,
             _after(RANK_1, "1F0", "1RECV_B0"),
-            "rank 1: 1RECV_B0: the last stage has nobody to receive gradients from",
+            "rank 1: 1RECV_B0: the last stage has nobody after it",
             id="last-stage-receives-back",
         ),
         pytest.param(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evenflow.errors import FaultError, InputError
+from evenflow.launch.allocator import allocator_environment
 from evenflow.launch.channel import MOST_RANKS, Channel
 from evenflow.launch.group import Group, RunningRank
 
@@ -32,7 +33,11 @@ class ForkServer:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "evenflow.launch.server", str(theirs.fileno()), *preload],
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                **allocator_environment(os.environ),
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for us alone; we tell the ranks
         )

@@ -1,4 +1,4 @@
-"""Times real layers: forward, backward, norm and update of each kind of layer, on one rank among many busy ones."""
+"""Times real layers: forward, backward, norm and update of each kind of layer, on one of many busy ranks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,29 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from evenflow.cost import LayerCost
-from evenflow.models import build_stage, draw_weights
+from evenflow.models import Stage, build_stage, draw_weights
 from evenflow.runtime import Optimizer, OptimizerSettings
 
-# Blocks are timed a few in a row: a block alone would find its weights in the cache, which a stage's do not.
-_BLOCKS_IN_A_ROW = 3
+# Blocks are timed two in a row: what a single one would find in the cache, a stage's do not.
+_IN_A_ROW = 2
+_WARM_UP_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
-    """How often to time: at least `least` times, then until `seconds` are over."""
+    """How often to time: at least `least` rounds, then until `seconds` are over."""
 
     least: int = 7
-    seconds: float = 0.6
+    seconds: float = 6.0
+
+
+@dataclass(slots=True)
+class _TimedStage:
+    """A stage that holds one kind of layer, and how long its passes took in each round."""
+
+    stage: Stage
+    forwards: list[float]
+    backwards: list[float]
 
 
 def time_layers(
@@ -31,65 +41,82 @@ def time_layers(
     signatures: Sequence[str],
     shape: tuple[int, int, int],
     repeats: Repeats,
+    rank: int,
     together: Callable[[], None],
 ) -> tuple[list[LayerCost], float, float]:
     """Time every layer of a model, each kind once.
+
+    All kinds take turns, round after round, so that each finds the cache as a run leaves it and a moment's
+    disturbance falls on all alike; ranks begin at different kinds, since in a run they do different work too.
 
     Args:
         config: the model's configuration.
         signatures: for each layer, what is equal for layers that cost the same.
         shape: batch, seq and hidden size of a microbatch.
         repeats: how often.
+        rank: this rank's number.
         together: returns once all ranks are here, so that all are busy at once.
 
     Returns:
         The layers' costs, and a stage's own forward and backward seconds.
     """
-    empty_forward, empty_backward, _, _ = _time_stage(config, (), shape, repeats, together)
+    rows = {
+        signature: [layer for layer, own in enumerate(signatures) if own == signature][:_IN_A_ROW]
+        for signature in signatures
+    }
+    empty = _build(config, ())
+    timed = {signature: _build(config, row) for signature, row in rows.items()}
+    _time_rounds([empty, *timed.values()], config, shape, repeats, rank, together)
+    empty_forward, empty_backward = median(empty.forwards), median(empty.backwards)
     costs: dict[str, LayerCost] = {}
-    for signature in dict.fromkeys(signatures):
-        row = [layer for layer, own in enumerate(signatures) if own == signature][:_BLOCKS_IN_A_ROW]
-        forward, backward, norm, update = _time_stage(config, row, shape, repeats, together)
+    for signature, own in timed.items():
+        norm, update = _time_update(own.stage.named_model_parameters(), together)
+        count = len(rows[signature])
         costs[signature] = LayerCost(
-            forward_s=max(forward - empty_forward, 0.0) / len(row),
-            backward_s=max(backward - empty_backward, 0.0) / len(row),
-            norm_s=norm / len(row),
-            optimizer_s=update / len(row),
+            forward_s=max(median(own.forwards) - empty_forward, 0.0) / count,
+            backward_s=max(median(own.backwards) - empty_backward, 0.0) / count,
+            norm_s=norm / count,
+            optimizer_s=update / count,
         )
     return [costs[signature] for signature in signatures], empty_forward, empty_backward
 
 
-def _time_stage(
-    config: PretrainedConfig,
-    layers: Sequence[int],
-    shape: tuple[int, int, int],
-    repeats: Repeats,
-    together: Callable[[], None],
-) -> tuple[float, float, float, float]:
-    """Median seconds of forward, backward, norm and update of a stage that holds `layers`."""
-    batch, seq, hidden = shape
+def _build(config: PretrainedConfig, layers: Sequence[int]) -> _TimedStage:
     stage = build_stage(config, layers)
     draw_weights(stage, seed=0)
+    return _TimedStage(stage.train(), [], [])
+
+
+def _time_rounds(
+    stages: Sequence[_TimedStage],
+    config: PretrainedConfig,
+    shape: tuple[int, int, int],
+    repeats: Repeats,
+    rank: int,
+    together: Callable[[], None],
+) -> None:
+    """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten."""
+    batch, seq, hidden = shape
     ids = torch.randint(0, config.get_text_config().vocab_size, (batch, seq))
-    feed = ids if stage.is_first else torch.randn(batch, seq, hidden)
-    gradient = None if stage.is_last else torch.randn(batch, seq, hidden)
+    states, gradient = torch.randn(batch, seq, hidden), torch.randn(batch, seq, hidden)
+    first = rank % len(stages)
+    order = [*stages[first:], *stages[:first]]
     together()
-    forwards: list[float] = []
-    backwards: list[float] = []
+    rounds = 0
     end = time.perf_counter() + repeats.seconds
-    while len(forwards) < repeats.least + 2 or time.perf_counter() < end:
-        leaf = feed if stage.is_first else feed.detach().requires_grad_()
-        start = time.perf_counter()
-        output = stage(leaf, ids)
-        middle = time.perf_counter()
-        if output.requires_grad:
-            torch.autograd.backward(output, gradient)
-        forwards.append(middle - start)
-        backwards.append(time.perf_counter() - middle)
-        del output
-    parameters = stage.named_model_parameters()
-    norm, update = _time_update(parameters, together) if parameters else (0.0, 0.0)
-    return median(forwards[2:]), median(backwards[2:]), norm, update
+    while rounds < repeats.least + _WARM_UP_ROUNDS or time.perf_counter() < end:
+        for own in order:
+            leaf = ids if own.stage.is_first else states.detach().requires_grad_()
+            start = time.perf_counter()
+            output = own.stage(leaf, ids)
+            middle = time.perf_counter()
+            if output.requires_grad:
+                torch.autograd.backward(output, None if own.stage.is_last else gradient)
+            if rounds >= _WARM_UP_ROUNDS:
+                own.forwards.append(middle - start)
+                own.backwards.append(time.perf_counter() - middle)
+            del output
+        rounds += 1
 
 
 def _time_update(parameters: dict[str, torch.nn.Parameter], together: Callable[[], None]) -> tuple[float, float]:

@@ -29,6 +29,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         payload["signatures"],
         (batch, seq, hidden),
         Repeats(),
+        rank,
         lambda: transport.sum(together),
     )
     channel.send({"kind": "doing", "what": "timing links"})
