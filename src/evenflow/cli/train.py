@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from-scratch", action="store_true", help="draw weights even where some lie beside the config"
     )
     parser.add_argument("--no-check", action="store_true", help="do not prove first that split equals whole")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN, in this or another layout")
+    parser.add_argument("--stop-at", type=count, metavar="N", help="save and stop after step N; --resume goes on")
     add_json(parser)
 
 
@@ -61,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         memory_limit=arguments.memory_limit,
         from_scratch=arguments.from_scratch,
         check=not arguments.no_check,
+        resume=arguments.resume,
+        stop_at=arguments.stop_at,
     )
     result = train(job, TerminalProgress())
     if arguments.json:

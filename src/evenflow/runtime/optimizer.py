@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
@@ -83,3 +85,21 @@ class Optimizer:
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         return norm
+
+    def moments(self) -> dict[str, Tensor]:
+        """Both moments of every parameter that has been updated, as `exp_avg/NAME` and `exp_avg_sq/NAME`."""
+        return {
+            f"{kind}/{name}": self._adamw.state[parameter][kind]
+            for name, parameter in self.parameters.items()
+            if parameter in self._adamw.state
+            for kind in _MOMENTS
+        }
+
+    def set_moments(self, moments: Mapping[str, Tensor], step: int) -> None:
+        """Take up the moments that `moments` gave after `step` steps; parameters without any start afresh."""
+        for name, parameter in self.parameters.items():
+            if f"{_MOMENTS[0]}/{name}" in moments:
+                self._adamw.state[parameter] = {
+                    "step": torch.tensor(float(step)),
+                    **{kind: moments[f"{kind}/{name}"].clone() for kind in _MOMENTS},
+                }

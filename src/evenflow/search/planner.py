@@ -29,7 +29,7 @@ from evenflow.plan import (
     partition,
     step_bound,
 )
-from evenflow.program import Program, build_program, peak_forms, verify
+from evenflow.program import Program, build_program, compute_order, peak_forms, verify
 from evenflow.search.advice import advice
 from evenflow.search.candidate import Candidate, Split, try_split
 from evenflow.spec import Batch, Cluster, Model
@@ -64,17 +64,8 @@ def make_plan(
         ImpossibleError: no split stays under the memory limit; the closest is named.
     """
     began = time.perf_counter()
+    check_request(model, cluster, batch, schedule)
     stages = cluster.devices
-    if stages > len(model.layers):
-        raise InputError(
-            f"{stages} stages need at least {stages} layers; {model.name} has {len(model.layers)}: "
-            f"{len(model.layers)} processes or fewer would do"
-        )
-    if model.tied_embeddings and stages > 1:
-        raise InputError(
-            f"{model.name} ties its embedding to its head, which would live on different stages; "
-            "one process, or tie_word_embeddings = false in its config, would work"
-        )
     limit = memory_limit if memory_limit is not None else cluster.device.memory_bytes
     program = build_program(schedule, stages, batch.microbatches)
     verify(program)
@@ -107,6 +98,26 @@ def make_plan(
         costs=costs.origin,
         notes=advice(model, costs, stages),
     )
+
+
+def check_request(model: Model, cluster: Cluster, batch: Batch, schedule: str) -> None:
+    """Refuse what no costs can mend, so that a caller need not measure first.
+
+    Raises:
+        InputError: more stages than layers, an unknown schedule, or tied embeddings on different stages.
+    """
+    stages = cluster.devices
+    if stages > len(model.layers):
+        raise InputError(
+            f"{stages} stages need at least {stages} layers; {model.name} has {len(model.layers)}: "
+            f"{len(model.layers)} processes or fewer would do"
+        )
+    if model.tied_embeddings and stages > 1:
+        raise InputError(
+            f"{model.name} ties its embedding to its head, which would live on different stages; "
+            "one process, or tie_word_embeddings = false in its config, would work"
+        )
+    compute_order(schedule, stages, batch.microbatches)
 
 
 def _check_split(split: Split, model: Model, stages: int) -> None:

@@ -29,6 +29,8 @@ class Job:
         memory_limit: bytes that a rank may use, by plan.
         from_scratch: draw weights even where some lie beside the config.
         check: prove first that the split model equals the whole one.
+        resume: go on with the run in `out`, under this or another layout.
+        stop_at: save and stop after this step, while the learning rate still spans `steps`.
         measure_again: time layers even where a profile is cached.
     """
 
@@ -48,26 +50,30 @@ class Job:
     memory_limit: int | None = None
     from_scratch: bool = False
     check: bool = True
+    resume: bool = False
+    stop_at: int | None = None
     measure_again: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"--steps {self.steps} trains nothing; 1 would be the least")
+        if self.stop_at is not None and not 1 <= self.stop_at <= self.steps:
+            raise InputError(f"--stop-at {self.stop_at} is not one of the run's steps; 1 to {self.steps} would do")
         if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--lr {self.learning_rate} is no learning rate; one above 0, such as 3e-4, would do")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed} is below 0; any whole number from 0 on would do")
 
 
-def check_run_folder(out: Path, data: Path) -> None:
-    """Refuse a run folder that holds something, or that would become its own training text.
+def check_run_folder(out: Path, data: Path, resume: bool) -> None:
+    """Refuse a run folder that holds something (but for a resume), or that would become its own training text.
 
     Raises:
-        InputError: which of the two.
+        InputError: which of them.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; a folder that does not exist yet would do")
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"--out {out} is not empty; a new folder would do")
+    if out.is_dir() and any(out.iterdir()) and not resume:
+        raise InputError(f"--out {out} is not empty; a new folder, or --resume to go on with its run, would do")
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise InputError(f"--out {out} lies inside --data {data}, so the run would train on its own files")

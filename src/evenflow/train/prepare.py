@@ -7,12 +7,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from evenflow.errors import InputError
 from evenflow.models import ModelSource
 from evenflow.train.progress import Progress
 from evenflow.train.store import TokenStore, build_store
 from evenflow.train.text import fingerprint, read_documents
 from evenflow.train.tokenizer import check_vocabulary, end_of_text_id, find_tokenizer, train_bpe
 from evenflow.units import format_count
+
+_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,22 @@ class PreparedText:
     tokenizer: Tokenizer
     tokenizer_folder: Path | None
     separator_id: int | None
+
+
+def reopen_text(source: ModelSource, folder: Path, seq_length: int) -> PreparedText:
+    """The store that a run made before, and the tokenizer that made it.
+
+    Raises:
+        InputError: the folder is not whole.
+    """
+    store = TokenStore.open(folder)
+    store.sequences(seq_length)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+    except Exception as error:  # the library raises bare Exceptions
+        raise InputError(f"{folder / _TOKENIZER} is not readable: {error}") from None
+    has_own = source.folder is not None and find_tokenizer(source.folder) is not None
+    return PreparedText(store, tokenizer, source.folder if has_own else None, store.separator_id)
 
 
 def prepare_text(source: ModelSource, data: Path, folder: Path, seq_length: int, progress: Progress) -> PreparedText:
@@ -52,6 +71,7 @@ def prepare_text(source: ModelSource, data: Path, folder: Path, seq_length: int,
     check_vocabulary(tokenizer, vocab_size)
     separator = end_of_text_id(tokenizer, origin, getattr(source.config, "eos_token_id", None))
     store = build_store(read_documents(data), tokenizer, folder, separator, fingerprint(data))
+    tokenizer.save(str(folder / _TOKENIZER))
     sequences = store.sequences(seq_length)
     progress.said(f"data: {format_count(len(store.tokens))} tokens, {sequences} sequences of {seq_length} from {data}")
     return PreparedText(store, tokenizer, origin, separator)

@@ -17,6 +17,7 @@ from evenflow.plan import Plan
 from evenflow.program import verify
 from evenflow.runtime import MemoryMeter, Optimizer, OptimizerSettings, connect
 from evenflow.search import plan_program
+from evenflow.train.checkpoint import read_shards, write_shard
 from evenflow.train.lr_schedule import learning_rate
 from evenflow.train.sampler import microbatch, sample_ids
 from evenflow.train.store import TokenStore
@@ -58,7 +59,11 @@ def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, met
     )
     store = TokenStore.open(Path(payload["tokens"]))
     steps: int = payload["steps"]
-    for step in range(1, steps + 1):
+    done: int = payload["done_steps"]
+    if done:
+        channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
+        read_shards(Path(payload["checkpoint"]), done, stage, optimizer)
+    for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = learning_rate(step, steps, payload["learning_rate"])
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
@@ -77,7 +82,8 @@ def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, met
         )
         if result.stop:
             break
-    channel.send({"kind": "doing", "what": "writing its weights"})
+    channel.send({"kind": "doing", "what": "saving its state"})
+    write_shard(Path(payload["checkpoint_out"]), rank, stage, optimizer)
     sizes = write_weights(stage, Path(payload["model_out"]), rank, len(plan.ranks))
     channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
@@ -87,7 +93,7 @@ def _build(rank: int, payload: dict[str, Any], plan: Plan) -> Stage:
     source = find_model(payload["config"])
     stage = build_stage(source.config, plan.stages[rank].layers)
     draw_weights(stage, payload["seed"])
-    if payload["weights"]:
+    if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])
     return stage.train()
 

@@ -49,4 +49,6 @@ def finish_model_folder(
     else:
         GenerationConfig(eos_token_id=config.eos_token_id, bos_token_id=config.bos_token_id).save_pretrained(partial)
     save_tokenizer(tokenizer, tokenizer_folder, partial)
+    if final.exists():  # a resumed run replaces the model that it stopped with
+        shutil.rmtree(final)
     partial.rename(final)
