@@ -48,7 +48,7 @@ parity: $(STAMP)  ## every split of every layout against the whole model
 	@$(PYTEST) tests/parity $(ARGS)
 
 soak: $(STAMP)  ## long runs: faults, memory growth, resumes
-	@$(PYTEST) -m soak $(ARGS)
+	@$(PYTEST) -m soak $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no soak test matches"; }
 
 clean:  ## remove caches and build products; .venv and runs stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -151,6 +151,5 @@ def test_a_profile_is_used_only_for_what_was_measured():
     ]:
         with pytest.raises(InputError, match=f"the profile is for another {what}"):
             own.check_fits(other_model, other_cluster)
-    # For a cluster elsewhere no machine is compared.
-    one = parse_cluster("A100-80GB")
-    replace(another_machine, processes=1, threads=1).check_fits(model, one)
+    with pytest.raises(InputError, match="says nothing about A100-80GB"):
+        replace(profile, processes=1, threads=1).check_fits(model, parse_cluster("A100-80GB"))

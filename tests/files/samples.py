@@ -59,7 +59,7 @@ def sample_plan(ranks: int = 4, microbatches: int = 8, blocks: int = 8, name: st
     """A plan of equal block counts: what the planner would find may change, this does not."""
     model = sample_model(blocks, name)
     device = Device("cpu", 8 * 2**30, 64e9, 0.5, 2e9, 1e-4, "made up")
-    cluster = Cluster("local", device, ranks, 1, is_local=True)
+    cluster = Cluster("local", device, ranks, 1, ranks, is_local=True)
     split = equal_split(len(model.layers), ranks)
     return make_plan(model, cluster, Batch(2 * microbatches, 2, 128), sample_costs(model), split=split)
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evenflow.models import build_stage, draw_weights
+from evenflow.program import SCHEDULES
 from tests.conftest import TINY_LLAMA
 from tests.parity.conftest import SplitRun
 from tests.parity.ranks import tokens_of
@@ -31,7 +32,7 @@ GRID = [
     )
     for ranks in (2, 3, 4)
     for microbatches in (1, 4, 5, 8)
-    for schedule in ("1f1b", "gpipe")
+    for schedule in SCHEDULES
 ]
 
 

@@ -129,7 +129,9 @@ def random_model(random: Random, layers: int) -> Model:
 
 def cluster_of(devices: int, memory_bytes: int = 2**40) -> Cluster:
     """Equal made-up devices."""
-    return Cluster("made-up", Device("made-up", memory_bytes, 1e9, 0.5, 1e9, 1e-6, "a test"), devices, 1, False)
+    return Cluster(
+        "made-up", Device("made-up", memory_bytes, 1e9, 0.5, 1e9, 1e-6, "a test"), devices, 1, devices, False
+    )
 
 
 def equal_stages(stages: int, forward_s: float, backward_s: float) -> tuple[StageCost, ...]:

@@ -111,12 +111,12 @@ def test_a_head_too_heavy_for_any_split_is_said_with_its_figure_and_what_would_h
     plan = make_plan(model_of(10), cluster_of(4), Batch(16, 1, 16), costs_of([0.1, *[1.0] * 8, 12.0]))
     assert plan.notes[0] == (
         "the head alone is 59.7% of the work, more than an equal share over 4 ranks (25.0%): at best the "
-        "busiest rank works 2.39 times the mean. What would help: 1 process (--processes 1), more or "
+        "busiest rank works 2.39 times the mean. What would help: 1 rank instead of 4, more or "
         "wider blocks, or a smaller vocabulary"
     )
     assert plan.predicted.imbalance >= 2.38
     three = make_plan(model_of(10), cluster_of(4), Batch(16, 1, 16), costs_of([0.1, *[1.0] * 8, 3.9]))
-    assert "What would help: 3 processes (--processes 3)" in three.notes[0]
+    assert "What would help: 3 ranks instead of 4" in three.notes[0]
     assert make_plan(model_of(6), cluster_of(2), Batch(4, 1, 16), costs_of([1.0] * 6)).notes == ()
 
 

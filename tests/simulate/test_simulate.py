@@ -153,7 +153,7 @@ def test_peak_memory_of_saved_activations_is_what_is_in_flight(schedule, p, m):
     program = build_program(schedule, p, m)
     memory = [StageMemory(10, 40, 7, 0, 0, 0, 0)] * p
     timeline = simulate(program, equal_stages(p, 1.0, 2.0), [NO_RANK_COST] * p, free_transfers(), memory)
-    expected = [min(p - s, m) if schedule == "1f1b" else m for s in range(p)]
+    expected = in_flight(program.compute_order(), p)
     assert [rank.peak_bytes for rank in timeline.ranks] == [40 + 7 * held for held in expected]
 
 

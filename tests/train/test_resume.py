@@ -72,6 +72,8 @@ def test_metrics_past_the_checkpoint_are_dropped(job: Job) -> None:
         ({"global_batch_size": 4}, "--global-batch-size 8, not 4"),
         ({"learning_rate": 0.1}, "--lr 0.001, not 0.1"),
         ({"steps": 9}, "--steps 8, not 9"),
+        ({"micro_batch_size": 4}, "--micro-batch-size 2, not 4"),
+        ({"stop_at": 1}, "--stop-at 2 to 8 would go on"),
     ],
 )
 def test_what_would_make_it_another_run_is_refused(job: Job, changes: dict[str, object], says: str) -> None:

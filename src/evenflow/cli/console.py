@@ -19,9 +19,9 @@ _PLAIN_LINES = 20  # of a run without a terminal, beside its first and last
 
 def show(*renderables: RenderableType) -> None:
     """Print tables for a person."""
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
     for renderable in renderables:
-        console.print(renderable)
+        console.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
 
 
 def show_json(value: dict[str, Any]) -> None:

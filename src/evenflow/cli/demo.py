@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenflow.cli.options import add_processes, path
+from evenflow.cli.options import add_json, add_processes, path
 
 if TYPE_CHECKING:
     from evenflow.plan import Plan
@@ -40,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """This command's options."""
     parser.add_argument("--out", type=path, metavar="RUN", help="the run's folder (default: a new ./evenflow-demo)")
     add_processes(parser)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Describe, profile, plan, train, compare."""
-    from evenflow.cli.console import show
+    from evenflow.cli.console import TerminalProgress, show, show_json
+    from evenflow.cli.figures import run_json
     from evenflow.draw import comparison_table, idle_table
     from evenflow.train import Job, saved_model_losses, train
 
@@ -66,7 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
             learning_rate=_LEARNING_RATE,
             measure_again=True,
         )
-        result = train(job, _demo_progress(out))
+        result = train(job, TerminalProgress() if arguments.json else _demo_progress(out))
+    if arguments.json:
+        show_json(run_json(result))
+        return 0
     show(comparison_table(result.comparison), idle_table(result.measured))
     first, last = result.metrics[0].loss, result.metrics[-1].loss
     show(f"loss fell from {first:.2f} to {last:.2f} in {len(result.metrics)} steps ({last / first - 1:+.0%})")
@@ -94,7 +99,7 @@ def _new_folder() -> Path:
 def _demo_progress(out: Path) -> Progress:
     """The usual progress, with the model described and equal layer counts beside the plan."""
     from evenflow.cli.console import TerminalProgress, show
-    from evenflow.draw import model_table
+    from evenflow.draw import model_table, profile_table
     from evenflow.files import load_profile
     from evenflow.search import equal_split, make_plan
     from evenflow.spec import Batch
@@ -105,13 +110,13 @@ def _demo_progress(out: Path) -> Progress:
         """Says more about the plan than a plain run does."""
 
         def planned(self, plan: Plan, model: Model) -> None:
-            show(model_table(model))
+            profile = load_profile(out / "profile.json")
+            show(model_table(model), profile_table(profile, model))
             super().planned(plan, model)
             batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
             split = equal_split(len(model.layers), len(plan.stages))
-            costs = load_profile(out / "profile.json").costs()
             cluster = local_cluster(len(plan.ranks), plan.threads)
-            equal = make_plan(model, cluster, batch, costs, plan.schedule, split=split)
+            equal = make_plan(model, cluster, batch, profile.costs(), plan.schedule, split=split)
             self.said(
                 f"equal layer counts would take {format_seconds(equal.predicted.step_s)} a step, "
                 f"{equal.predicted.step_s / plan.predicted.step_s:.2f} times this plan's "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evenflow.timeline import Comparison, Figure
+
+if TYPE_CHECKING:
+    from evenflow.train import RunResult
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
@@ -15,6 +18,22 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "imbalance": _figure(comparison.imbalance),
         "busy_s": [_figure(figure) for figure in comparison.busy_s],
         "peak_bytes": [_figure(figure) for figure in comparison.peak_bytes],
+    }
+
+
+def run_json(result: RunResult) -> dict[str, Any]:
+    """What a training run came to."""
+    last = result.metrics[-1]
+    return {
+        "out": str(result.out),
+        "steps": last.step,
+        "loss": last.loss,
+        "tokens_per_s": result.typical.tokens_per_s,
+        "step_s": result.typical.step_s,
+        "idle_fraction": result.typical.idle_fraction,
+        "imbalance": result.typical.imbalance,
+        "peak_bytes": list(last.peak_bytes),
+        "comparison": comparison_json(result.comparison),
     }
 
 

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train and print predicted against measured."""
     from evenflow.cli.console import TerminalProgress, show, show_json
-    from evenflow.cli.figures import comparison_json
+    from evenflow.cli.figures import run_json
     from evenflow.draw import comparison_table, idle_table
     from evenflow.train import Job, train
 
@@ -68,20 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     result = train(job, TerminalProgress())
     if arguments.json:
-        last = result.metrics[-1]
-        show_json(
-            {
-                "out": str(result.out),
-                "steps": last.step,
-                "loss": last.loss,
-                "tokens_per_s": result.typical.tokens_per_s,
-                "step_s": result.typical.step_s,
-                "idle_fraction": result.typical.idle_fraction,
-                "imbalance": result.typical.imbalance,
-                "peak_bytes": list(last.peak_bytes),
-                "comparison": comparison_json(result.comparison),
-            }
-        )
+        show_json(run_json(result))
         return 0
     show(comparison_table(result.comparison), idle_table(result.measured))
     show(f"model: {result.out / 'model'}   report: {result.out / 'report.html'}")

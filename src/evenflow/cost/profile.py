@@ -69,8 +69,12 @@ class Profile:
             ("number of processes", self.processes, cluster.devices),
             ("number of threads", self.threads, cluster.threads),
         ]
-        if cluster.is_local:
-            pairs.insert(0, ("machine", self.machine, this_machine()))
+        if not cluster.is_local:
+            raise InputError(
+                f"the profile was measured on {self.machine.processor}, which says nothing about {cluster.name}; "
+                "without --profile its costs come from FLOPs"
+            )
+        pairs.insert(0, ("machine", self.machine, this_machine()))
         for what, measured, wanted in pairs:
             if measured != wanted:
                 raise InputError(

@@ -61,7 +61,7 @@ def check_split(config: PretrainedConfig) -> CheckResult:
                 raise InputError(
                     f"{config.model_type} does not split: cut before layer {cut[-1]}, {name} differs from the whole "
                     f"model's by {error:.1e} (relative; {TOLERANCE:.0e} is allowed), so its code does something "
-                    "between its layers that would happen once on every stage; --processes 1 trains it whole"
+                    "between its layers that would happen once on every stage; a single process trains it whole"
                 )
     return CheckResult(cuts, worst, where)
 
@@ -72,7 +72,7 @@ def _refuse_dropout(config: PretrainedConfig) -> None:
         if value > 0:
             raise InputError(
                 f"{config.model_type} drops out ({name} = {value}), which is not yet the same under every split; "
-                f"{name} = 0.0 in its config, or --processes 1, would do"
+                f"{name} = 0.0 in its config, or a single process, would do"
             )
 
 

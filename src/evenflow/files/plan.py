@@ -126,6 +126,7 @@ class PlanDocument(Document):
     fingerprint: str
     cluster: str
     threads: Count
+    at_once: Count
     seq_length: Annotated[int, Field(ge=2)]
     layer_names: list[str]
     link: LinkPart
@@ -152,6 +153,7 @@ class PlanDocument(Document):
             fingerprint=plan.fingerprint,
             cluster=plan.cluster,
             threads=plan.threads,
+            at_once=plan.at_once,
             seq_length=plan.seq_length,
             layer_names=list(plan.layer_names),
             link=LinkPart.of(plan.link),
@@ -166,6 +168,7 @@ class PlanDocument(Document):
             fingerprint=self.fingerprint,
             cluster=self.cluster,
             threads=self.threads,
+            at_once=self.at_once,
             axes=Axes(**self.axes.model_dump()),
             schedule=self.schedule,
             micro_batch_size=self.micro_batch_size,

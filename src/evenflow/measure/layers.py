@@ -19,6 +19,18 @@ _IN_A_ROW = 2
 _WARM_UP_ROUNDS = 2
 
 
+Clock = Callable[[], float]
+
+
+def rank_clock(threads: int, has_own_cores: bool) -> Clock:
+    """Seconds as they pass for a rank whose cores are its own.
+
+    Where ranks share cores that is not the time on the wall: then the processor's time of this process is
+    read, spread over its threads, and the simulator shares the cores out.
+    """
+    return time.perf_counter if has_own_cores else lambda: time.process_time() / threads
+
+
 @dataclass(frozen=True, slots=True)
 class Repeats:
     """How often to time: at least `least` rounds, then until `seconds` are over."""
@@ -42,6 +54,7 @@ def time_layers(
     shape: tuple[int, int, int],
     repeats: Repeats,
     rank: int,
+    clock: Clock,
     together: Callable[[], None],
 ) -> tuple[list[LayerCost], float, float]:
     """Time every layer of a model, each kind once.
@@ -55,6 +68,7 @@ def time_layers(
         shape: batch, seq and hidden size of a microbatch.
         repeats: how often.
         rank: this rank's number.
+        clock: reads the seconds that passed for this rank.
         together: returns once all ranks are here, so that all are busy at once.
 
     Returns:
@@ -66,11 +80,11 @@ def time_layers(
     }
     empty = _build(config, ())
     timed = {signature: _build(config, row) for signature, row in rows.items()}
-    _time_rounds([empty, *timed.values()], config, shape, repeats, rank, together)
+    _time_rounds([empty, *timed.values()], config, shape, repeats, rank, clock, together)
     empty_forward, empty_backward = median(empty.forwards), median(empty.backwards)
     costs: dict[str, LayerCost] = {}
     for signature, own in timed.items():
-        norm, update = _time_update(own.stage.named_model_parameters(), together)
+        norm, update = _time_update(own.stage.named_model_parameters(), clock, together)
         count = len(rows[signature])
         costs[signature] = LayerCost(
             forward_s=max(median(own.forwards) - empty_forward, 0.0) / count,
@@ -93,6 +107,7 @@ def _time_rounds(
     shape: tuple[int, int, int],
     repeats: Repeats,
     rank: int,
+    clock: Clock,
     together: Callable[[], None],
 ) -> None:
     """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten."""
@@ -107,19 +122,21 @@ def _time_rounds(
     while rounds < repeats.least + _WARM_UP_ROUNDS or time.perf_counter() < end:
         for own in order:
             leaf = ids if own.stage.is_first else states.detach().requires_grad_()
-            start = time.perf_counter()
+            start = clock()
             output = own.stage(leaf, ids)
-            middle = time.perf_counter()
+            middle = clock()
             if output.requires_grad:
                 torch.autograd.backward(output, None if own.stage.is_last else gradient)
             if rounds >= _WARM_UP_ROUNDS:
                 own.forwards.append(middle - start)
-                own.backwards.append(time.perf_counter() - middle)
+                own.backwards.append(clock() - middle)
             del output
         rounds += 1
 
 
-def _time_update(parameters: dict[str, torch.nn.Parameter], together: Callable[[], None]) -> tuple[float, float]:
+def _time_update(
+    parameters: dict[str, torch.nn.Parameter], clock: Clock, together: Callable[[], None]
+) -> tuple[float, float]:
     optimizer = Optimizer(parameters, tuple(parameters), OptimizerSettings())
     gradients = {name: parameter.grad for name, parameter in parameters.items()}
     norms: list[float] = []
@@ -128,23 +145,23 @@ def _time_update(parameters: dict[str, torch.nn.Parameter], together: Callable[[
     for _ in range(5):
         for name, parameter in parameters.items():
             parameter.grad = gradients[name]
-        start = time.perf_counter()
+        start = clock()
         vector = optimizer.gradient_norms()
-        middle = time.perf_counter()
+        middle = clock()
         optimizer.step(vector, 1e-6)
         norms.append(middle - start)
-        updates.append(time.perf_counter() - middle)
+        updates.append(clock() - middle)
     return median(norms[1:]), median(updates[1:])
 
 
-def time_matmul(size: int = 1024) -> float:
+def time_matmul(clock: Clock, size: int = 1024) -> float:
     """Floating-point operations a second of a large matrix product."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     seconds: list[float] = []
     for _ in range(8):
-        start = time.perf_counter()
+        start = clock()
         _product: Tensor = left @ right
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return 2 * size**3 / min(seconds)
 
 

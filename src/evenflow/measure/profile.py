@@ -41,6 +41,7 @@ def measure_profile(source: ModelSource, model: Model, cluster: Cluster, server:
                 "model": str(path),
                 "ranks": cluster.devices,
                 "threads": cluster.threads,
+                "has_own_cores": cluster.at_once == cluster.devices,
                 "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
                 "signatures": [layer.signature for layer in model.layers],
                 "parameters": len(model.layers) * 16,

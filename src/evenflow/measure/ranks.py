@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from evenflow.launch import Channel
-from evenflow.measure.layers import Repeats, time_layers, time_matmul
+from evenflow.measure.layers import Repeats, rank_clock, time_layers, time_matmul
 from evenflow.measure.link import time_link, time_sum
 from evenflow.models import find_model
 from evenflow.runtime import connect
@@ -23,6 +23,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     transport = connect(rank, ranks, Path(payload["rendezvous"]), _TIMEOUT_S)
     batch, seq, hidden = payload["shape"]
     together = torch.zeros(1)
+    clock = rank_clock(payload["threads"], payload["has_own_cores"])
     channel.send({"kind": "doing", "what": "timing layers"})
     layers, stage_forward, stage_backward = time_layers(
         find_model(payload["model"]).config,
@@ -30,11 +31,12 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         (batch, seq, hidden),
         Repeats(),
         rank,
+        clock,
         lambda: transport.sum(together),
     )
     channel.send({"kind": "doing", "what": "timing links"})
     transport.sum(together)
-    peak_flops = time_matmul()
+    peak_flops = time_matmul(clock)
     link = time_link(rank, ranks, transport, 4 * batch * seq * hidden)
     reduce_s = time_sum(transport, payload["parameters"])
     channel.send(

@@ -1,7 +1,7 @@
 """A proven lower bound of the step: no contiguous split of indivisible layers and no schedule is faster.
 
-Let each of d devices run m microbatches, layer l take f_l + b_l seconds for each, and n_l for its norm and
-o_l for its update once a step. From one step's norm to the next one's:
+Of all devices let d compute at full speed at once. Let each run m microbatches, layer l take f_l + b_l
+seconds for each, and n_l for its norm and o_l for its update once a step. From one step's norm to the next:
 
 * d devices share all work: the step is at least sum over l of (m (f_l + b_l) + n_l + o_l) / d;
 * one device does all of layer l; meanwhile it may update the layer while the first microbatch comes
@@ -15,14 +15,14 @@ from __future__ import annotations
 from evenflow.cost import Costs
 
 
-def step_bound(costs: Costs, devices: int, microbatches: int) -> float:
-    """Seconds that a step takes at least."""
+def step_bound(costs: Costs, at_once: int, microbatches: int) -> float:
+    """Seconds that a step takes at least, where `at_once` devices compute at full speed at once."""
     shared = 0.0
     busiest = 0.0
     before = 0.0
     for layer in costs.layers:
         work = microbatches * (layer.forward_s + layer.backward_s) + layer.norm_s
-        shared += (work + layer.optimizer_s) / devices
+        shared += (work + layer.optimizer_s) / at_once
         busiest = max(busiest, max(layer.optimizer_s, before) + work)
         before += layer.forward_s
     return max(shared, busiest)

@@ -41,7 +41,7 @@ class RankPlan:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a step of this plan is predicted to be; `mfu` is model FLOPs / (ranks x step x peak FLOP/s)."""
+    """What a step of this plan is predicted to be; `mfu` is model FLOPs / (ranks at once x step x peak FLOP/s)."""
 
     step_s: float
     idle_fraction: float
@@ -75,6 +75,7 @@ class Plan:
         fingerprint: the traced model's hash: a plan is for one model at one microbatch shape.
         cluster: what the user called the cluster.
         threads: compute threads of each rank.
+        at_once: how many ranks compute at full speed at once: fewer than there are where they share cores.
         axes: degrees of parallelism.
         schedule: the schedule's name.
         micro_batch_size: sequences in a microbatch.
@@ -96,6 +97,7 @@ class Plan:
     fingerprint: str
     cluster: str
     threads: int
+    at_once: int
     axes: Axes
     schedule: str
     micro_batch_size: int

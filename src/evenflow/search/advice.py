@@ -21,7 +21,7 @@ def advice(model: Model, costs: Costs, devices: int) -> tuple[str, ...]:
             f"{_title(model.layers[heaviest])} alone is {format_percent(seconds[heaviest] / sum(seconds))} of the "
             f"work, more than an equal share over {devices} ranks ({format_percent(1 / devices)}): at best the "
             f"busiest rank works {seconds[heaviest] / share:.2f} times the mean. What would help: "
-            f"{even} {'process' if even == 1 else 'processes'} (--processes {even}), more or wider blocks, or "
+            f"{even} {'rank' if even == 1 else 'ranks'} instead of {devices}, more or wider blocks, or "
             f"{_lighter(model.layers[heaviest])}"
         )
     blocks = [index for index, layer in enumerate(model.layers) if layer.kind == "block"]

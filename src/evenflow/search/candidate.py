@@ -31,7 +31,9 @@ class Candidate:
         return max(rank.peak_bytes for rank in self.timeline.ranks)
 
 
-def try_split(split: Split, program: Program, costs: Costs, memory: MemoryModel) -> Candidate:
+def try_split(
+    split: Split, program: Program, costs: Costs, memory: MemoryModel, at_once: int | None = None
+) -> Candidate:
     """Simulate `program` with `split`'s layers on its stages."""
     timeline = simulate(
         program,
@@ -40,6 +42,7 @@ def try_split(split: Split, program: Program, costs: Costs, memory: MemoryModel)
         costs.link,
         memory.stages(split),
         costs.reduce_s,
+        at_once,
     )
     return Candidate(split, timeline)
 

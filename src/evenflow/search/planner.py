@@ -75,13 +75,18 @@ def make_plan(
     else:
         _check_split(split, model, stages)
         best, considered = try_split(split, program, costs, memory), 1
+    if cluster.at_once < stages:
+        # Ranks that share cores hide an uneven split from the step; it is chosen as if each had its own, so that
+        # it stays even whatever the system makes of the sharing, and only then predicted as it will be.
+        best = try_split(best.split, program, costs, memory, cluster.at_once)
     _check_memory(best, limit)
-    lower_bound = step_bound(costs, stages, batch.microbatches)
+    lower_bound = step_bound(costs, cluster.at_once, batch.microbatches)
     return Plan(
         model=model.name,
         fingerprint=model.fingerprint,
         cluster=cluster.name,
         threads=cluster.threads,
+        at_once=cluster.at_once,
         axes=Axes(pp=stages),
         schedule=schedule,
         micro_batch_size=batch.micro_batch_size,
@@ -92,7 +97,7 @@ def make_plan(
         ranks=_rank_plans(best, program, costs),
         link=costs.link,
         reduce_s=costs.reduce_s,
-        predicted=_prediction(best, model, batch, costs),
+        predicted=_prediction(best, model, batch, costs, cluster.at_once),
         bound=Bound(lower_bound, best.step_s / lower_bound - 1),
         search=Search(considered, time.perf_counter() - began),
         costs=costs.origin,
@@ -220,13 +225,12 @@ def _rank_plans(best: Candidate, program: Program, costs: Costs) -> tuple[RankPl
     )
 
 
-def _prediction(best: Candidate, model: Model, batch: Batch, costs: Costs) -> Prediction:
+def _prediction(best: Candidate, model: Model, batch: Batch, costs: Costs, at_once: int) -> Prediction:
     step_s = best.step_s
-    ranks = len(best.timeline.ranks)
     return Prediction(
         step_s=step_s,
         idle_fraction=best.timeline.idle_fraction,
         imbalance=best.timeline.imbalance,
-        mfu=model.flops * batch.microbatches / (ranks * step_s * costs.peak_flops),
+        mfu=model.flops * batch.microbatches / (at_once * step_s * costs.peak_flops),
         tokens_per_s=batch.tokens / step_s,
     )

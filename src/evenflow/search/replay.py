@@ -28,4 +28,5 @@ def plan_timeline(plan: Plan, schedule: str | None = None, with_transfers: bool 
         plan.link if with_transfers else free_transfers(),
         [stage.memory for stage in plan.stages],
         plan.reduce_s if with_transfers else 0.0,
+        plan.at_once,
     )

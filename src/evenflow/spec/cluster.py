@@ -44,6 +44,7 @@ class Cluster:
         device: the device each rank has.
         devices: how many there are.
         threads: compute threads of each rank (CPU devices; 1 elsewhere).
+        at_once: how many devices compute at full speed at once: fewer than `devices` where processes share cores.
         is_local: whether it is this machine, so that costs can be measured here.
     """
 
@@ -51,6 +52,7 @@ class Cluster:
     device: Device
     devices: int
     threads: int
+    at_once: int
     is_local: bool
 
 
@@ -107,7 +109,8 @@ def local_cluster(processes: int | None = None, threads: int | None = None) -> C
         link_latency_s=100e-6,
         source="assumed: 64 GFLOP/s a core in fp32 and loopback TCP; `evenflow profile` measures instead",
     )
-    return Cluster("local", device, count, own_threads, is_local=True)
+    at_once = min(count, max(machine.cores // own_threads, 1))
+    return Cluster("local", device, count, own_threads, at_once, is_local=True)
 
 
 def parse_cluster(text: str, processes: int | None = None) -> Cluster:
@@ -133,4 +136,5 @@ def parse_cluster(text: str, processes: int | None = None) -> Cluster:
         raise InputError(f"cluster {text!r} has no devices")
     if processes is not None and not 1 <= processes <= count:
         raise InputError(f"cluster {text!r} has {count} devices; 1 to {count} of them can be used, not {processes}")
-    return Cluster(text, CATALOGUE[name], processes or count, threads=1, is_local=False)
+    devices = processes or count
+    return Cluster(text, CATALOGUE[name], devices, threads=1, at_once=devices, is_local=False)

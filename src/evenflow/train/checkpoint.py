@@ -36,6 +36,7 @@ class RunState:
         steps: the run's total, which its learning rate spans.
         seed: of weights and order of samples.
         global_batch_size: sequences of a step.
+        micro_batch_size: sequences of a microbatch, over which gradients add up in order.
         seq_length: tokens of a sequence.
         learning_rate: at its peak.
     """
@@ -44,6 +45,7 @@ class RunState:
     steps: int
     seed: int
     global_batch_size: int
+    micro_batch_size: int
     seq_length: int
     learning_rate: float
 
@@ -64,15 +66,13 @@ def newest_checkpoint(run: Path) -> tuple[Path, RunState] | None:
         files = facts.pop("files")
         state = RunState(**facts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); without {complete[-1]} the one before it is used") from None
+        raise InputError(f"{path} is damaged ({error!r}): the run cannot go on from it") from None
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format_version {version}; this evenflow reads {FORMAT_VERSION}")
     for name, size in files.items():
         file = complete[-1] / Path(name).name
         if not file.is_file() or file.stat().st_size != size:
-            raise InputError(
-                f"{file} is missing or not of {size} bytes; without {complete[-1]} the one before it is used"
-            )
+            raise InputError(f"{file} is missing or not of {size} bytes: the run cannot go on from it")
     return complete[-1], state
 
 
@@ -120,8 +120,6 @@ def publish(partial: Path, run: Path, state: RunState, ranks: int) -> Path:
     files = {f"rank-{rank}.safetensors": (partial / f"rank-{rank}.safetensors").stat().st_size for rank in range(ranks)}
     write_json(partial / _MANIFEST, {"format_version": FORMAT_VERSION, **asdict(state), "files": files})
     final = run / "checkpoints" / f"step-{state.step:08d}"
-    if final.exists():  # a run that was resumed at its end wrote the same step again
-        shutil.rmtree(final)
     partial.rename(final)
     for other in (run / "checkpoints").iterdir():
         if other != final:
@@ -129,15 +127,16 @@ def publish(partial: Path, run: Path, state: RunState, ranks: int) -> Path:
     return final
 
 
-def check_resumable(state: RunState, wanted: RunState, out: Path) -> None:
-    """Refuse to go on with settings that would make it another run.
+def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path) -> None:
+    """Refuse to go on with settings that would make it another run, or where nothing is left to do.
 
     Raises:
-        InputError: which setting, and both values.
+        InputError: which setting, and both values; or which steps are done.
     """
     options: Sequence[tuple[str, object, object]] = (
         ("--seed", state.seed, wanted.seed),
         ("--global-batch-size", state.global_batch_size, wanted.global_batch_size),
+        ("--micro-batch-size", state.micro_batch_size, wanted.micro_batch_size),
         ("--seq-length", state.seq_length, wanted.seq_length),
         ("--lr", state.learning_rate, wanted.learning_rate),
         ("--steps", state.steps, wanted.steps),
@@ -147,3 +146,5 @@ def check_resumable(state: RunState, wanted: RunState, out: Path) -> None:
             raise InputError(f"{out} was run with {option} {had}, not {has}; {option} {had} goes on with it")
     if state.step >= state.steps:
         raise InputError(f"{out} has done all its {state.steps} steps; a new --out would start another run")
+    if last_step <= state.step:
+        raise InputError(f"{out} has done step {state.step}: --stop-at {state.step + 1} to {state.steps} would go on")

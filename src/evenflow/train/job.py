@@ -15,7 +15,7 @@ class Job:
     Attributes:
         model: a Hugging Face directory, a config.json or a hub id.
         data: a text file, or a folder of them.
-        out: the run's folder; it must not exist yet or be empty.
+        out: the run's folder; it must not exist yet or be empty, but for `resume`.
         steps: optimizer updates.
         global_batch_size: sequences of a step.
         micro_batch_size: sequences of a microbatch; by default as many as leave every rank four microbatches.
@@ -55,6 +55,9 @@ class Job:
     measure_again: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("data", "out", "plan"):  # strings are what a script has at hand
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
         if self.steps < 1:
             raise InputError(f"--steps {self.steps} trains nothing; 1 would be the least")
         if self.stop_at is not None and not 1 <= self.stop_at <= self.steps:

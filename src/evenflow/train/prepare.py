@@ -57,6 +57,7 @@ def prepare_text(source: ModelSource, data: Path, folder: Path, seq_length: int,
     Raises:
         InputError: no text, too little of it, or a tokenizer that does not fit the model.
     """
+    documents = read_documents(data)  # says at once if there is nothing to read
     vocab_size: int = source.config.get_text_config().vocab_size
     tokenizer = find_tokenizer(source.folder) if source.folder else None
     origin = source.folder if tokenizer is not None else None
@@ -67,7 +68,7 @@ def prepare_text(source: ModelSource, data: Path, folder: Path, seq_length: int,
                 "things by its ids than the weights do"
             )
         progress.said(f"tokenizer: training byte-level BPE of up to {vocab_size} tokens on {data}")
-        tokenizer = train_bpe(read_documents(data), vocab_size)
+        tokenizer = train_bpe(documents, vocab_size)
     check_vocabulary(tokenizer, vocab_size)
     separator = end_of_text_id(tokenizer, origin, getattr(source.config, "eos_token_id", None))
     store = build_store(read_documents(data), tokenizer, folder, separator, fingerprint(data))

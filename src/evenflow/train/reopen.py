@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, logging
 
 from evenflow.models import build_stage, draw_weights, find_model, read_weights
 from evenflow.train.store import TokenStore
@@ -19,6 +19,8 @@ def saved_model_losses(out: Path, seq_length: int) -> tuple[float, float]:
     stage = build_stage(source.config, range(source.config.num_hidden_layers + 2))
     draw_weights(stage, seed=0)
     read_weights(stage, source.weight_files)
+    logging.disable_progress_bar()
     other = AutoModelForCausalLM.from_pretrained(out / "model")
+    logging.enable_progress_bar()
     with torch.no_grad():
         return float(stage.eval()(ids, ids)), float(other(input_ids=ids, labels=ids).loss)

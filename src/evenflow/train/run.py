@@ -100,13 +100,13 @@ def _run(job: Job, progress: Progress, signals: StopSignals) -> RunResult:
         given = follow_plan(job.plan, source) if job.plan else None
         seq_length = given[1].seq_length if given else job.seq_length
         text = _text(job, source, seq_length, progress)
-        model, plan = given or _plan(job, source, progress)
+        micro_batch_size = checkpoint[1].micro_batch_size if checkpoint else None
+        model, plan = given or _plan(job, source, job.micro_batch_size or micro_batch_size, progress)
         if job.check and len(plan.ranks) > 1:
             checked = check_split(source.config)
             progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
-        wanted = _state(job, plan, step=0)
         if checkpoint is not None:
-            check_resumable(checkpoint[1], wanted, job.out)
+            check_resumable(checkpoint[1], _state(job, plan, step=0), job.stop_at or job.steps, job.out)
     _say_weights(job, source, checkpoint, progress)
     save_plan(plan, job.out / "plan.json")
     progress.planned(plan, model)
@@ -152,7 +152,15 @@ def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress) ->
 
 
 def _state(job: Job, plan: Plan, step: int) -> RunState:
-    return RunState(step, job.steps, job.seed, plan.global_batch_size, plan.seq_length, job.learning_rate)
+    return RunState(
+        step=step,
+        steps=job.steps,
+        seed=job.seed,
+        global_batch_size=plan.global_batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        seq_length=plan.seq_length,
+        learning_rate=job.learning_rate,
+    )
 
 
 def _say_weights(job: Job, source: ModelSource, checkpoint: tuple[Path, RunState] | None, progress: Progress) -> None:
@@ -164,10 +172,10 @@ def _say_weights(job: Job, source: ModelSource, checkpoint: tuple[Path, RunState
         progress.said(f"weights: drawn from seed {job.seed}")
 
 
-def _plan(job: Job, source: ModelSource, progress: Progress) -> tuple[Model, Plan]:
+def _plan(job: Job, source: ModelSource, micro_batch_size: int | None, progress: Progress) -> tuple[Model, Plan]:
     """Profile and plan, over what the executor runs."""
     cluster = local_cluster(job.processes, job.threads)
-    batch = make_batch(job.global_batch_size, job.micro_batch_size, job.seq_length, cluster.devices)
+    batch = make_batch(job.global_batch_size, micro_batch_size, job.seq_length, cluster.devices)
     model = describe_model(source, batch.micro_batch_size, batch.seq_length)
     schedule = job.schedule or DEFAULT_SCHEDULE
     # What no profile can mend is refused before seconds are spent on measuring.

@@ -1,0 +1,74 @@
+"""Ranks that share processors: closed forms of processor sharing, and nothing changes where nobody shares."""
+
+from __future__ import annotations
+
+import pytest
+
+from evenflow.cost import LinkCost, RankCost, StageCost, StageMemory
+from evenflow.program import SCHEDULES, Forward, build_program
+from evenflow.simulate import free_transfers, simulate
+from evenflow.timeline import Timeline
+
+NOTHING = StageMemory(0, 0, 0, 0, 0, 0, 0)
+
+
+def run(
+    stages: list[tuple[float, float]],
+    microbatches: int,
+    at_once: int | None,
+    schedule: str = "1f1b",
+    link: LinkCost | None = None,
+    update_s: float = 0.0,
+) -> Timeline:
+    """A step of stages of (forward, backward) seconds."""
+    return simulate(
+        build_program(schedule, len(stages), microbatches),
+        [StageCost(*seconds) for seconds in stages],
+        [RankCost(0.0, update_s)] * len(stages),
+        link or free_transfers(),
+        [NOTHING] * len(stages),
+        at_once=at_once,
+    )
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+@pytest.mark.parametrize("microbatches", [1, 3, 8])
+def test_one_processor_does_all_work_in_turn(schedule: str, microbatches: int) -> None:
+    stages = [(1.0, 2.0), (3.0, 1.0), (0.5, 0.25)]
+    timeline = run(stages, microbatches, at_once=1, schedule=schedule)
+    assert timeline.step_s == pytest.approx(microbatches * sum(map(sum, stages)))
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_enough_processors_are_as_good_as_own_ones(schedule: str) -> None:
+    stages = [(1.0, 2.0), (3.0, 1.0), (0.5, 0.25)]
+    link = LinkCost(0.1, 1e9)
+    own = run(stages, 5, at_once=None, schedule=schedule, link=link, update_s=0.3)
+    assert run(stages, 5, at_once=3, schedule=schedule, link=link, update_s=0.3) == own
+
+
+def test_the_shared_engine_agrees_with_the_other_where_nobody_has_to_share() -> None:
+    """GPipe of two ranks in three: with the third stage free of work, two processors are enough."""
+    stages = [(1.0, 2.0), (2.0, 1.0), (0.0, 0.0)]
+    link = LinkCost(0.25, 1e9)
+    shared, own = (run(stages, 4, at_once=at_once, link=link) for at_once in (2, None))
+    assert shared.step_s == pytest.approx(own.step_s)
+    for mine, other in zip(shared.ranks, own.ranks, strict=True):
+        assert [event.end_s for event in mine.events] == pytest.approx([event.end_s for event in other.events])
+
+
+def test_two_ranks_on_one_processor_halve_each_other() -> None:
+    """From 1 s on, F1 of the first and F0 of the second share it: each of one second ends at 3 s."""
+    timeline = run([(1.0, 1.0), (1.0, 1.0)], 2, at_once=1)
+    spans = {event.action: (event.start_s, event.end_s) for rank in timeline.ranks for event in rank.events}
+    assert spans[Forward(0, 0)] == pytest.approx((0.0, 1.0))
+    assert spans[Forward(0, 1)] == pytest.approx((1.0, 3.0))
+    assert spans[Forward(1, 0)] == pytest.approx((1.0, 3.0))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_never_faster_than_the_work_that_the_processors_share(at_once: int) -> None:
+    stages = [(1.0, 2.0), (3.0, 1.0), (0.5, 0.25), (2.0, 2.0)]
+    timeline = run(stages, 6, at_once)
+    assert timeline.step_s >= 6 * sum(map(sum, stages)) / at_once - 1e-9
+    assert timeline.step_s >= run(stages, 6, None).step_s - 1e-9
