@@ -84,7 +84,7 @@ class ForkServer:
         pids = self._started.pop()
         return Group(
             name,
-            self,
+            self.exits,
             [RunningRank(rank, pid, Channel(pairs[rank][0])) for rank, pid in enumerate(pids)],
         )
 

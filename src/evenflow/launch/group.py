@@ -7,15 +7,11 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputError, PeerLostError
 from evenflow.launch.channel import Channel, Message
-
-if TYPE_CHECKING:
-    from evenflow.launch.client import ForkServer
 
 # A rank that loses its peer reports at once; the peer's own report or death may come a little later.
 _ROOT_CAUSE_S = 2.0
@@ -43,11 +39,12 @@ class Group:
 
     Attributes:
         name: what the job is, for messages.
+        exits: waits up to some seconds; exit statuses by process id of all ranks that have ended so far.
         ranks: the ranks, by number.
     """
 
     name: str
-    server: ForkServer
+    exits: Callable[[float], dict[int, int]]
     ranks: list[RunningRank] = field(default_factory=list)
 
     @property
@@ -153,7 +150,7 @@ class Group:
         return FaultError(f"{who} failed while {rank.doing}: {detail}")
 
     def _note_exits(self, wait_s: float) -> None:
-        for pid, status in self.server.exits(wait_s).items():
+        for pid, status in self.exits(wait_s).items():
             for rank in self.ranks:
                 if rank.pid == pid:
                     rank.status = status
