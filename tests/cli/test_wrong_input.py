@@ -105,6 +105,13 @@ def test_a_run_that_is_not_empty(
     assert (run / "precious").read_text() == "mine"
 
 
+def test_a_run_folder_that_cannot_be_made(
+    refuse: Callable[..., str], make_model: Callable[..., Path], text: Path
+) -> None:
+    line = refuse(2, "train", make_model(), "--data", text, "--out", text / "run", "--seq-length", 32)
+    assert "cannot be made" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

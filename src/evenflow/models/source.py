@@ -42,7 +42,8 @@ def find_model(name: str) -> ModelSource:
     if path.is_dir():
         return ModelSource(path.resolve().name, _read_config(path / "config.json"), path)
     if path.is_file():
-        return ModelSource(path.resolve().parent.name, _read_config(path), None)
+        called = path.resolve().parent.name if path.name == "config.json" else path.stem
+        return ModelSource(called, _read_config(path), None)
     return ModelSource(name, _hub_config(name), None)
 
 

@@ -285,7 +285,12 @@ def _result(job: Job, plan: Plan, recorder: Recorder) -> RunResult:
 def _left_as_found(out: Path, resume: bool) -> Iterator[None]:
     """A job that is refused before it starts leaves its folder as it found it: absent or empty, but for a resume."""
     existed = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be made: {error.strerror}; a folder that may be written would do"
+        ) from None
     try:
         yield
     except BaseException:
