@@ -111,3 +111,15 @@ def test_version_and_bare_call() -> None:
 
     assert text("--version").startswith("evenflow 0.1.0")
     assert all(command in text() for command in COMMANDS)
+
+
+def test_train_alone_and_its_report_are_json(
+    run_json: Callable[..., Any], make_model: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    result = run_json(
+        "train", make_model(), "--data", text, "--out", out, "--processes", 1, "--steps", 2, "--seq-length", 32
+    )
+    assert result["steps"] == 2
+    assert result["comparison"]["idle_fraction"]["predicted"] == 0
+    assert run_json("report", out)["comparison"]["step_s"]["measured"] > 0

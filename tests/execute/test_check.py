@@ -32,3 +32,20 @@ def test_shrinking_keeps_quirks() -> None:
     assert small.attention_dropout == 0.0
     assert small.num_hidden_layers == 4
     assert config.num_hidden_layers > 4
+
+
+def test_blocks_that_return_more_than_hidden_states_are_refused_in_one_line() -> None:
+    config = AutoConfig.for_model("bloom", tie_word_embeddings=False, hidden_dropout=0.0, attention_dropout=0.0)
+    with pytest.raises(InputError, match="bloom does not split") as error:
+        check_split(config)
+    assert "\n" not in str(error.value)
+
+
+def test_tied_embeddings_are_the_reason_that_is_given() -> None:
+    with pytest.raises(InputError, match="ties its embedding"):
+        check_split(AutoConfig.for_model("llama", tie_word_embeddings=True))
+
+
+def test_one_block_has_fewer_cuts() -> None:
+    result = check_split(AutoConfig.for_model("llama", num_hidden_layers=1, tie_word_embeddings=False))
+    assert all(list(cut) == sorted(set(cut)) for cut in result.cuts)

@@ -116,7 +116,7 @@ def _drop(*path):
         (_set("stages", 1, "rank", 4), "stages.1.rank: is 4; ranks go from 0 to 3"),
         (
             _set("stages", 1, "rank", 0),
-            "ranks.0.stages: is [0], but by their own rank the stages here are [0, 1]",
+            "stages.1.rank: is 0; this evenflow runs one stage on each rank, in order",
         ),
         (_set("ranks", 1, "rank", 2), "ranks.1.rank: is 2; ranks stand in order, so 1 would be right"),
         (_set("axes", "pp", 3), "axes.pp: is 3, but ranks has 4"),

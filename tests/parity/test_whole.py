@@ -21,7 +21,7 @@ SPLITS = {
     3: [[0, 1], [2, 3, 4], [5]],
     4: [[0], [1, 2], [3, 4], [5]],
 }
-# Every pair of (ranks, microbatches) and (ranks, schedule) once; the rest of the grid is `full`.
+# Every number of ranks with both schedules, and every number of microbatches; the rest of the grid is `full`.
 COVERING = {(2, 1, "1f1b"), (2, 5, "gpipe"), (3, 4, "1f1b"), (3, 5, "gpipe"), (4, 8, "1f1b"), (4, 4, "gpipe")}
 GRID = [
     pytest.param(

@@ -72,3 +72,10 @@ def test_never_faster_than_the_work_that_the_processors_share(at_once: int) -> N
     timeline = run(stages, 6, at_once)
     assert timeline.step_s >= 6 * sum(map(sum, stages)) / at_once - 1e-9
     assert timeline.step_s >= run(stages, 6, None).step_s - 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e5, 1e9])
+def test_any_length_of_step_comes_to_an_end(scale: float) -> None:
+    stages = [(0.1 * scale * (stage + 1), 0.23 * scale) for stage in range(5)]
+    timeline = run(stages, 7, at_once=2, link=LinkCost(0.01, 1e9))
+    assert timeline.step_s >= 7 * sum(map(sum, stages)) / 2 * (1 - 1e-9)

@@ -74,17 +74,37 @@ def test_metrics_past_the_checkpoint_are_dropped(job: Job) -> None:
         ({"steps": 9}, "--steps 8, not 9"),
         ({"micro_batch_size": 4}, "--micro-batch-size 2, not 4"),
         ({"stop_at": 1}, "--stop-at 2 to 8 would go on"),
+        ({"plan": "followed.json", "processes": 3}, "--processes is 3"),
     ],
 )
 def test_what_would_make_it_another_run_is_refused(job: Job, changes: dict[str, object], says: str) -> None:
     evenflow.train(replace(job, stop_at=1, steps=8))
-    before = sorted(path.name for path in job.out.rglob("*"))
+    before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    if "plan" in changes:
+        changes = {**changes, "plan": job.out / "plan.json"}
     with pytest.raises(evenflow.InputError, match=says):
         evenflow.train(replace(job, resume=True, **changes))
-    assert sorted(path.name for path in job.out.rglob("*")) == before
+    assert {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()} == before
+
+
+def test_another_model_is_refused(job: Job, make_model: Callable[..., Path]) -> None:
+    evenflow.train(replace(job, stop_at=1))
+    make_model(rope_theta=5e5)
+    with pytest.raises(evenflow.InputError, match="another model"):
+        evenflow.train(replace(job, resume=True))
+
+
+def test_a_users_own_files_among_the_checkpoints_stay(job: Job) -> None:
+    evenflow.train(replace(job, stop_at=1))
+    (job.out / "checkpoints" / "notes.txt").write_text("mine")
+    evenflow.train(replace(job, resume=True, stop_at=2))
+    assert sorted(path.name for path in (job.out / "checkpoints").iterdir()) == ["notes.txt", "step-00000002"]
 
 
 def test_damaged_or_missing_checkpoints_are_named(job: Job) -> None:
+    with pytest.raises(evenflow.InputError, match="there is no run in"):
+        evenflow.train(replace(job, resume=True))
+    job.out.mkdir()
     with pytest.raises(evenflow.InputError, match="no complete checkpoint"):
         evenflow.train(replace(job, resume=True))
     evenflow.train(replace(job, stop_at=1))

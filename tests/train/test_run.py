@@ -175,3 +175,29 @@ def test_progress_hears_everything(job: Job) -> None:
     assert heard.count("step of 2") == 2
     assert heard[-1] == "closed"
     assert any(line.startswith("weights: drawn from seed 4") for line in heard)
+
+
+def test_a_config_file_brings_the_weights_beside_it(run: RunResult, job: Job) -> None:
+    again = evenflow.train(
+        replace(job, model=str(run.out / "model" / "config.json"), out=job.out.parent / "by-file", steps=1)
+    )
+    assert again.metrics[0].loss < run.metrics[0].loss - 0.1
+
+
+def test_weights_that_cannot_be_read_are_refused_not_drawn(run: RunResult, job: Job, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((run.out / "model" / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(evenflow.InputError, match="is a pickle"):
+        evenflow.train(replace(job, model=str(tmp_path), out=tmp_path / "run"))
+
+
+def test_a_run_refused_by_its_ranks_leaves_an_empty_folder_empty(run: RunResult, job: Job, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text((run.out / "model" / "config.json").read_text())
+    (model / "model.safetensors").write_bytes(b"\x10" * 64)
+    out = tmp_path / "run"
+    out.mkdir()
+    with pytest.raises(evenflow.InputError, match="not a readable safetensors file"):
+        evenflow.train(replace(job, model=str(model), out=out))
+    assert list(out.iterdir()) == []

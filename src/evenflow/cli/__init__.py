@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from evenflow.errors import EvenflowError
+from evenflow.errors import EvenflowError, FaultError
 
 COMMANDS = {
     "demo": "everything on this machine, on text that is already here",
@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; silence the interpreter's own last flush.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115, PTH123 - it must stay open until the process ends
         return 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{name}: the system refused: {error.strerror or error}{where}", file=sys.stderr)
+        return FaultError.exit_code
 
 
 def _run(command: str, arguments: list[str]) -> int:

@@ -76,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
     first, last = result.metrics[0].loss, result.metrics[-1].loss
     show(f"loss fell from {first:.2f} to {last:.2f} in {len(result.metrics)} steps ({last / first - 1:+.0%})")
     ours, theirs = saved_model_losses(out, _SEQ_LENGTH)
-    show(f"transformers opens {out / 'model'}: loss {theirs:.6f} on a held microbatch, evenflow's stages {ours:.6f}")
+    show(
+        f"transformers opens {out / 'model'}: loss {theirs:.6f} on the text's last sequence, evenflow's stages {ours:.6f}"
+    )
     show(f"report: {out / 'report.html'}")
     return 0
 
@@ -100,6 +102,7 @@ def _demo_progress(out: Path) -> Progress:
     """The usual progress, with the model described and equal layer counts beside the plan."""
     from evenflow.cli.console import TerminalProgress, show
     from evenflow.draw import model_table, profile_table
+    from evenflow.errors import EvenflowError
     from evenflow.files import load_profile
     from evenflow.search import equal_split, make_plan
     from evenflow.spec import Batch
@@ -114,9 +117,13 @@ def _demo_progress(out: Path) -> Progress:
             show(model_table(model), profile_table(profile, model))
             super().planned(plan, model)
             batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
-            split = equal_split(len(model.layers), len(plan.stages))
             cluster = local_cluster(len(plan.ranks), plan.threads)
-            equal = make_plan(model, cluster, batch, profile.costs(), plan.schedule, split=split)
+            try:
+                split = equal_split(len(model.layers), len(plan.stages))
+                equal = make_plan(model, cluster, batch, profile.costs(), plan.schedule, split=split)
+            except EvenflowError as error:
+                self.said(f"equal layer counts are not possible here: {error}")
+                return
             self.said(
                 f"equal layer counts would take {format_seconds(equal.predicted.step_s)} a step, "
                 f"{equal.predicted.step_s / plan.predicted.step_s:.2f} times this plan's "

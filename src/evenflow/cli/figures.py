@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from evenflow.timeline import Comparison, Figure
@@ -27,7 +28,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
     return {
         "out": str(result.out),
         "steps": last.step,
-        "loss": last.loss,
+        "loss": _finite(last.loss),
         "tokens_per_s": result.typical.tokens_per_s,
         "step_s": result.typical.step_s,
         "idle_fraction": result.typical.idle_fraction,
@@ -37,5 +38,10 @@ def run_json(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _figure(figure: Figure) -> dict[str, float]:
-    return {"predicted": figure.predicted, "measured": figure.measured, "error": figure.error}
+def _figure(figure: Figure) -> dict[str, float | None]:
+    return {"predicted": figure.predicted, "measured": figure.measured, "error": _finite(figure.error)}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity and no NaN: null stands for what is no number."""
+    return value if math.isfinite(value) else None

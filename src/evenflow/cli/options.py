@@ -35,12 +35,12 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_batch(parser: argparse.ArgumentParser) -> None:
-    """--global-batch-size, --micro-batch-size and --seq-length of a step."""
+def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> None:
+    """--global-batch-size, --micro-batch-size and --seq-length of a step; without defaults a plan may give them."""
     parser.add_argument(
         "--global-batch-size",
         type=count,
-        default=DEFAULT_GLOBAL_BATCH,
+        default=DEFAULT_GLOBAL_BATCH if has_defaults else None,
         metavar="N",
         help=f"sequences of a step (default {DEFAULT_GLOBAL_BATCH})",
     )
@@ -53,7 +53,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seq-length",
         type=count,
-        default=DEFAULT_SEQ_LENGTH,
+        default=DEFAULT_SEQ_LENGTH if has_defaults else None,
         metavar="S",
         help=f"tokens of a sequence (default {DEFAULT_SEQ_LENGTH})",
     )

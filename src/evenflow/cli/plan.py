@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from evenflow.cli.options import (
     add_batch,
@@ -39,9 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.train import make_batch, plan_model
 
     profile = load_profile(arguments.profile) if arguments.profile else None
-    cluster = parse_cluster(arguments.cluster, arguments.pp)
-    if profile is not None:
-        cluster = replace(cluster, threads=profile.threads)
+    cluster = parse_cluster(arguments.cluster, arguments.pp, profile.threads if profile else None)
     batch = make_batch(arguments.global_batch_size, arguments.micro_batch_size, arguments.seq_length, cluster.devices)
     _, plan, _ = plan_model(
         find_model(arguments.model), cluster, batch, arguments.schedule, arguments.memory_limit, profile

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=path, required=True, metavar="PATH", help="a text file, or a folder of them")
     parser.add_argument("--out", type=path, required=True, metavar="RUN", help="a new folder for the run")
     parser.add_argument("--steps", type=count, default=100, metavar="N", help="optimizer updates (default 100)")
-    add_batch(parser)
+    add_batch(parser, has_defaults=False)
     add_processes(parser)
     parser.add_argument("--plan", type=path, metavar="PLAN", help="follow this plan.json (default: profile and plan)")
     add_schedule(parser)

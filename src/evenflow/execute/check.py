@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from evenflow.errors import InputError
+from evenflow.errors import InputError, first_line
 from evenflow.execute.runner import StageRunner
 from evenflow.execute.shrink import dropouts, shrink
 from evenflow.models import build_stage, draw_weights
@@ -46,13 +46,19 @@ def check_split(config: PretrainedConfig) -> CheckResult:
     Raises:
         InputError: they differ (where, by how much), the model drops out, or it cannot be tried.
     """
+    if getattr(config, "tie_word_embeddings", False):
+        raise InputError(
+            f"{config.model_type} ties its embedding to its head, which would live on different stages; "
+            "tie_word_embeddings = false in its config, or a single process, would do"
+        )
     _refuse_dropout(config)
     small, whole = _whole(config)
     layers = small.num_hidden_layers + 2
-    cuts = tuple(dict.fromkeys([(0, 1), (0, layers // 2), (0, layers - 1), (0, 2, layers - 1)]))
+    wanted = [(0, 1), (0, layers // 2), (0, layers - 1), (0, 2, layers - 1)]
+    cuts = tuple(cut for cut in dict.fromkeys(wanted) if list(cut) == sorted(set(cut)))
     worst, where = 0.0, "loss"
     for cut in cuts:
-        split = _run(small, cut, layers)
+        split = _try(small, cut, layers)
         for name, expected in whole.items():
             error = _relative_error(split[name], expected)
             if error > worst:
@@ -83,8 +89,18 @@ def _whole(config: PretrainedConfig) -> tuple[PretrainedConfig, dict[str, Tensor
             small = shrink(config, widths)
             return small, _run(small, (0,), small.num_hidden_layers + 2)
         except Exception as error:  # an architecture may refuse sizes in any way; the last word is passed on
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
     raise InputError(f"{config.model_type} cannot be tried on a small copy: {reason}; --no-check goes on without")
+
+
+def _try(config: PretrainedConfig, cut: Sequence[int], layers: int) -> dict[str, Tensor]:
+    try:
+        return _run(config, cut, layers)
+    except Exception as error:  # whatever a model's code does with a layer that only hands its input on
+        raise InputError(
+            f"{config.model_type} does not split: cut before layer {cut[-1]}, its code fails ({first_line(error)}); "
+            "a single process trains it whole"
+        ) from None
 
 
 def _run(config: PretrainedConfig, cut: Sequence[int], layers: int) -> dict[str, Tensor]:

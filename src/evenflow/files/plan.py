@@ -237,6 +237,8 @@ def _ranks_mistake(document: PlanDocument) -> str | None:
     if document.axes.pp != ranks:
         return f"axes.pp: is {document.axes.pp}, but ranks has {ranks}; they should be equal"
     for number, stage in enumerate(document.stages):
+        if stage.rank < ranks and stage.rank != number:
+            return f"stages.{number}.rank: is {stage.rank}; this evenflow runs one stage on each rank, in order"
         if stage.rank >= ranks:
             return f"stages.{number}.rank: is {stage.rank}; ranks go from 0 to {ranks - 1}"
     for number, rank in enumerate(document.ranks):

@@ -43,7 +43,7 @@ class ProfileDocument(Document):
     processes: Count
     threads: Count
     layers: Annotated[list[LayerPart], Field(min_length=1)]
-    stage_forward_s: float  # a difference of two medians: noise may leave it below zero
+    stage_forward_s: float
     stage_backward_s: float
     link: LinkPart
     reduce_s: Seconds

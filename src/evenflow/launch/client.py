@@ -36,6 +36,7 @@ class ForkServer:
             env={
                 **os.environ,
                 **allocator_environment(os.environ),
+                "OPENBLAS_NUM_THREADS": "1",  # numpy's, whose threads would be there before the fork
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             },
             stdin=subprocess.DEVNULL,
@@ -96,6 +97,8 @@ class ForkServer:
     def close(self) -> None:
         """End the server and every rank it has; waits until it is gone."""
         self._connection.close()
+        if not self._ready:  # it is still importing and has no ranks to end
+            self._process.kill()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

@@ -115,7 +115,9 @@ class Group:
             self._read(0.05)
         culprit = self._culprit()
         if culprit is None:
-            culprit = next(rank for rank in self.ranks if self._failed(rank))
+            silence = self._silent_error()
+            self.end()
+            raise silence
         if culprit.error is None:
             deadline = time.monotonic() + _ROOT_CAUSE_S
             while culprit.status is None and time.monotonic() < deadline:
@@ -134,6 +136,12 @@ class Group:
                 return rank
         return None
 
+    def _silent_error(self) -> FaultError:
+        """All that spoke lost somebody: whoever said nothing is the one they lost."""
+        silent = [rank for rank in self.ranks if not self._failed(rank) and not rank.done] or self.ranks
+        names = ", ".join(f"rank {rank.number} (process {rank.pid}) while {rank.doing}" for rank in silent)
+        return FaultError(f"the ranks lost each other; not heard of in time: {names}")
+
     def _error_of(self, rank: RunningRank) -> EvenflowError:
         who = f"rank {rank.number} (process {rank.pid})"
         if rank.error is None:
@@ -145,15 +153,15 @@ class Group:
         kind = _ERRORS.get(rank.error["type"])
         if kind is not None and kind is not FaultError:
             return kind(rank.error["text"])
-        text = rank.error["text"].strip().splitlines()[0]
+        text = (rank.error["text"].strip().splitlines() or ["no reason given"])[0]
         detail = text if rank.error["on_purpose"] else f"{rank.error['type']}: {text}"
         return FaultError(f"{who} failed while {rank.doing}: {detail}")
 
     def _note_exits(self, wait_s: float) -> None:
-        for pid, status in self.exits(wait_s).items():
-            for rank in self.ranks:
-                if rank.pid == pid:
-                    rank.status = status
+        exits = self.exits(wait_s)
+        for rank in self.ranks:
+            if rank.pid in exits:  # taken out, so that a later rank with the same process id is not taken for dead
+                rank.status = exits.pop(rank.pid)
 
     def _reap(self) -> None:
         deadline = time.monotonic() + 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -163,8 +164,3 @@ def time_matmul(clock: Clock, size: int = 1024) -> float:
         _product: Tensor = left @ right
         seconds.append(clock() - start)
     return 2 * size**3 / min(seconds)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value."""
-    return sorted(values)[len(values) // 2]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 
 import torch
 
 from evenflow.cost import LinkCost
-from evenflow.measure.layers import median
 from evenflow.runtime import Transport
 
 _SMALL = 1 << 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,26 +15,28 @@ import torch
 from evenflow.cost import LayerCost, LinkCost, Profile
 from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
-from evenflow.launch import ForkServer, cores_of_ranks, shared_server
+from evenflow.launch import cores_of_ranks, shared_server
 from evenflow.models import ModelSource
 from evenflow.spec import Cluster, Model, this_machine
 
 
-def measure_profile(source: ModelSource, model: Model, cluster: Cluster, server: ForkServer | None = None) -> Profile:
+def measure_profile(
+    source: ModelSource, model: Model, cluster: Cluster, tick: Callable[[], None] = lambda: None
+) -> Profile:
     """Time `model`'s layers in `cluster.devices` processes on this machine, all busy at once.
 
     Args:
         source: where the model comes from.
         model: its description, at the microbatch shape to time.
         cluster: a local cluster.
-        server: forks the processes; by default this process's own.
+        tick: called now and then while the ranks measure; what it raises ends them.
     """
     if not cluster.is_local:
         raise InputError(f"only this machine can be measured, not {cluster.name}; --cluster local would do")
     with tempfile.TemporaryDirectory(prefix="evenflow-") as folder:
         path = Path(folder) / "model.json"
         source.config.to_json_file(path, use_diff=False)
-        group = (server or shared_server()).start(
+        group = shared_server().start(
             "profile",
             "evenflow.measure.ranks:run",
             cluster.devices,
@@ -50,7 +53,11 @@ def measure_profile(source: ModelSource, model: Model, cluster: Cluster, server:
             cores_of_ranks(cluster.devices, cluster.threads),
         )
         try:
-            results = [item[1] for item in group.messages() if item is not None]
+            results: list[dict[str, Any]] = []
+            for item in group.messages():
+                tick()
+                if item is not None:
+                    results.append(item[1])
         finally:
             group.end()
     return _combine(results, model, cluster)
@@ -62,6 +69,7 @@ def cached_profile(
     cluster: Cluster,
     measuring: Callable[[], None] = lambda: None,
     again: bool = False,
+    tick: Callable[[], None] = lambda: None,
 ) -> Profile:
     """The profile of this model, shape, machine and number of processes: from the cache, else measured.
 
@@ -71,6 +79,7 @@ def cached_profile(
         cluster: a local cluster.
         measuring: called before anything is measured, to tell a waiting person.
         again: measure even where the cache has it, and replace that.
+        tick: called now and then while the ranks measure; what it raises ends them.
     """
     name = f"{model.fingerprint}-{cluster.devices}x{cluster.threads}.json"
     path = _cache_folder() / "profiles" / name
@@ -83,9 +92,10 @@ def cached_profile(
         except InputError:
             pass  # another machine's, or another version's: measure again
     measuring()
-    profile = measure_profile(source, model, cluster)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_profile(profile, path)
+    profile = measure_profile(source, model, cluster, tick)
+    with suppress(OSError, InputError):  # a home that cannot be written to has no cache
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_profile(profile, path)
     return profile
 
 

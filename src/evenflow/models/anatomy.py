@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from evenflow.errors import InputError
+from evenflow.errors import InputError, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as error:  # any class may refuse its config's values in any way
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = first_line(error)
         raise InputError(f"the config does not make a {config.model_type} model: {text}") from None
     return model
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PretrainedConfig, masking_utils
 
-from evenflow.errors import EvenflowError, InputError
+from evenflow.errors import EvenflowError, InputError, first_line
 from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
 from evenflow.models.source import ModelSource
 from evenflow.models.stage import Stage, allocate, has_tied_embeddings
@@ -140,7 +140,7 @@ def _trace(config: PretrainedConfig, layers: Sequence[int], batch: int, seq: int
     except EvenflowError:
         raise
     except Exception as error:  # any model may do what cannot be traced
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = first_line(error)
         raise InputError(f"{config.model_type} cannot be traced at {batch} x {seq} tokens: {text}") from None
 
 

@@ -31,6 +31,29 @@ class ModelSource:
         """The safetensors files beside the config."""
         return tuple(sorted(self.folder.glob("*.safetensors"))) if self.folder else ()
 
+    def check_weights(self) -> None:
+        """Refuse a model whose weights exist but cannot be read, so that they are never drawn anew unnoticed.
+
+        Raises:
+            InputError: they are pickles, or on the hub.
+        """
+        if self.weight_files:
+            return
+        if self.folder is None and "/" in self.name:
+            raise InputError(
+                f"{self.name} has its weights on the hub; downloaded into a folder they are read from there "
+                "(MODEL is that folder then), and --from-scratch draws new ones"
+            )
+        pickles = sorted(self.folder.glob("pytorch_model*.bin")) if self.folder else []
+        if pickles:
+            raise InputError(
+                f"{pickles[0]} is a pickle, which is not read; saved again as safetensors it would be, and "
+                "--from-scratch draws new weights"
+            )
+
+
+_LONGEST_PATH = 1024
+
 
 def find_model(name: str) -> ModelSource:
     """Find MODEL: a directory with a config.json, a config.json, or a hub id.
@@ -39,11 +62,14 @@ def find_model(name: str) -> ModelSource:
         InputError: there is no such model, or it is not a causal LM that transformers knows.
     """
     path = Path(name).expanduser()
+    if len(name) > _LONGEST_PATH:
+        raise InputError(f"there is no model {name[:40]!r}...: a name of {len(name)} letters is no path")
     if path.is_dir():
         return ModelSource(path.resolve().name, _read_config(path / "config.json"), path)
     if path.is_file():
-        called = path.resolve().parent.name if path.name == "config.json" else path.stem
-        return ModelSource(called, _read_config(path), None)
+        if path.name == "config.json":
+            return ModelSource(path.resolve().parent.name, _read_config(path), path.parent)
+        return ModelSource(path.stem, _read_config(path), None)
     return ModelSource(name, _hub_config(name), None)
 
 

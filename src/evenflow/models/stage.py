@@ -63,18 +63,20 @@ class Stage(nn.Module):
         output: Tensor = self.model.base_model(**feed, use_cache=False).last_hidden_state
         return output
 
-    def layer_parameters(self, layer: int) -> dict[str, nn.Parameter]:
-        """One layer's parameters by their names in the whole model."""
-        return {
-            f"{path}.{name}": parameter
-            for path in self.anatomy.layers[layer]
-            for name, parameter in self.model.get_submodule(path).named_parameters()
-        }
-
     def named_model_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters of this stage by their names in the whole model, in whole-model order."""
         own = dict(self.model.named_parameters())
         return {name: own[name] for name in self.anatomy.parameters if name in own}
+
+    def named_model_buffers(self) -> dict[str, Tensor]:
+        """The buffers of this stage's layers that a checkpoint holds, by their names in the whole model."""
+        prefixes = tuple(f"{path}." for layer in self.layers for path in self.anatomy.layers[layer])
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {
+            name: tensor
+            for name, tensor in self.model.state_dict().items()
+            if name not in parameters and name.startswith(prefixes)
+        }
 
 
 def build_stage(config: PretrainedConfig, layers: Sequence[int], device: str = "cpu") -> Stage:

@@ -44,7 +44,8 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
     Raises:
         InputError: a tensor is missing, misshapen or unreadable; the text names it and its file.
     """
-    wanted = stage.named_model_parameters()
+    parameters = stage.named_model_parameters()
+    wanted: dict[str, Tensor] = {**parameters, **stage.named_model_buffers()}
     found: set[str] = set()
     for file in files:
         try:
@@ -54,10 +55,10 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
                     found.add(name)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{file} is not a readable safetensors file: {error}") from None
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in parameters if name not in found]
     if missing:
         raise InputError(
-            f"{files[0].parent} has no tensor {missing[0]} ({len(missing)} of {len(wanted)} are missing); "
+            f"{files[0].parent} has no tensor {missing[0]} ({len(missing)} of {len(parameters)} are missing); "
             "--from-scratch would draw weights instead"
         )
 
@@ -68,9 +69,7 @@ def write_weights(stage: Stage, folder: Path, rank: int, ranks: int) -> dict[str
     Returns:
         The bytes of each tensor in the shard.
     """
-    tensors: dict[str, Tensor] = dict(stage.named_model_parameters())
-    for name, tensor in _persistent_buffers(stage).items():
-        tensors[name] = tensor
+    tensors: dict[str, Tensor] = {**stage.named_model_parameters(), **stage.named_model_buffers()}
     written = {
         name: tensor.detach().contiguous() for name, tensor in revert_weight_conversion(stage.model, tensors).items()
     }
@@ -107,18 +106,7 @@ def _initialise(model: PreTrainedModel, part: nn.Module) -> None:
     model._init_weights(part)
 
 
-def _copy(parameter: nn.Parameter, tensor: Tensor, name: str, file: Path) -> None:
+def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path) -> None:
     if parameter.shape != tensor.shape:
         raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, the config says {list(parameter.shape)}")
     parameter.copy_(tensor)
-
-
-def _persistent_buffers(stage: Stage) -> dict[str, Tensor]:
-    """Buffers that a checkpoint holds, of this stage's own layers."""
-    prefixes = tuple(f"{path}." for layer in stage.layers for path in stage.anatomy.layers[layer])
-    own = {name for name, _ in stage.model.named_parameters(remove_duplicate=False)}
-    return {
-        name: tensor
-        for name, tensor in stage.model.state_dict().items()
-        if name not in own and name.startswith(prefixes)
-    }

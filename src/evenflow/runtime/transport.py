@@ -10,7 +10,7 @@ from typing import Protocol
 import torch.distributed as dist
 from torch import Tensor
 
-from evenflow.errors import PeerLostError
+from evenflow.errors import PeerLostError, first_line
 
 
 class Transfer(Protocol):
@@ -70,7 +70,7 @@ class GlooTransfer:
         try:
             self._work.wait()
         except RuntimeError as error:
-            raise PeerLostError(f"lost the connection to another rank: {_first_line(error)}") from error
+            raise PeerLostError(f"lost the connection to another rank: {first_line(error)}") from error
 
 
 class GlooTransport:
@@ -92,14 +92,14 @@ class GlooTransport:
                 timeout=timedelta(seconds=timeout_s),
             )
         except RuntimeError as error:
-            raise PeerLostError(f"the ranks did not meet: {_first_line(error)}") from error
+            raise PeerLostError(f"the ranks did not meet: {first_line(error)}") from error
 
     def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:
         """Start sending."""
         try:
             work = dist.isend(tensor, rank, tag=tag)
         except RuntimeError as error:
-            raise PeerLostError(f"lost the connection to rank {rank}: {_first_line(error)}") from error
+            raise PeerLostError(f"lost the connection to rank {rank}: {first_line(error)}") from error
         assert work is not None, "this rank is in the group"
         return GlooTransfer(work, tensor)
 
@@ -108,7 +108,7 @@ class GlooTransport:
         try:
             work = dist.irecv(buffer, rank, tag=tag)
         except RuntimeError as error:
-            raise PeerLostError(f"lost the connection to rank {rank}: {_first_line(error)}") from error
+            raise PeerLostError(f"lost the connection to rank {rank}: {first_line(error)}") from error
         assert work is not None, "this rank is in the group"
         return GlooTransfer(work, buffer)
 
@@ -117,7 +117,7 @@ class GlooTransport:
         try:
             dist.all_reduce(tensor)
         except RuntimeError as error:
-            raise PeerLostError(f"lost the connection to another rank: {_first_line(error)}") from error
+            raise PeerLostError(f"lost the connection to another rank: {first_line(error)}") from error
 
     def close(self) -> None:
         """Leave the process group."""
@@ -127,7 +127,3 @@ class GlooTransport:
 def connect(rank: int, ranks: int, rendezvous: Path, timeout_s: float) -> Transport:
     """The transport of `rank` among `ranks` on this machine."""
     return AloneTransport() if ranks == 1 else GlooTransport(rank, ranks, rendezvous, timeout_s)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from statistics import median
 
 from evenflow.cost import Costs
 from evenflow.spec import Layer, Model
@@ -27,7 +27,7 @@ def advice(model: Model, costs: Costs, devices: int) -> tuple[str, ...]:
     blocks = [index for index, layer in enumerate(model.layers) if layer.kind == "block"]
     head = len(model.layers) - 1
     if blocks:
-        block = _median([seconds[index] for index in blocks])
+        block = median([seconds[index] for index in blocks])
         if block > 0 and seconds[head] > 1.5 * block:
             notes.append(f"the head is worth {seconds[head] / block:.1f} blocks")
     return tuple(notes)
@@ -39,7 +39,3 @@ def _title(layer: Layer) -> str:
 
 def _lighter(layer: Layer) -> str:
     return "a smaller vocabulary" if layer.kind in ("embedding", "head") else "a lighter block there"
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

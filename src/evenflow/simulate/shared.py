@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from evenflow.program import Action
 from evenflow.simulate.state import StepState
 
-_EPSILON = 1e-12  # seconds within which moments count as one
+_SAME = 1e-12  # moments closer than this, relative to their size, count as one: floats cannot tell them apart
 
 
 @dataclass(slots=True)
@@ -34,10 +34,9 @@ def play_shared(state: StepState, processors: int) -> None:
         speed = min(1.0, processors / len(computing)) if computing else 1.0
         ends = [now + own.left / speed for own in computing.values()]
         then = min([*ends, *arrivals])
-        for rank in list(computing):
-            own = computing[rank]
+        for (rank, own), end in zip(list(computing.items()), ends, strict=True):
             own.left -= (then - now) * speed
-            if own.left <= _EPSILON:
+            if _reached(end, then):
                 del computing[rank]
                 state.take(own.action, rank, own.start, then)
         now = then
@@ -55,7 +54,7 @@ def _start_what_can(state: StepState, now: float, computing: dict[int, _Computin
                 start = state.ready_at(action, rank)
                 if start is None:
                     break
-                if start > now + _EPSILON:
+                if not _reached(start, now):
                     arrivals[rank] = start
                     break
                 moved = True
@@ -65,3 +64,7 @@ def _start_what_can(state: StepState, now: float, computing: dict[int, _Computin
                 else:
                     state.take(action, rank, now, now)
     return list(arrivals.values())
+
+
+def _reached(moment: float, now: float) -> bool:
+    return moment <= now + _SAME * max(1.0, abs(now))

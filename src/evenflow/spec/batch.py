@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 from evenflow.errors import InputError
+
+_MOST_MICROBATCHES = 100_000  # a program names each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,12 @@ class Batch:
                 f"{self.micro_batch_size}; {_listed(divisors(self.global_batch_size))} would do"
             )
 
+        if self.microbatches > _MOST_MICROBATCHES:
+            raise InputError(
+                f"{self.microbatches} microbatches in a step are too many; {_MOST_MICROBATCHES} would be the most, "
+                "so a larger microbatch or a smaller global batch would do"
+            )
+
     @property
     def microbatches(self) -> int:
         """Microbatches of one step."""
@@ -43,7 +52,8 @@ class Batch:
 
 def divisors(number: int) -> tuple[int, ...]:
     """All divisors of `number`, smallest first."""
-    return tuple(divisor for divisor in range(1, number + 1) if number % divisor == 0)
+    small = [divisor for divisor in range(1, isqrt(number) + 1) if number % divisor == 0]
+    return tuple(sorted({*small, *(number // divisor for divisor in small)}))
 
 
 def default_micro_batch_size(global_batch_size: int, pipeline_ranks: int) -> int:

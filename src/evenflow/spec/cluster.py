@@ -113,18 +113,19 @@ def local_cluster(processes: int | None = None, threads: int | None = None) -> C
     return Cluster("local", device, count, own_threads, at_once, is_local=True)
 
 
-def parse_cluster(text: str, processes: int | None = None) -> Cluster:
+def parse_cluster(text: str, processes: int | None = None, threads: int | None = None) -> Cluster:
     """Read `local` or a short form: `8xH100-80GB`, `4x8xA100-80GB` (nodes x devices x device).
 
     Args:
         text: the cluster as the user wrote it.
         processes: how many of its devices to use; by default all.
+        threads: for `local`, compute threads of each process.
 
     Raises:
         InputError: the form is not known, or the device is not in the catalogue.
     """
     if text == "local":
-        return local_cluster(processes)
+        return local_cluster(processes, threads)
     match = _SHORT_FORM.fullmatch(text)
     if match is None:
         raise InputError(f"cluster {text!r} is not understood; `local`, 8xA100-80GB or 4x8xH100-80GB would be")

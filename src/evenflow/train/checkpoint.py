@@ -9,6 +9,7 @@ A checkpoint is written aside and published by renaming its folder; the one befo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers import PretrainedConfig
 
 from evenflow.errors import InputError
 from evenflow.files import FORMAT_VERSION, write_json
@@ -32,6 +34,7 @@ class RunState:
     """Where a run stands, and what must not change when it goes on.
 
     Attributes:
+        model: the hash of the model's configuration.
         step: the last step whose update is in the weights.
         steps: the run's total, which its learning rate spans.
         seed: of weights and order of samples.
@@ -41,6 +44,7 @@ class RunState:
         learning_rate: at its peak.
     """
 
+    model: str
     step: int
     steps: int
     seed: int
@@ -48,6 +52,20 @@ class RunState:
     micro_batch_size: int
     seq_length: int
     learning_rate: float
+
+
+# What a configuration says beside what the model computes.
+_NOT_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
+
+
+def config_hash(config: PretrainedConfig) -> str:
+    """Equal for configurations of the same model, wherever they were saved and with whatever tokenizer."""
+    facts = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in _NOT_THE_MODEL and not name.endswith("token_id")
+    }
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, RunState] | None:
@@ -78,7 +96,8 @@ def newest_checkpoint(run: Path) -> tuple[Path, RunState] | None:
 
 def write_shard(folder: Path, rank: int, stage: Stage, optimizer: Optimizer) -> None:
     """Write one rank's weights and moments."""
-    tensors = {f"weight/{name}": own.detach().contiguous() for name, own in stage.named_model_parameters().items()}
+    own_tensors = {**stage.named_model_parameters(), **stage.named_model_buffers()}
+    tensors = {f"weight/{name}": own.detach().contiguous() for name, own in own_tensors.items()}
     save_file({**tensors, **optimizer.moments()}, folder / f"rank-{rank}.safetensors")
 
 
@@ -89,7 +108,8 @@ def read_shards(folder: Path, step: int, stage: Stage, optimizer: Optimizer) -> 
     Raises:
         InputError: a tensor is missing or misshapen, or a file unreadable.
     """
-    wanted = {f"weight/{name}": own for name, own in stage.named_model_parameters().items()}
+    own_tensors: dict[str, torch.Tensor] = {**stage.named_model_parameters(), **stage.named_model_buffers()}
+    wanted = {f"weight/{name}": own for name, own in own_tensors.items()}
     moments: dict[str, torch.Tensor] = {}
     found: set[str] = set()
     for file in sorted(folder.glob("rank-*.safetensors")):
@@ -121,9 +141,9 @@ def publish(partial: Path, run: Path, state: RunState, ranks: int) -> Path:
     write_json(partial / _MANIFEST, {"format_version": FORMAT_VERSION, **asdict(state), "files": files})
     final = run / "checkpoints" / f"step-{state.step:08d}"
     partial.rename(final)
-    for other in (run / "checkpoints").iterdir():
+    for other in (run / "checkpoints").glob("step-*"):
         if other != final:
-            shutil.rmtree(other)
+            shutil.rmtree(other, ignore_errors=True)
     return final
 
 
@@ -133,6 +153,8 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
     Raises:
         InputError: which setting, and both values; or which steps are done.
     """
+    if state.model != wanted.model:
+        raise InputError(f"{out} was run with another model: its configuration differs from the one given")
     options: Sequence[tuple[str, object, object]] = (
         ("--seed", state.seed, wanted.seed),
         ("--global-batch-size", state.global_batch_size, wanted.global_batch_size),

@@ -17,9 +17,9 @@ class Job:
         data: a text file, or a folder of them.
         out: the run's folder; it must not exist yet or be empty, but for `resume`.
         steps: optimizer updates.
-        global_batch_size: sequences of a step.
+        global_batch_size: sequences of a step; 16 by default.
         micro_batch_size: sequences of a microbatch; by default as many as leave every rank four microbatches.
-        seq_length: tokens of a sequence.
+        seq_length: tokens of a sequence; by default 256, or as many as the model reads.
         processes: pipeline ranks; by default as many as `--cluster local` has.
         threads: compute threads of each process; by default an equal slice of the cores.
         plan: a plan.json to follow; by default one is made from a profile.
@@ -38,9 +38,9 @@ class Job:
     data: Path
     out: Path
     steps: int = 100
-    global_batch_size: int = 16
+    global_batch_size: int | None = None
     micro_batch_size: int | None = None
-    seq_length: int = 256
+    seq_length: int | None = None
     processes: int | None = None
     threads: int | None = None
     plan: Path | None = None
@@ -66,17 +66,3 @@ class Job:
             raise InputError(f"--lr {self.learning_rate} is no learning rate; one above 0, such as 3e-4, would do")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed} is below 0; any whole number from 0 on would do")
-
-
-def check_run_folder(out: Path, data: Path, resume: bool) -> None:
-    """Refuse a run folder that holds something (but for a resume), or that would become its own training text.
-
-    Raises:
-        InputError: which of them.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; a folder that does not exist yet would do")
-    if out.is_dir() and any(out.iterdir()) and not resume:
-        raise InputError(f"--out {out} is not empty; a new folder, or --resume to go on with its run, would do")
-    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise InputError(f"--out {out} lies inside --data {data}, so the run would train on its own files")

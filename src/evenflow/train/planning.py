@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from evenflow.cost import Costs, Profile, analytic_costs
-from evenflow.errors import InputError
+from evenflow.errors import ImpossibleError, InputError
 from evenflow.files import load_plan
 from evenflow.models import ModelSource, describe_model
 from evenflow.plan import Plan
 from evenflow.search import make_plan
 from evenflow.spec import Batch, Cluster, Model
 from evenflow.spec.batch import default_micro_batch_size
+from evenflow.train.job import Job
+from evenflow.units import format_bytes
 
 DEFAULT_SCHEDULE = "1f1b"
 
@@ -61,7 +63,36 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
             f"{path} is a plan for {plan.model} ({len(plan.layer_names)} layers, fingerprint {plan.fingerprint}), "
             f"not for {model.name} ({len(model.layers)} layers, {model.fingerprint}); `evenflow plan` makes one"
         )
+    if plan.cluster != "local":
+        raise InputError(f"{path} is a plan for {plan.cluster}; train runs on this machine, for --cluster local")
     axes = plan.axes
     if (axes.tp, axes.dp, axes.cp, axes.ep) != (1, 1, 1, 1):
         raise InputError(f"{path} uses more than the pp axis, which train does not run yet; a plan with pp alone would")
     return model, plan
+
+
+def check_agrees(plan: Plan, job: Job) -> None:
+    """Refuse settings that the plan to follow contradicts, rather than pass over either.
+
+    Raises:
+        InputError: which setting, and both values.
+    """
+    settings = (
+        ("--processes", job.processes, len(plan.ranks)),
+        ("--threads", job.threads, plan.threads),
+        ("--schedule", job.schedule, plan.schedule),
+        ("--global-batch-size", job.global_batch_size, plan.global_batch_size),
+        ("--micro-batch-size", job.micro_batch_size, plan.micro_batch_size),
+        ("--seq-length", job.seq_length, plan.seq_length),
+    )
+    for option, asked, planned in settings:
+        if asked is not None and asked != planned:
+            raise InputError(
+                f"{option} is {asked}, but {job.plan} has {planned}; without {option} the plan is followed"
+            )
+    needed = max(rank.peak_bytes for rank in plan.ranks)
+    if job.memory_limit is not None and needed > job.memory_limit:
+        raise ImpossibleError(
+            f"{job.plan} needs {format_bytes(needed)} on its fullest rank, more than the limit of "
+            f"{format_bytes(job.memory_limit)}; a plan made with this --memory-limit would fit"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +52,10 @@ def reopen_text(source: ModelSource, folder: Path, seq_length: int) -> PreparedT
     return PreparedText(store, tokenizer, source.folder if has_own else None, store.separator_id)
 
 
-def prepare_text(source: ModelSource, data: Path, folder: Path, seq_length: int, progress: Progress) -> PreparedText:
-    """Tokenise `data` into a store in `folder`.
+def prepare_text(
+    source: ModelSource, data: Path, folder: Path, seq_length: int, progress: Progress, tick: Callable[[], None]
+) -> PreparedText:
+    """Tokenise `data` into a store in `folder`; `tick` is called now and then, and what it raises ends the work.
 
     Raises:
         InputError: no text, too little of it, or a tokenizer that does not fit the model.
@@ -69,9 +72,10 @@ def prepare_text(source: ModelSource, data: Path, folder: Path, seq_length: int,
             )
         progress.said(f"tokenizer: training byte-level BPE of up to {vocab_size} tokens on {data}")
         tokenizer = train_bpe(documents, vocab_size)
+    tick()
     check_vocabulary(tokenizer, vocab_size)
     separator = end_of_text_id(tokenizer, origin, getattr(source.config, "eos_token_id", None))
-    store = build_store(read_documents(data), tokenizer, folder, separator, fingerprint(data))
+    store = build_store(read_documents(data), tokenizer, folder, separator, fingerprint(data), lambda *_: tick())
     tokenizer.save(str(folder / _TOKENIZER))
     sequences = store.sequences(seq_length)
     progress.said(f"data: {format_count(len(store.tokens))} tokens, {sequences} sequences of {seq_length} from {data}")

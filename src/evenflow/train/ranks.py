@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenflow.errors import FaultError
+from evenflow.errors import FaultError, first_line
 from evenflow.execute import Executor
 from evenflow.files import load_plan
 from evenflow.launch import Channel
@@ -39,19 +39,19 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         if not _is_out_of_memory(error):
             raise
         raise FaultError(
-            f"out of memory: {_first_line(error)}; it held {format_bytes(meter.peak_bytes())}, the plan expects "
+            f"out of memory: {first_line(error)}; it held {format_bytes(meter.peak_bytes())}, the plan expects "
             f"{format_bytes(plan.ranks[rank].peak_bytes)}. More processes or a smaller microbatch need less"
         ) from error
 
 
 def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, meter: MemoryMeter) -> None:
-    channel.send({"kind": "doing", "what": "building its stage"})
-    stage = _build(rank, payload, plan)
     program = plan_program(plan)
     verify(program)
     timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
     channel.send({"kind": "doing", "what": "meeting the other ranks"})
     transport = connect(rank, len(plan.ranks), Path(payload["rendezvous"]), timeout_s)
+    channel.send({"kind": "doing", "what": "building its stage"})
+    stage = _build(rank, payload, plan)
     optimizer = Optimizer(stage.named_model_parameters(), stage.anatomy.parameters, OptimizerSettings())
     hidden: int = payload["hidden_size"]
     executor = Executor(
@@ -117,7 +117,3 @@ class _Batch:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

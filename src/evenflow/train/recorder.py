@@ -26,13 +26,15 @@ class Recorder:
         plan: the plan that runs.
         program: its program.
         metrics_path: where a line for each step is appended.
-        metrics: all steps so far.
+        metrics: all steps so far, those before a resume included.
+        done_before: how many of them that is.
     """
 
     plan: Plan
     program: Program
     metrics_path: Path
     metrics: list[StepMetrics] = field(default_factory=list)
+    done_before: int = 0
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     _kept: deque[tuple[int, Timeline]] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
 
@@ -45,8 +47,9 @@ class Recorder:
             return None
         del self._reports[step]
         timeline = self._timeline(reports)
-        if step > _WARM_UP_STEPS or not self._kept:
-            if self._kept and self._kept[0][0] <= _WARM_UP_STEPS:
+        warm_up = self.done_before + _WARM_UP_STEPS
+        if step > warm_up or not self._kept:
+            if self._kept and self._kept[0][0] <= warm_up:
                 self._kept.clear()
             self._kept.append((step, timeline))
         tokens = self.plan.global_batch_size * self.plan.seq_length
@@ -72,6 +75,18 @@ class Recorder:
             return None
         return sorted(self._kept, key=lambda kept: kept[1].step_s)[(len(self._kept) - 1) // 2]
 
+    def summary(self) -> StepMetrics:
+        """This launch's typical step: medians over its steps after the warm-up, the last step's loss."""
+        own = self.metrics[self.done_before :]
+        settled = own[_WARM_UP_STEPS:] or own
+        return replace(
+            own[-1],
+            step_s=median(step.step_s for step in settled),
+            tokens_per_s=median(step.tokens_per_s for step in settled),
+            idle_fraction=median(step.idle_fraction for step in settled),
+            imbalance=median(step.imbalance for step in settled),
+        )
+
     def _timeline(self, reports: dict[int, dict[str, Any]]) -> Timeline:
         """All ranks share one clock (one machine); the earliest begin is taken as zero."""
         zero = min(report["begin"] for report in reports.values())
@@ -89,15 +104,3 @@ class Recorder:
             for action, start, end in zip(program.ranks[rank], moments[::2], moments[1::2], strict=True)
         )
         return RankTimeline(report["begin"] - zero, moments[-1], events, report["peak"])
-
-
-def summary(metrics: list[StepMetrics]) -> StepMetrics:
-    """The run's typical step: medians over all steps after the warm-up, of the last step's loss."""
-    settled = metrics[_WARM_UP_STEPS:] or metrics
-    return replace(
-        metrics[-1],
-        step_s=median(own.step_s for own in settled),
-        tokens_per_s=median(own.tokens_per_s for own in settled),
-        idle_fraction=median(own.idle_fraction for own in settled),
-        imbalance=median(own.imbalance for own in settled),
-    )

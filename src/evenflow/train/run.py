@@ -6,8 +6,6 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,23 +23,27 @@ from evenflow.files import (
     truncate_metrics,
     write_text,
 )
-from evenflow.launch import ForkServer, Group, cores_of_ranks, shared_server
+from evenflow.launch import Group, cores_of_ranks, shared_server
 from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, describe_model, find_model
 from evenflow.plan import Plan
 from evenflow.search import check_request, make_plan, plan_program, plan_timeline
-from evenflow.spec import Model
+from evenflow.spec import Batch, Cluster, Model
 from evenflow.spec.cluster import local_cluster
 from evenflow.timeline import Comparison, Timeline, compare
-from evenflow.train.checkpoint import RunState, check_resumable, newest_checkpoint, publish
-from evenflow.train.job import Job, check_run_folder
-from evenflow.train.planning import DEFAULT_SCHEDULE, follow_plan, make_batch
+from evenflow.train.checkpoint import RunState, check_resumable, config_hash, newest_checkpoint, publish
+from evenflow.train.folder import RunFolder
+from evenflow.train.job import Job
+from evenflow.train.planning import DEFAULT_SCHEDULE, check_agrees, follow_plan, make_batch
 from evenflow.train.prepare import PreparedText, prepare_text, reopen_text
 from evenflow.train.progress import Progress, Silent
-from evenflow.train.recorder import Recorder, summary
+from evenflow.train.recorder import Recorder
 from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
+from evenflow.train.text import read_documents
 
+_GLOBAL_BATCH_SIZE = 16
+_SEQ_LENGTH = 256
 # Names of what is being written: nothing in a run's folder has its own name before it is whole.
 _PARTIAL_MODEL = "model.partial"
 _PARTIAL_STATE = "checkpoints/partial"
@@ -91,43 +93,42 @@ def train(job: Job, progress: Progress | None = None) -> RunResult:
         progress.closed()
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """All that is decided before ranks start."""
+
+    source: ModelSource
+    model: Model
+    plan: Plan
+    text: PreparedText
+    checkpoint: tuple[Path, RunState] | None
+
+
 def _run(job: Job, progress: Progress, signals: StopSignals) -> RunResult:
     source = find_model(job.model)
-    check_run_folder(job.out, job.data, job.resume)
-    server = shared_server()  # imports torch on another core while this process tokenises
-    with _left_as_found(job.out, job.resume):
-        checkpoint = _checkpoint(job) if job.resume else None
-        given = follow_plan(job.plan, source) if job.plan else None
-        seq_length = given[1].seq_length if given else job.seq_length
-        text = _text(job, source, seq_length, progress)
-        micro_batch_size = checkpoint[1].micro_batch_size if checkpoint else None
-        model, plan = given or _plan(job, source, job.micro_batch_size or micro_batch_size, progress)
-        if job.check and len(plan.ranks) > 1:
-            checked = check_split(source.config)
-            progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
-        if checkpoint is not None:
-            check_resumable(checkpoint[1], _state(job, plan, step=0), job.stop_at or job.steps, job.out)
-    _say_weights(job, source, checkpoint, progress)
-    save_plan(plan, job.out / "plan.json")
-    progress.planned(plan, model)
-    metrics_path = job.out / "metrics.jsonl"
-    recorder = Recorder(plan, plan_program(plan), metrics_path)
-    if checkpoint is not None:
-        truncate_metrics(metrics_path, checkpoint[1].step)
-        recorder.metrics.extend(load_metrics(metrics_path))
-    shards = _run_ranks(job, source, model, recorder, checkpoint, server, progress, signals)
+    if not job.from_scratch and not job.resume:
+        source.check_weights()
+    with RunFolder(job.out, job.data, job.resume) as folder:
+        shared_server()  # imports torch on another core while this process prepares
+        ready = _prepare(job, source, progress, signals)
+        _say_weights(job, ready, progress)
+        save_plan(ready.plan, job.out / "plan.json")
+        progress.planned(ready.plan, ready.model)
+        recorder = _recorder(job, ready)
+        shards = _run_ranks(job, ready, recorder, folder, progress, signals)
     last = recorder.metrics[-1].step
-    publish(job.out / _PARTIAL_STATE, job.out, _state(job, plan, last), len(plan.ranks))
+    # The model first: a state that is complete is never resumed, so nothing would make its model afterwards.
     finish_model_folder(
         job.out / _PARTIAL_MODEL,
         job.out / "model",
         source,
-        text.tokenizer,
-        text.tokenizer_folder,
-        text.separator_id,
+        ready.text.tokenizer,
+        ready.text.tokenizer_folder,
+        ready.text.separator_id,
         shards,
     )
-    result = _result(job, plan, recorder)
+    publish(job.out / _PARTIAL_STATE, job.out, _state(job, ready.plan, source, last), len(ready.plan.ranks))
+    result = _result(job, ready.plan, recorder)
     if signals.received is not None and last < (job.stop_at or job.steps):
         raise StoppedError(
             f"stopped by {signal.Signals(signals.received).name} after step {last} of {job.steps}; "
@@ -137,114 +138,174 @@ def _run(job: Job, progress: Progress, signals: StopSignals) -> RunResult:
     return result
 
 
-def _checkpoint(job: Job) -> tuple[Path, RunState]:
-    found = newest_checkpoint(job.out)
-    if found is None:
-        raise InputError(f"--resume: {job.out} has no complete checkpoint; without --resume a new folder starts a run")
-    return found
+def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSignals) -> _Prepared:
+    """Decide everything, what is quick to refuse first."""
+    checkpoint = None
+    if job.resume:
+        checkpoint = newest_checkpoint(job.out)
+        if checkpoint is None:
+            raise InputError(f"--resume: {job.out} has no complete checkpoint; a new --out starts a new run")
+    else:
+        read_documents(job.data)  # says at once that there is nothing to read
+    if job.plan is not None:
+        model, plan = follow_plan(job.plan, source)
+        check_agrees(plan, job)
+        batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
+    else:
+        plan = None
+        cluster, batch = _cluster_and_batch(job, source, checkpoint)
+        model = describe_model(source, batch.micro_batch_size, batch.seq_length)
+        check_request(model, cluster, batch, job.schedule or DEFAULT_SCHEDULE)
+    if checkpoint is not None:
+        wanted = _state_of(job, batch, source, step=0)
+        check_resumable(checkpoint[1], wanted, job.stop_at or job.steps, job.out)
+    signals.check()
+    text = _text(job, source, batch.seq_length, progress, signals)
+    signals.check()
+    if plan is None:
+        plan = _plan(job, source, model, cluster, batch, progress, signals)
+    if job.check and len(plan.ranks) > 1:
+        checked = check_split(source.config)
+        progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
+    signals.check()
+    return _Prepared(source, model, plan, text, checkpoint)
 
 
-def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress) -> PreparedText:
+def _cluster_and_batch(
+    job: Job, source: ModelSource, checkpoint: tuple[Path, RunState] | None
+) -> tuple[Cluster, Batch]:
+    """A resumed run keeps its microbatch, over which gradients add up in order, unless it is told otherwise."""
+    cluster = local_cluster(job.processes, job.threads)
+    kept = checkpoint[1].micro_batch_size if checkpoint else None
+    longest = getattr(source.config, "max_position_embeddings", None)
+    batch = make_batch(
+        job.global_batch_size or _GLOBAL_BATCH_SIZE,
+        job.micro_batch_size or kept,
+        job.seq_length or min(_SEQ_LENGTH, longest if isinstance(longest, int) else _SEQ_LENGTH),
+        cluster.devices,
+    )
+    return cluster, batch
+
+
+def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress, signals: StopSignals) -> PreparedText:
     folder = job.out / "tokens"
     if job.resume:
         return reopen_text(source, folder, seq_length)
-    return prepare_text(source, job.data, folder, seq_length, progress)
+    return prepare_text(source, job.data, folder, seq_length, progress, signals.check)
 
 
-def _state(job: Job, plan: Plan, step: int) -> RunState:
-    return RunState(
-        step=step,
-        steps=job.steps,
-        seed=job.seed,
-        global_batch_size=plan.global_batch_size,
-        micro_batch_size=plan.micro_batch_size,
-        seq_length=plan.seq_length,
-        learning_rate=job.learning_rate,
-    )
-
-
-def _say_weights(job: Job, source: ModelSource, checkpoint: tuple[Path, RunState] | None, progress: Progress) -> None:
-    if checkpoint is not None:
-        progress.said(f"weights: of {checkpoint[0]}, after step {checkpoint[1].step} of {job.steps}")
-    elif source.weight_files and not job.from_scratch:
-        progress.said(f"weights: read from {source.folder}")
-    else:
-        progress.said(f"weights: drawn from seed {job.seed}")
-
-
-def _plan(job: Job, source: ModelSource, micro_batch_size: int | None, progress: Progress) -> tuple[Model, Plan]:
+def _plan(
+    job: Job,
+    source: ModelSource,
+    model: Model,
+    cluster: Cluster,
+    batch: Batch,
+    progress: Progress,
+    signals: StopSignals,
+) -> Plan:
     """Profile and plan, over what the executor runs."""
-    cluster = local_cluster(job.processes, job.threads)
-    batch = make_batch(job.global_batch_size, micro_batch_size, job.seq_length, cluster.devices)
-    model = describe_model(source, batch.micro_batch_size, batch.seq_length)
-    schedule = job.schedule or DEFAULT_SCHEDULE
-    # What no profile can mend is refused before seconds are spent on measuring.
-    check_request(model, cluster, batch, schedule)
     profile = cached_profile(
         source,
         model,
         cluster,
         lambda: progress.said(f"profile: timing layers with {cluster.devices} busy processes"),
         job.measure_again,
+        signals.check,
     )
     save_profile(profile, job.out / "profile.json")
-    return model, make_plan(model, cluster, batch, profile.costs(), schedule, job.memory_limit)
+    schedule = job.schedule or DEFAULT_SCHEDULE
+    return make_plan(model, cluster, batch, profile.costs(), schedule, job.memory_limit)
+
+
+def _state(job: Job, plan: Plan, source: ModelSource, step: int) -> RunState:
+    return _state_of(job, Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length), source, step)
+
+
+def _state_of(job: Job, batch: Batch, source: ModelSource, step: int) -> RunState:
+    return RunState(
+        model=config_hash(source.config),
+        step=step,
+        steps=job.steps,
+        seed=job.seed,
+        global_batch_size=batch.global_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        seq_length=batch.seq_length,
+        learning_rate=job.learning_rate,
+    )
+
+
+def _say_weights(job: Job, ready: _Prepared, progress: Progress) -> None:
+    if ready.checkpoint is not None:
+        progress.said(f"weights: of {ready.checkpoint[0]}, after step {ready.checkpoint[1].step} of {job.steps}")
+    elif ready.source.weight_files and not job.from_scratch:
+        progress.said(f"weights: read from {ready.source.folder}")
+    else:
+        progress.said(f"weights: drawn from seed {job.seed}")
+
+
+def _recorder(job: Job, ready: _Prepared) -> Recorder:
+    path = job.out / "metrics.jsonl"
+    recorder = Recorder(ready.plan, plan_program(ready.plan), path)
+    if ready.checkpoint is not None:
+        truncate_metrics(path, ready.checkpoint[1].step)
+        recorder.metrics.extend(load_metrics(path))
+        recorder.done_before = len(recorder.metrics)
+    return recorder
 
 
 def _run_ranks(
-    job: Job,
-    source: ModelSource,
-    model: Model,
-    recorder: Recorder,
-    checkpoint: tuple[Path, RunState] | None,
-    server: ForkServer,
-    progress: Progress,
-    signals: StopSignals,
+    job: Job, ready: _Prepared, recorder: Recorder, folder: RunFolder, progress: Progress, signals: StopSignals
 ) -> list[dict[str, int]]:
     """Start the ranks and follow them to their end; returns each rank's shard of the model."""
-    plan = recorder.plan
+    plan, source, checkpoint = ready.plan, ready.source, ready.checkpoint
+    out = job.out.resolve()  # ranks have the fork server's working directory
     for partial in (_PARTIAL_MODEL, _PARTIAL_STATE):
-        shutil.rmtree(job.out / partial, ignore_errors=True)
-        (job.out / partial).mkdir(parents=True)
+        shutil.rmtree(out / partial, ignore_errors=True)
+        (out / partial).mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="evenflow-") as meeting:
-        config = Path(meeting) / "config.json"
+        config = Path(meeting) / "model.json"
         source.config.to_json_file(config, use_diff=False)
-        group = server.start(
+        group = shared_server().start(
             "train",
             "evenflow.train.ranks:run",
             len(plan.ranks),
             {
-                "plan": str(job.out / "plan.json"),
+                "plan": str(out / "plan.json"),
                 "config": str(config),
-                "weights": [] if job.from_scratch else [str(path) for path in source.weight_files],
+                "weights": [] if job.from_scratch else [str(path.resolve()) for path in source.weight_files],
                 "seed": job.seed,
                 "rendezvous": f"{meeting}/rendezvous",
-                "tokens": str(job.out / "tokens"),
-                "hidden_size": model.hidden_size,
+                "tokens": str(out / "tokens"),
+                "hidden_size": ready.model.hidden_size,
                 "steps": job.steps,
                 "last_step": job.stop_at or job.steps,
                 "done_steps": checkpoint[1].step if checkpoint else 0,
-                "checkpoint": str(checkpoint[0]) if checkpoint else None,
+                "checkpoint": str(checkpoint[0].resolve()) if checkpoint else None,
                 "learning_rate": job.learning_rate,
-                "model_out": str(job.out / _PARTIAL_MODEL),
-                "checkpoint_out": str(job.out / _PARTIAL_STATE),
+                "model_out": str(out / _PARTIAL_MODEL),
+                "checkpoint_out": str(out / _PARTIAL_STATE),
             },
             cores_of_ranks(len(plan.ranks), plan.threads),
         )
         host = socket.gethostname()
-        save_ranks([RankProcess(rank, pid, host) for rank, pid in enumerate(group.pids)], job.out / "ranks.json")
-        signals.stop_after_step = True
-        return _watch(group, recorder, progress, signals, job.steps)
+        save_ranks([RankProcess(rank, pid, host) for rank, pid in enumerate(group.pids)], out / "ranks.json")
+        return _watch(group, recorder, folder, progress, signals, job.steps)
 
 
 def _watch(
-    group: Group, recorder: Recorder, progress: Progress, signals: StopSignals, steps: int
+    group: Group,
+    recorder: Recorder,
+    folder: RunFolder,
+    progress: Progress,
+    signals: StopSignals,
+    steps: int,
 ) -> list[dict[str, int]]:
     """Follow the ranks to their end; returns each rank's shard of the model."""
     shards: dict[int, dict[str, int]] = {}
     told = False
     try:
         for item in group.messages():
+            signals.check_again()
             if signals.received is not None and not told:
                 progress.said("stopping after this step; a second signal ends at once")
                 group.tell({"kind": "stop"})
@@ -255,6 +316,7 @@ def _watch(
             if message["kind"] == "step":
                 metrics = recorder.take(rank, message)
                 if metrics is not None:
+                    folder.keep()
                     progress.stepped(metrics, steps)
             elif message["kind"] == "shard":
                 shards[rank] = message["sizes"]
@@ -274,28 +336,8 @@ def _result(job: Job, plan: Plan, recorder: Recorder) -> RunResult:
         out=job.out,
         plan=plan,
         metrics=tuple(recorder.metrics),
-        typical=summary(recorder.metrics),
+        typical=recorder.summary(),
         predicted=predicted,
         measured=measured,
         comparison=compare(predicted, measured),
     )
-
-
-@contextmanager
-def _left_as_found(out: Path, resume: bool) -> Iterator[None]:
-    """A job that is refused before it starts leaves its folder as it found it: absent or empty, but for a resume."""
-    existed = out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--out {out} cannot be made: {error.strerror}; a folder that may be written would do"
-        ) from None
-    try:
-        yield
-    except BaseException:
-        if not resume:
-            shutil.rmtree(out, ignore_errors=True)
-            if existed:
-                out.mkdir()
-        raise

@@ -1,4 +1,9 @@
-"""SIGINT and SIGTERM: at once while a run prepares, after the step once its ranks train."""
+"""SIGINT and SIGTERM end a run between two things it does, never in the middle of one.
+
+While the run prepares it asks `check` at every turn; once its ranks train, the first signal lets the step end.
+Raising from the handler itself would not do: the error would come out of whatever library code runs at that
+moment, which may swallow it or not survive it.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +19,13 @@ class StopSignals:
     """Listens for both signals while it is entered.
 
     Attributes:
-        received: the first signal that came while ranks train.
-        stop_after_step: whether ranks train; until then a signal ends the run at once.
+        received: the first signal that came.
+        again: whether another came after it.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.stop_after_step = False
+        self.again = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -33,9 +38,28 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if not self.stop_after_step:
-            raise StoppedError(f"stopped by {signal.Signals(number).name} before the first step", number)
+    def check(self) -> None:
+        """End a run that has no step to wait for.
+
+        Raises:
+            StoppedError: a signal came.
+        """
         if self.received is not None:
-            raise StoppedError("stopped at once by a second signal; steps since the last checkpoint are lost", number)
-        self.received = number
+            raise StoppedError(f"stopped by {signal.Signals(self.received).name} before the first step", self.received)
+
+    def check_again(self) -> None:
+        """End a run whose step is being waited for, when asked a second time.
+
+        Raises:
+            StoppedError: a second signal came.
+        """
+        if self.again and self.received is not None:
+            raise StoppedError(
+                "stopped at once by a second signal; steps since the last checkpoint are lost", self.received
+            )
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+        else:
+            self.again = True

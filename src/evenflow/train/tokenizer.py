@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from evenflow.errors import InputError
+from evenflow.errors import InputError, first_line
 from evenflow.train.store import piece_bounds
 
 END_OF_TEXT = "<|endoftext|>"
@@ -44,7 +44,7 @@ def find_tokenizer(model_dir: Path) -> Tokenizer | None:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise InputError(
-                f"{path} is not a tokenizer ({_first_line(error)}); without it one is trained on the text"
+                f"{path} is not a tokenizer ({first_line(error)}); without it one is trained on the text"
             ) from None
     if any((model_dir / name).is_file() for name in (*_VOCABULARY_FILES, _CONFIG)):
         return _convert_tokenizer(model_dir)
@@ -156,7 +156,7 @@ def _convert_tokenizer(model_dir: Path) -> Tokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # anything: it parses files of a dozen formats
-        raise InputError(f"the tokenizer in {model_dir} cannot be read ({_first_line(error)}); {advice}") from None
+        raise InputError(f"the tokenizer in {model_dir} cannot be read ({first_line(error)}); {advice}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if isinstance(backend, Tokenizer):
         # Without its vocabulary transformers makes one of special tokens only, and says nothing.
@@ -195,8 +195,3 @@ def _configured_end(model_dir: Path) -> str | None:
     if isinstance(named, dict):
         named = named.get("content")
     return named if isinstance(named, str) else None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__

@@ -1,0 +1,61 @@
+"""A run's folder: refused where it holds something, and left as it was found by a run that never took a step."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from evenflow.errors import InputError
+
+
+class RunFolder:
+    """Made when it is entered; emptied again when it is left by an error before `keep`.
+
+    Args:
+        path: the folder.
+        data: the run's text, which must not contain it.
+        resume: whether it holds a run to go on with; nothing is ever removed from one of those.
+
+    Raises:
+        InputError: it is not empty, is a file, cannot be made, or lies inside the text.
+    """
+
+    def __init__(self, path: Path, data: Path, resume: bool) -> None:
+        self.path = path
+        self.resume = resume
+        self._existed = path.exists()
+        self._kept = False
+        if self._existed and not path.is_dir():
+            raise InputError(f"--out {path} is a file; a folder that does not exist yet would do")
+        if self._existed and not resume and any(path.iterdir()):
+            raise InputError(f"--out {path} is not empty; a new folder, or --resume to go on with its run, would do")
+        if resume and not self._existed:
+            raise InputError(f"--resume: there is no run in {path}; without --resume a new one starts there")
+        if data.is_dir() and path.resolve().is_relative_to(data.resolve()):
+            raise InputError(f"--out {path} lies inside --data {data}, so the run would train on its own files")
+
+    def keep(self) -> None:
+        """From now on there is something in it worth keeping."""
+        self._kept = True
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--out {self.path} cannot be made: {error.strerror}; a folder that may be written would do"
+            ) from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None or self._kept or self.resume:
+            return
+        for child in self.path.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child, ignore_errors=True)
+            else:
+                child.unlink(missing_ok=True)
+        if not self._existed:
+            with suppress(OSError):
+                self.path.rmdir()
