@@ -77,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     show(f"loss fell from {first:.2f} to {last:.2f} in {len(result.metrics)} steps ({last / first - 1:+.0%})")
     ours, theirs = saved_model_losses(out, _SEQ_LENGTH)
     show(
-        f"transformers opens {out / 'model'}: loss {theirs:.6f} on the text's last sequence, evenflow's stages {ours:.6f}"
+        f"transformers opens {out / 'model'}: loss {theirs:.6f} on the text's last sequence, "
+        f"evenflow's stages {ours:.6f}"
     )
     show(f"report: {out / 'report.html'}")
     return 0
