@@ -9,11 +9,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputError, PeerLostError
 from evenflow.launch.channel import Channel, Message
 
-# A rank that loses its peer reports at once; the peer's own report or death may come a little later.
+# How long the report or death of the rank that is to blame may come after those of the ranks that lost it.
 _ROOT_CAUSE_S = 2.0
 _ERRORS: dict[str, type[EvenflowError]] = {
     kind.__name__: kind for kind in (InputError, ImpossibleError, PeerLostError, FaultError)
@@ -63,17 +64,17 @@ class Group:
         Raises:
             EvenflowError: a rank failed or died; all others are ended first and the root cause is raised.
         """
+        deadline: float | None = None
         while not all(rank.done for rank in self.ranks):
-            got_any = False
-            for rank, message in self._read(idle_s):
-                got_any = True
-                if message["kind"] == "doing":
-                    rank.doing = message["what"]
-                elif message["kind"] != "done":
-                    yield rank.number, message
+            found = self._read(idle_s if deadline is None else 0.05)
+            for rank, message in found:
+                yield rank.number, message
             if any(self._failed(rank) for rank in self.ranks):
-                self._raise_root_cause()
-            if not got_any:
+                # A rank that lost its peer says so at once; what became of the peer may come a little later.
+                deadline = deadline or time.monotonic() + _ROOT_CAUSE_S
+                if self._culprit() is not None or time.monotonic() > deadline:
+                    self._raise_root_cause()
+            if not found:
                 yield None
         self._reap()
 
@@ -101,18 +102,17 @@ class Group:
                     rank.done = True
                 elif message["kind"] == "error":
                     rank.error = message
-                    continue
-                found.append((rank, message))
+                elif message["kind"] == "doing":
+                    rank.doing = message["what"]
+                else:
+                    found.append((rank, message))
         return found
 
     def _failed(self, rank: RunningRank) -> bool:
         return not rank.done and (rank.error is not None or rank.channel.closed)
 
-    def _raise_root_cause(self) -> None:
-        """Wait a moment for the report of the rank that is to blame, end all, and raise that report."""
-        deadline = time.monotonic() + _ROOT_CAUSE_S
-        while time.monotonic() < deadline and self._culprit() is None:
-            self._read(0.05)
+    def _raise_root_cause(self) -> NoReturn:
+        """End all ranks and raise what the one that is to blame reported."""
         culprit = self._culprit()
         if culprit is None:
             silence = self._silent_error()

@@ -1,0 +1,64 @@
+"""What the forked ranks of the launch tests run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+from evenflow.errors import ImpossibleError, InputError, PeerLostError
+from evenflow.launch import Channel
+
+
+def echo(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
+    """Say who and where this is."""
+    channel.send(
+        {
+            "kind": "result",
+            "rank": rank,
+            "payload": payload,
+            "pid": os.getpid(),
+            "cores": sorted(os.sched_getaffinity(0)),
+            "threads": threading.active_count(),
+            "tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        }
+    )
+
+
+def much(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
+    """Send far more than a socket holds."""
+    for number in range(payload["messages"]):
+        channel.send({"kind": "part", "number": number, "text": "x" * payload["size"]})
+
+
+def fail(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
+    """Fail as the payload says for this rank; the others wait, then lose their peer."""
+    how = payload["how"][rank]
+    channel.send({"kind": "doing", "what": f"testing {how}"})
+    match how:
+        case "input":
+            raise InputError("the text is wrong")
+        case "impossible":
+            raise ImpossibleError("it does not fit")
+        case "bug":
+            raise ZeroDivisionError("a mistake")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(7)
+        case "lost":
+            raise PeerLostError("lost the connection to another rank")
+        case "lost later":
+            time.sleep(0.3)
+            raise PeerLostError("lost the connection to another rank")
+        case "silent":
+            time.sleep(60)
+
+
+def wait_for_stop(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
+    """Go on until told to stop."""
+    while not any(message["kind"] == "stop" for message in channel.waiting()):
+        time.sleep(0.01)
+    channel.send({"kind": "stopped"})

@@ -1,0 +1,72 @@
+"""A profile holds what was timed: plausible seconds for every layer, link and update, and who measured them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import evenflow
+from evenflow.measure import cached_profile, measure_profile
+from evenflow.measure.layers import rank_clock
+from evenflow.models import describe_model, find_model
+from evenflow.spec.cluster import local_cluster
+from evenflow.spec.machine import this_machine
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: int) -> None:
+    profile = evenflow.profile(make_model(), processes, micro_batch_size=2, seq_length=64)
+    assert (profile.processes, profile.micro_batch_size, profile.seq_length) == (processes, 2, 64)
+    assert profile.machine == this_machine()
+    assert profile.torch_version == torch.__version__
+    assert len(profile.layers) == 6
+    assert len(set(profile.layers[1:5])) == 1, "equal blocks are timed once"
+    assert all(layer.forward_s > 0 and layer.backward_s > 0 for layer in profile.layers[1:])
+    assert all(layer.norm_s > 0 and layer.optimizer_s > 0 for layer in profile.layers)
+    assert profile.link.bytes_per_s > 0
+    assert (profile.reduce_s > 0) == (processes > 1)
+    assert profile.peak_flops > 1e8
+
+
+def test_more_work_takes_longer(make_model: Callable[..., Path]) -> None:
+    small = evenflow.profile(make_model(), 1, seq_length=16)
+    large = evenflow.profile(make_model(hidden_size=256, intermediate_size=1024, vocab_size=4096), 1, seq_length=128)
+    assert large.layers[1].backward_s > 2 * small.layers[1].backward_s
+    assert large.layers[-1].backward_s > 2 * small.layers[-1].backward_s
+
+
+def test_a_cached_profile_is_measured_once_for_one_shape(make_model: Callable[..., Path]) -> None:
+    source = find_model(str(make_model(intermediate_size=144)))
+    measured: list[str] = []
+
+    def profile_of(seq_length: int, again: bool = False) -> evenflow.Profile:
+        model = describe_model(source, 1, seq_length)
+        return cached_profile(source, model, local_cluster(1), lambda: measured.append(str(seq_length)), again)
+
+    first = profile_of(16)
+    assert profile_of(16) == first
+    assert measured == ["16"]
+    assert profile_of(32) != first
+    assert measured == ["16", "32"]
+
+
+def test_what_the_caller_raises_ends_the_measuring(make_model: Callable[..., Path]) -> None:
+    source = find_model(str(make_model()))
+
+    def stop() -> None:
+        raise evenflow.StoppedError("enough", 2)
+
+    with pytest.raises(evenflow.StoppedError, match="enough"):
+        measure_profile(source, describe_model(source, 1, 16), local_cluster(2), stop)
+
+
+def test_ranks_that_share_cores_read_the_processors_time() -> None:
+    own, shared = rank_clock(1, has_own_cores=True), rank_clock(1, has_own_cores=False)
+    began_own, began_shared = own(), shared()
+    time.sleep(0.2)
+    assert own() - began_own >= 0.2
+    assert shared() - began_shared < 0.1
