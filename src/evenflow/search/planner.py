@@ -69,16 +69,7 @@ def make_plan(
     limit = memory_limit if memory_limit is not None else cluster.device.memory_bytes
     program = build_program(schedule, stages, batch.microbatches)
     verify(program)
-    memory = MemoryModel(model)
-    if split is None:
-        best, considered = _search(model, costs, program, memory, limit)
-    else:
-        _check_split(split, model, stages)
-        best, considered = try_split(split, program, costs, memory), 1
-    if cluster.at_once < stages:
-        # Ranks that share cores hide an uneven split from the step; it is chosen as if each had its own, so that
-        # it stays even whatever the system makes of the sharing, and only then predicted as it will be.
-        best = try_split(best.split, program, costs, memory, cluster.at_once)
+    best, considered = _choose(model, cluster, costs, program, limit, split)
     _check_memory(best, limit)
     lower_bound = step_bound(costs, cluster.at_once, batch.microbatches)
     return Plan(
@@ -93,7 +84,7 @@ def make_plan(
         microbatches=batch.microbatches,
         seq_length=batch.seq_length,
         layer_names=tuple(layer.name for layer in model.layers),
-        stages=_stage_plans(best.split, program, costs, memory),
+        stages=_stage_plans(best.split, program, costs, MemoryModel(model)),
         ranks=_rank_plans(best, program, costs),
         link=costs.link,
         reduce_s=costs.reduce_s,
@@ -123,6 +114,23 @@ def check_request(model: Model, cluster: Cluster, batch: Batch, schedule: str) -
             "one process, or tie_word_embeddings = false in its config, would work"
         )
     compute_order(schedule, stages, batch.microbatches)
+
+
+def _choose(
+    model: Model, cluster: Cluster, costs: Costs, program: Program, limit: int, split: Split | None
+) -> tuple[Candidate, int]:
+    """The best split found, or the given one, simulated on this cluster; and how many were simulated."""
+    memory = MemoryModel(model)
+    if split is None:
+        best, considered = _search(model, costs, program, memory, limit)
+    else:
+        _check_split(split, model, program.stages)
+        best, considered = try_split(split, program, costs, memory), 1
+    if cluster.at_once < program.stages:
+        # Ranks that share cores hide an uneven split from the step; it is chosen as if each had its own, so that
+        # it stays even whatever the system makes of the sharing, and only then predicted as it will be.
+        best = try_split(best.split, program, costs, memory, cluster.at_once)
+    return best, considered
 
 
 def _check_split(split: Split, model: Model, stages: int) -> None:
