@@ -29,7 +29,7 @@ from evenflow.search import equal_split, make_plan, plan_timeline
 from evenflow.spec import Batch, this_machine
 from evenflow.spec.cluster import local_cluster
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 384,
     "intermediate_size": 1024,
@@ -52,6 +52,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < LEAST_ROUNDS:
         parser.error(f"{arguments.rounds} rounds say nothing on a noisy machine; {LEAST_ROUNDS} would be the least")
+    if not 2 <= arguments.processes <= CONFIG["num_hidden_layers"]:
+        parser.error(f"--processes {arguments.processes} is no pipeline of this model; 2 to 8 would do")
     result = compare(arguments.rounds, arguments.processes)
     if arguments.json:
         print(json.dumps(result))
