@@ -21,6 +21,8 @@ def analytic_costs(model: Model, cluster: Cluster) -> Costs:
             LayerCost(
                 forward_s=layer.forward_flops / rate,
                 backward_s=layer.backward_flops / rate,
+                input_s=(layer.backward_flops - layer.weight_flops) / rate,
+                weight_s=layer.weight_flops / rate,
                 norm_s=_NORM_TRAFFIC * layer.parameter_bytes / bandwidth,
                 optimizer_s=_OPTIMIZER_TRAFFIC * layer.parameter_bytes / bandwidth,
             )
@@ -31,5 +33,5 @@ def analytic_costs(model: Model, cluster: Cluster) -> Costs:
         link=LinkCost(device.link_latency_s, device.link_bytes_per_s),
         reduce_s=2 * device.link_latency_s * max(cluster.devices - 1, 0),
         peak_flops=device.flops,
-        origin={"layers": "analytic", "link": "assumed", "optimizer": "assumed", "memory": "analytic"},
+        origin={"layers": "analytic", "halves": "analytic", "link": "assumed", "optimizer": "assumed", "memory": "analytic"},
     )

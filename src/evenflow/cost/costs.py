@@ -14,13 +14,17 @@ class LayerCost:
 
     Attributes:
         forward_s: one forward of one microbatch.
-        backward_s: one full backward of one microbatch, gradients accumulated.
+        backward_s: one whole backward of one microbatch, gradients accumulated.
+        input_s: the half of a backward that makes the input's gradient.
+        weight_s: the half that makes and accumulates the gradients of linear layers' weights.
         norm_s: the norms of its gradients, once a step.
         optimizer_s: clipping and updating its parameters, once a step.
     """
 
     forward_s: float
     backward_s: float
+    input_s: float
+    weight_s: float
     norm_s: float
     optimizer_s: float
 
@@ -44,11 +48,11 @@ class Costs:
     Attributes:
         layers: one entry for each of the model's layers, in order.
         stage_forward_s: what a stage's forward costs beside its layers (masks, positions, calls).
-        stage_backward_s: what a stage's backward costs beside its layers.
+        stage_backward_s: what a stage's backward (or its input half) costs beside its layers.
         link: transfers between neighbouring stages.
         reduce_s: combining the gradient norm over all ranks, once a step.
         peak_flops: floating-point operations a second of one device at its best.
-        origin: for each group of figures (`layers`, `link`, `optimizer`, `memory`), where it comes from.
+        origin: for each group of figures (`layers`, `halves`, `link`, `optimizer`, `memory`), where it comes from.
     """
 
     layers: tuple[LayerCost, ...]

@@ -19,6 +19,7 @@ class StageMemory:
         parameter_bytes: its parameters.
         state_bytes: parameters, gradients and optimizer state together; held all the time.
         saved_bytes: kept from a microbatch's forward to its backward, the stage's input not included.
+        pending_bytes: kept from the input half of a backward to its weight half, the stage's input not included.
         input_bytes: one microbatch's input: hidden states from the stage before (0 on the first).
         output_bytes: one microbatch's output to the stage after (0 on the last).
         forward_peak_bytes: the most a forward holds above what it starts from.
@@ -28,6 +29,7 @@ class StageMemory:
     parameter_bytes: int
     state_bytes: int
     saved_bytes: int
+    pending_bytes: int
     input_bytes: int
     output_bytes: int
     forward_peak_bytes: int
@@ -44,7 +46,7 @@ class MemoryModel:
         """The memory of a stage that holds `layers` (contiguous, in order; may be empty)."""
         held = [self.model.layers[layer] for layer in layers]
         if not held:
-            return StageMemory(0, 0, 0, 0, 0, 0, 0)
+            return StageMemory(0, 0, 0, 0, 0, 0, 0, 0)
         parameter_bytes = sum(layer.parameter_bytes for layer in held)
         input_bytes = self.model.layers[layers[0] - 1].output_bytes if layers[0] else 0
         is_last = layers[-1] == len(self.model.layers) - 1
@@ -61,6 +63,7 @@ class MemoryModel:
             parameter_bytes=parameter_bytes,
             state_bytes=STATE_COPIES * parameter_bytes,
             saved_bytes=max(saved - input_bytes, 0),
+            pending_bytes=sum(layer.pending_bytes for layer in held),
             input_bytes=input_bytes,
             output_bytes=0 if is_last else held[-1].output_bytes,
             forward_peak_bytes=forward_peak,

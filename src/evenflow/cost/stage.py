@@ -10,10 +10,19 @@ from evenflow.cost.costs import Costs
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """Seconds of one stage for one microbatch."""
+    """Seconds of one stage for one microbatch.
+
+    Attributes:
+        forward_s: F.
+        backward_s: B, the whole backward.
+        input_s: I, the half that makes the input's gradient.
+        weight_s: W, the half that makes the weights' gradients.
+    """
 
     forward_s: float
     backward_s: float
+    input_s: float
+    weight_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,8 @@ def stage_costs(costs: Costs, stages: Sequence[Sequence[int]]) -> tuple[StageCos
         StageCost(
             forward_s=costs.stage_forward_s + sum(costs.layers[layer].forward_s for layer in layers),
             backward_s=costs.stage_backward_s + sum(costs.layers[layer].backward_s for layer in layers),
+            input_s=costs.stage_backward_s + sum(costs.layers[layer].input_s for layer in layers),
+            weight_s=sum(costs.layers[layer].weight_s for layer in layers),
         )
         for layers in stages
     )

@@ -10,14 +10,18 @@ from evenflow.program import (
     Action,
     Backward,
     Forward,
+    InputBackward,
     Norm,
     ReceiveBackward,
     ReceiveForward,
+    ReduceGrad,
+    ReduceTied,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
     SendForward,
     Step,
+    WeightBackward,
 )
 from evenflow.timeline import Event, RankTimeline, Timeline
 
@@ -48,8 +52,14 @@ def _look(action: Action) -> tuple[str, str] | None:
             return "f", str(microbatch)
         case Backward(_, microbatch):
             return "b", str(microbatch)
+        case InputBackward(_, microbatch):
+            return "i", str(microbatch)
+        case WeightBackward(_, microbatch):
+            return "w", str(microbatch)
         case Norm() | Step():
             return "o", ""
+        case ReduceTied() | ReduceGrad():
+            return None
         case SendForward() | ReceiveForward() | ReleaseForward():
             return None
         case SendBackward() | ReceiveBackward() | ReleaseBackward():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from evenflow.timeline import Cause, Timeline, waits
+from evenflow.timeline import Cause, RankTimeline, Timeline, Wait, waits
 
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 PARTS = ("busy", "optimizer", *CAUSES)
@@ -22,14 +23,13 @@ class IdleRow:
 
 def idle_rows(timeline: Timeline) -> tuple[IdleRow, ...]:
     """A row for each rank."""
-    return tuple(_row(timeline, rank) for rank in range(len(timeline.ranks)))
+    return tuple(_row(own, found) for own, found in zip(timeline.ranks, waits(timeline), strict=True))
 
 
-def _row(timeline: Timeline, rank: int) -> IdleRow:
-    own = timeline.ranks[rank]
+def _row(own: RankTimeline, found: Sequence[Wait]) -> IdleRow:
     causes = dict.fromkeys(CAUSES, 0.0)
     peers: dict[int, float] = {}
-    for wait in waits(timeline, rank):
+    for wait in found:
         causes[wait.cause] += wait.seconds
         if wait.peer is not None:
             peers[wait.peer] = peers.get(wait.peer, 0.0) + wait.seconds

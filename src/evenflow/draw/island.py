@@ -9,7 +9,7 @@ from typing import Any
 from evenflow.draw.boxes import begin_s, boxes, end_s
 from evenflow.draw.idle_rows import CAUSES
 from evenflow.program import Action, action_text
-from evenflow.timeline import Timeline, Wait, waits
+from evenflow.timeline import RankTimeline, Timeline, Wait, waits
 
 _DIGITS = 9  # nanoseconds: far below what any clock here tells apart
 
@@ -36,12 +36,11 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
         "origin": timeline.origin,
         "step_s": round(timeline.step_s, _DIGITS),
         "span_s": round(end_s(timeline) - zero, _DIGITS),
-        "ranks": [_rank(timeline, rank, zero) for rank in range(len(timeline.ranks))],
+        "ranks": [_rank(own, found, zero) for own, found in zip(timeline.ranks, waits(timeline), strict=True)],
     }
 
 
-def _rank(timeline: Timeline, rank: int, zero: float) -> dict[str, Any]:
-    own = timeline.ranks[rank]
+def _rank(own: RankTimeline, found: Sequence[Wait], zero: float) -> dict[str, Any]:
     drawn = list(boxes(own, zero))
     return {
         "begin_s": round(own.begin_s - zero, _DIGITS),
@@ -49,19 +48,19 @@ def _rank(timeline: Timeline, rank: int, zero: float) -> dict[str, Any]:
         "actions": [action_text(box.event.action) for box in drawn],
         "starts": [round(box.start_s, _DIGITS) for box in drawn],
         "ends": [round(box.end_s, _DIGITS) for box in drawn],
-        "waits": _waits_by_box(timeline, rank, {box.event.action for box in drawn}),
+        "waits": _waits_by_box(own, found, {box.event.action for box in drawn}),
     }
 
 
-def _waits_by_box(timeline: Timeline, rank: int, drawn: set[Action]) -> dict[str, list[Any]]:
+def _waits_by_box(own: RankTimeline, all_waits: Sequence[Wait], drawn: set[Action]) -> dict[str, list[Any]]:
     """What each drawn action's gap consists of; that of actions that are not drawn goes to the next one."""
     by_action: dict[Action, list[Wait]] = {}
-    for wait in waits(timeline, rank):
+    for wait in all_waits:
         by_action.setdefault(wait.action, []).append(wait)
     found: dict[str, list[Any]] = {}
     pending: list[Wait] = []
     box = 0
-    for event in timeline.ranks[rank].events:
+    for event in own.events:
         pending += by_action.get(event.action, [])
         if event.action not in drawn:
             continue

@@ -12,7 +12,7 @@ from evenflow.errors import InputError, ProgramError
 from evenflow.files.document import Document, Part, read_document, write_json
 from evenflow.files.parts import Bytes, Count, Index
 from evenflow.program import Action, Program, action_text, parse_action, verify
-from evenflow.timeline import Event, RankTimeline, Timeline, TimelineOrigin
+from evenflow.timeline import RankTimeline, Timeline, TimelineOrigin
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +49,21 @@ class RankPart(Part):
             end_s=rank.end_s,
             peak_bytes=rank.peak_bytes,
             events=EventsPart(
-                actions=[action_text(event.action) for event in rank.events],
-                start_s=[event.start_s for event in rank.events],
-                end_s=[event.end_s for event in rank.events],
+                actions=[action_text(action) for action in rank.actions],
+                start_s=list(rank.starts),
+                end_s=list(rank.ends),
             ),
             memory=list(rank.memory),
         )
 
     def value(self, actions: tuple[Action, ...]) -> RankTimeline:
         """The rank's step that this part says."""
-        columns = zip(actions, self.events.start_s, self.events.end_s, strict=True)
         return RankTimeline(
             begin_s=self.begin_s,
             end_s=self.end_s,
-            events=tuple(Event(action, start, end) for action, start, end in columns),
+            actions=actions,
+            starts=tuple(self.events.start_s),
+            ends=tuple(self.events.end_s),
             peak_bytes=self.peak_bytes,
             memory=tuple(self.memory),
         )
@@ -92,6 +93,8 @@ class TimelineDocument(Document):
     step: Count | None
     stage_rank: Annotated[list[Index], Field(min_length=1)]
     microbatches: Count
+    reduces: bool
+    tied: list[list[Index]]
     predicted: TimelinePart
     measured: TimelinePart | None
 
@@ -115,6 +118,8 @@ def save_timelines(path: Path, predicted: Timeline, measured: Timeline | None, s
         step=step,
         stage_rank=list(predicted.program.stage_rank),
         microbatches=predicted.program.microbatches,
+        reduces=predicted.program.reduces,
+        tied=[list(group) for group in predicted.program.tied],
         predicted=_part(predicted),
         measured=None if measured is None else _part(measured),
     )
@@ -145,7 +150,7 @@ def _check_follows(timeline: Timeline, program: Program) -> None:
     if timeline.program != program:
         raise ProgramError("the two timelines are not of the same program")
     for number, (rank, actions) in enumerate(zip(timeline.ranks, program.ranks, strict=True)):
-        if tuple(event.action for event in rank.events) != actions:
+        if rank.actions != actions:
             raise ProgramError(f"rank {number}: the {timeline.origin} events do not follow the program")
 
 
@@ -163,7 +168,13 @@ def _timeline(document: TimelineDocument, part: TimelinePart, origin: TimelineOr
             actions.append(tuple(map(parse_action, rank.events.actions)))
         except ProgramError as error:
             raise InputError(f"{where}.events.actions: {error}") from None
-    program = Program(tuple(document.stage_rank), document.microbatches, tuple(actions))
+    program = Program(
+        tuple(document.stage_rank),
+        document.microbatches,
+        tuple(actions),
+        reduces=document.reduces,
+        tied=tuple(map(tuple, document.tied)),
+    )
     try:
         verify(program)
     except ProgramError as error:

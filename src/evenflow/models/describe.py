@@ -34,7 +34,9 @@ class _Trace:
 
     forward: dict[str, int]
     backward: dict[str, int]
+    weight_flops: int
     saved_bytes: int
+    pending_bytes: int
     output_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
@@ -80,7 +82,9 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) 
                     Operator(name, trace.forward.get(name, 0), trace.backward.get(name, 0))
                     for name in sorted(trace.forward.keys() | trace.backward.keys())
                 ),
+                weight_flops=trace.weight_flops,
                 saved_bytes=trace.saved_bytes,
+                pending_bytes=trace.pending_bytes,
                 output_bytes=trace.output_bytes,
                 forward_peak_bytes=trace.forward_peak_bytes,
                 backward_peak_bytes=trace.backward_peak_bytes,
@@ -153,7 +157,7 @@ def _trace_stage(stage: Stage, batch: int, seq: int, hidden: int) -> _Trace:
     gradients = [parameter.grad for parameter in stage.parameters() if parameter.grad is not None]
     kept = _Saved(held)
     with _LiveBytes([*held, *gradients, feed, ids]) as live:
-        with _flop_counter() as forward, kept:
+        with _flop_counter() as forward, kept, _Linears(stage) as linears:
             output = stage(feed, ids)
         forward_peak, live.peak = live.peak, live.now
         start = live.now
@@ -164,7 +168,9 @@ def _trace_stage(stage: Stage, batch: int, seq: int, hidden: int) -> _Trace:
         return _Trace(
             forward=_by_operator(forward),
             backward=_by_operator(backward),
+            weight_flops=linears.flops,
             saved_bytes=kept.bytes,
+            pending_bytes=linears.bytes,
             output_bytes=output.nbytes,
             forward_peak_bytes=forward_peak,
             backward_peak_bytes=live.peak - start,
@@ -203,7 +209,9 @@ def _less(trace: _Trace, empty: _Trace) -> _Trace:
     return _Trace(
         forward=_minus(trace.forward, empty.forward),
         backward=_minus(trace.backward, empty.backward),
+        weight_flops=trace.weight_flops - empty.weight_flops,
         saved_bytes=trace.saved_bytes - empty.saved_bytes,
+        pending_bytes=trace.pending_bytes - empty.pending_bytes,
         output_bytes=trace.output_bytes,
         forward_peak_bytes=trace.forward_peak_bytes,
         backward_peak_bytes=trace.backward_peak_bytes,
@@ -235,6 +243,32 @@ class _Saved:
 
     def __exit__(self, *exception: object) -> None:
         self._hooks.__exit__(*exception)
+
+
+class _Linears:
+    """Watches a stage's linear layers: what making their weights' gradients takes, and from which bytes."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        self.linears = [module for module in stage.modules() if isinstance(module, nn.Linear)]
+        self.flops = 0
+        self.bytes = 0
+        self._inputs: set[int] = set()
+
+    def _saw(self, linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        storage = inputs[0].untyped_storage()
+        self.flops += 2 * output.numel() * inputs[0].shape[-1]
+        self.bytes += output.nbytes
+        if storage._cdata not in self._inputs:
+            self._inputs.add(storage._cdata)
+            self.bytes += inputs[0].nbytes
+
+    def __enter__(self) -> _Linears:
+        self._hooks = [linear.register_forward_hook(self._saw) for linear in self.linears]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -30,6 +30,22 @@ class Backward:
 
 
 @dataclass(frozen=True, slots=True)
+class InputBackward:
+    """I: the half of a backward that others wait for: a stage's input gradient; weight gradients are put off."""
+
+    stage: int
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBackward:
+    """W: the other half: the weight gradients that I put off are computed and accumulated."""
+
+    stage: int
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True)
 class SendForward:
     """SEND_F: start sending a stage's output to the stage after; returns at once."""
 
@@ -78,8 +94,22 @@ class ReleaseBackward:
 
 
 @dataclass(frozen=True, slots=True)
+class ReduceTied:
+    """REDUCE_TIED: start adding the gradients of weights that this stage shares with stages on other ranks."""
+
+    stage: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceGrad:
+    """REDUCE_GRAD: start adding this stage's weight gradients over all data-parallel replicas."""
+
+    stage: int
+
+
+@dataclass(frozen=True, slots=True)
 class Norm:
-    """NORM: the norm of each of this rank's gradients, then combine them with all other ranks'."""
+    """NORM: once this rank's reductions are complete, the norm of each gradient, then combine all ranks' norms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +117,11 @@ class Step:
     """STEP: clip by the combined norm and update this rank's parameters."""
 
 
-StageAction = (
-    Forward
-    | Backward
-    | SendForward
-    | ReceiveForward
-    | SendBackward
-    | ReceiveBackward
-    | ReleaseForward
-    | ReleaseBackward
+Compute = Forward | Backward | InputBackward | WeightBackward
+Reduction = ReduceTied | ReduceGrad
+MicrobatchAction = (
+    Compute | SendForward | ReceiveForward | SendBackward | ReceiveBackward | ReleaseForward | ReleaseBackward
 )
+StageAction = MicrobatchAction | Reduction
 Action = StageAction | Norm | Step
-Compute = Forward | Backward
+Order = tuple[tuple[Compute, ...], ...]  # each rank's compute actions: what a schedule decides

@@ -3,96 +3,199 @@
     compute order   rank 0:  F0 F1 B0 B1                 rank 1:  F0 B0 F1 B1
     program         rank 0:  F0 SEND_F0 RECV_B0 F1 SEND_F1 RECV_B1 B0 B1 RELEASE_F0 RELEASE_F1 NORM STEP
 
-* A receive is posted one compute action before the one that needs it: early enough to hide the transfer,
-  late enough that at most two buffers a direction are ever held.
 * A send starts right after the compute action that made its tensor. It must be complete before the compute
-  action that would make a third unsent tensor on the same edge, and at the latest before the norm.
+  action that would make a third unsent tensor of the same stage and direction, and at the latest before NORM.
+* A receive is posted at the last moment that keeps nobody waiting: when its tensor is made, and at the latest
+  one compute action before the one that needs it, so that the transfer hides behind that one. When tensors are
+  made is looked up in the times of the compute order (`times.py`), with costs or, without, a second an action.
+* On every directed edge between two ranks receives stand in the order of the sends, whatever the order in which
+  they are needed: transports without tags need that.
+* A stage's gradients are reduced right after the last of them, so that the reduction overlaps what follows;
+  those of tied weights are added together first.
 * Every rank then takes the norm of its gradients and updates its parameters.
+
+No deadlock can come of it: taken by the times of the compute order, every receive is posted no later than its
+tensor is made and every release comes after both, so there is an order in which everything can happen.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from evenflow.program.actions import (
     Action,
     Backward,
     Compute,
     Forward,
+    InputBackward,
     Norm,
+    Order,
     ReceiveBackward,
     ReceiveForward,
+    ReduceGrad,
+    ReduceTied,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
     SendForward,
     Step,
+    WeightBackward,
 )
 from evenflow.program.program import Program
-from evenflow.program.schedules import compute_order
+from evenflow.program.times import OrderTimes, encode, order_times
+from evenflow.program.work import Work, even_work
 
-# Tensors that may be on their way at once on one directed edge: one leaves while the next is computed.
+# Tensors of one stage and direction that may be on their way at once: one leaves while the next is computed.
 _SENDS_UNDER_WAY = 2
 
-
-def build_program(schedule: str, stages: int, microbatches: int) -> Program:
-    """The program of a named schedule with one stage on each rank.
-
-    Raises:
-        InputError: there is no such schedule.
-    """
-    order = compute_order(schedule, stages, microbatches)
-    return lower(order, tuple(range(stages)), microbatches)
+_Receive = ReceiveForward | ReceiveBackward
+_Release = ReleaseForward | ReleaseBackward
 
 
-def lower(order: tuple[tuple[Compute, ...], ...], stage_rank: tuple[int, ...], microbatches: int) -> Program:
-    """Add communication, releases and the optimizer to each rank's compute order.
+def lower(
+    order: Order,
+    stage_rank: Sequence[int],
+    microbatches: int,
+    work: Work | None = None,
+    *,
+    forward_only: bool = False,
+    reduces: bool = False,
+    tied: Sequence[Sequence[int]] = (),
+) -> Program:
+    """Add communication, releases, reductions and the optimizer to each rank's compute order.
 
     Args:
         order: each rank's compute actions.
-        stage_rank: the rank that holds each stage; neighbouring stages are on different ranks.
+        stage_rank: the rank that holds each stage.
         microbatches: microbatches of the step.
+        work: what actions and transfers cost; by default a second and nothing.
+        forward_only: whether there is no backward and no update.
+        reduces: whether weight gradients are added over data-parallel replicas.
+        tied: groups of stages that share weights; those that are all on one rank need nothing added.
     """
-    last = len(stage_rank) - 1
-    return Program(stage_rank, microbatches, tuple(_lower_rank(actions, last) for actions in order))
+    ranks = tuple(stage_rank)
+    apart = tuple(tuple(group) for group in tied if len({ranks[stage] for stage in group}) > 1)
+    work = work or even_work(ranks, microbatches)
+    receives = _place_receives(order, ranks, order_times(encode(order, work), work))
+    reductions = _Reductions(reduces, frozenset(stage for group in apart for stage in group))
+    return Program(
+        stage_rank=ranks,
+        microbatches=microbatches,
+        ranks=tuple(
+            _lower_rank(actions, own, ranks, None if forward_only else reductions)
+            for actions, own in zip(order, receives, strict=True)
+        ),
+        forward_only=forward_only,
+        reduces=reduces,
+        tied=apart,
+    )
 
 
-def _lower_rank(compute: tuple[Compute, ...], last_stage: int) -> tuple[Action, ...]:
+@dataclass(frozen=True, slots=True)
+class _Reductions:
+    """Which stages reduce what after their last weight gradient."""
+
+    all_stages: bool
+    tied_stages: frozenset[int]
+
+    def after(self, stage: int) -> list[Action]:
+        tied: list[Action] = [ReduceTied(stage)] if stage in self.tied_stages else []
+        return [*tied, ReduceGrad(stage)] if self.all_stages else tied
+
+
+@dataclass(slots=True)
+class _Message:
+    """A tensor on its way: when it is made, and before which compute action its receive is posted."""
+
+    made_s: float
+    slot: int
+    receive: _Receive
+
+
+def _place_receives(order: Order, ranks: tuple[int, ...], times: OrderTimes) -> list[list[list[_Receive]]]:
+    """For each rank and each of its compute actions, the receives to post before it."""
+    needed_at = [{_needs(action): at for at, action in enumerate(actions)} for actions in order]
+    edges: dict[tuple[int, int], list[_Message]] = {}
+    for rank, (actions, ends) in enumerate(zip(order, times.end, strict=True)):
+        for action, end in zip(actions, ends, strict=True):
+            receive = _arrives_as(action, ranks)
+            if receive is None or receive not in needed_at[target := ranks[receive.stage]]:
+                continue
+            latest = max(needed_at[target][receive] - 1, 0)
+            slot = min(bisect_right(times.end[target], end * (1 + 1e-12)), latest)
+            edges.setdefault((rank, target), []).append(_Message(end, slot, receive))
+    placed: list[list[list[_Message]]] = [[[] for _ in actions] for actions in order]
+    for (_, target), messages in edges.items():
+        slot = len(order[target])
+        for message in reversed(messages):
+            slot = message.slot = min(slot, message.slot)
+        for message in messages:
+            placed[target][message.slot].append(message)
+    return [
+        [[message.receive for message in sorted(slot, key=lambda own: own.made_s)] for slot in slots]
+        for slots in placed
+    ]
+
+
+def _arrives_as(action: Compute, ranks: tuple[int, ...]) -> _Receive | None:
+    """The receive of what a compute action sends to another rank."""
+    stage, microbatch = action.stage, action.microbatch
+    match action:
+        case Forward():
+            if stage + 1 < len(ranks) and ranks[stage + 1] != ranks[stage]:
+                return ReceiveForward(stage + 1, microbatch)
+        case Backward() | InputBackward():
+            if stage and ranks[stage - 1] != ranks[stage]:
+                return ReceiveBackward(stage - 1, microbatch)
+        case WeightBackward():
+            pass
+    return None
+
+
+def _needs(action: Compute) -> _Receive | None:
+    """The receive that a compute action waits for, if its tensor comes from another rank."""
+    match action:
+        case Forward(stage, microbatch):
+            return ReceiveForward(stage, microbatch)
+        case Backward(stage, microbatch) | InputBackward(stage, microbatch):
+            return ReceiveBackward(stage, microbatch)
+        case WeightBackward():
+            return None
+
+
+def _lower_rank(
+    compute: tuple[Compute, ...],
+    receives: list[list[_Receive]],
+    ranks: tuple[int, ...],
+    reductions: _Reductions | None,
+) -> tuple[Action, ...]:
     program: list[Action] = []
-    forward_under_way: dict[int, deque[ReleaseForward]] = {}
-    backward_under_way: dict[int, deque[ReleaseBackward]] = {}
-    for position, action in enumerate(compute):
-        if position == 0:
-            program += _receives(action, last_stage)
-        if position + 1 < len(compute):
-            program += _receives(compute[position + 1], last_stage)
-        stage, microbatch = action.stage, action.microbatch
-        if isinstance(action, Forward):
-            sent_forward = forward_under_way.setdefault(stage, deque())
-            if len(sent_forward) == _SENDS_UNDER_WAY:
-                program.append(sent_forward.popleft())
+    under_way: dict[tuple[bool, int], deque[_Release]] = {}  # by direction and stage
+    last_gradient = {
+        action.stage: at for at, action in enumerate(compute) if isinstance(action, Backward | WeightBackward)
+    }
+    for at, (action, own) in enumerate(zip(compute, receives, strict=True)):
+        program += own
+        arrival = _arrives_as(action, ranks)
+        if arrival is None:
             program.append(action)
-            if stage < last_stage:
-                program.append(SendForward(stage, microbatch))
-                sent_forward.append(ReleaseForward(stage, microbatch))
         else:
-            sent_backward = backward_under_way.setdefault(stage, deque())
-            if len(sent_backward) == _SENDS_UNDER_WAY:
-                program.append(sent_backward.popleft())
+            is_backward = isinstance(arrival, ReceiveBackward)
+            releases = under_way.setdefault((is_backward, action.stage), deque())
+            if len(releases) == _SENDS_UNDER_WAY:
+                program.append(releases.popleft())
             program.append(action)
-            if stage > 0:
-                program.append(SendBackward(stage, microbatch))
-                sent_backward.append(ReleaseBackward(stage, microbatch))
-    for stage in sorted(forward_under_way):
-        program += forward_under_way[stage]
-    for stage in sorted(backward_under_way):
-        program += backward_under_way[stage]
-    program += [Norm(), Step()]
-    return tuple(program)
-
-
-def _receives(action: Compute, last_stage: int) -> list[Action]:
-    """What must have arrived before `action` can compute."""
-    if isinstance(action, Backward):
-        return [ReceiveBackward(action.stage, action.microbatch)] if action.stage < last_stage else []
-    return [ReceiveForward(action.stage, action.microbatch)] if action.stage > 0 else []
+            if is_backward:
+                program.append(SendBackward(action.stage, action.microbatch))
+                releases.append(ReleaseBackward(action.stage, action.microbatch))
+            else:
+                program.append(SendForward(action.stage, action.microbatch))
+                releases.append(ReleaseForward(action.stage, action.microbatch))
+        if reductions is not None and last_gradient.get(action.stage) == at:
+            program += reductions.after(action.stage)
+    for key in sorted(under_way):
+        program += under_way[key]
+    return tuple(program) if reductions is None else (*program, Norm(), Step())

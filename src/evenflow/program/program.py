@@ -3,38 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from evenflow.program.actions import Action, Backward, Compute, Forward
+from evenflow.program.actions import (
+    Action,
+    Backward,
+    Forward,
+    InputBackward,
+    Order,
+    WeightBackward,
+)
+from evenflow.program.graph import Graph, build_graph
+from evenflow.program.table import Table, make_table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: `cached_property` keeps what is read off the actions once
 class Program:
-    """One training step as a list of actions for each rank.
+    """One step as a list of actions for each rank.
 
     Attributes:
         stage_rank: `stage_rank[s]` is the rank that holds stage `s`.
         microbatches: microbatches of the step.
         ranks: each rank's actions, in the order in which it takes them.
+        forward_only: whether it evaluates: no backward, no update.
+        reduces: whether weight gradients are added over data-parallel replicas.
+        tied: groups of stages on different ranks that share weights.
     """
 
     stage_rank: tuple[int, ...]
     microbatches: int
     ranks: tuple[tuple[Action, ...], ...]
+    forward_only: bool = False
+    reduces: bool = False
+    tied: tuple[tuple[int, ...], ...] = ()
 
     @property
     def stages(self) -> int:
         """How many stages there are."""
         return len(self.stage_rank)
 
-    def compute_order(self) -> tuple[tuple[Compute, ...], ...]:
+    @cached_property
+    def table(self) -> Table:
+        """All actions as columns of numbers."""
+        return make_table(self.ranks)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """What waits for what.
+
+        Raises:
+            ProgramError: the ranks wait for each other for ever.
+        """
+        return build_graph(self.stage_rank, self.microbatches, self.ranks, self.table, self.tied)
+
+    def compute_order(self) -> Order:
         """Each rank's compute actions alone: the schedule."""
-        return tuple(
-            tuple(action for action in actions if isinstance(action, Forward | Backward)) for actions in self.ranks
-        )
+        compute = Forward | Backward | InputBackward | WeightBackward
+        return tuple(tuple(action for action in actions if isinstance(action, compute)) for actions in self.ranks)
 
 
-def in_flight(order: tuple[tuple[Compute, ...], ...], stages: int) -> tuple[int, ...]:
-    """The most microbatches that each stage holds between forward and backward, under a compute order."""
+def in_flight(order: Order, stages: int) -> tuple[int, ...]:
+    """The most microbatches that each stage holds between forward and the end of backward, under a compute order."""
     held = [0] * stages
     most = [0] * stages
     for actions in order:
@@ -42,6 +71,6 @@ def in_flight(order: tuple[tuple[Compute, ...], ...], stages: int) -> tuple[int,
             if isinstance(action, Forward):
                 held[action.stage] += 1
                 most[action.stage] = max(most[action.stage], held[action.stage])
-            else:
+            elif isinstance(action, Backward | WeightBackward):
                 held[action.stage] -= 1
     return tuple(most)

@@ -1,4 +1,4 @@
-"""A program as text, one line for each rank, and back: `0F0 0SEND_F0 0RECV_B0 0B0 NORM STEP`."""
+"""A program as text, one line for each rank, and back: `0F0 0SEND_F0 0RECV_B0 0I0 0W0 NORM STEP`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from evenflow.program.actions import (
     Action,
     Backward,
     Forward,
+    InputBackward,
+    MicrobatchAction,
     Norm,
     ReceiveBackward,
     ReceiveForward,
+    ReduceGrad,
+    ReduceTied,
+    Reduction,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
     SendForward,
-    StageAction,
     Step,
+    WeightBackward,
 )
 
-_STAGE_WORDS: dict[str, type[StageAction]] = {
+_MICROBATCH_WORDS: dict[str, type[MicrobatchAction]] = {
     "F": Forward,
     "B": Backward,
+    "I": InputBackward,
+    "W": WeightBackward,
     "SEND_F": SendForward,
     "RECV_F": ReceiveForward,
     "SEND_B": SendBackward,
@@ -30,24 +37,27 @@ _STAGE_WORDS: dict[str, type[StageAction]] = {
     "RELEASE_F": ReleaseForward,
     "RELEASE_B": ReleaseBackward,
 }
+_STAGE_WORDS: dict[str, type[Reduction]] = {"REDUCE_TIED": ReduceTied, "REDUCE_GRAD": ReduceGrad}
 _RANK_WORDS: dict[str, type[Norm] | type[Step]] = {"NORM": Norm, "STEP": Step}
-_WORD_OF_STAGE = {kind: word for word, kind in _STAGE_WORDS.items()}
-_WORD_OF_RANK = {kind: word for word, kind in _RANK_WORDS.items()}
-_TOKEN = re.compile(r"(\d+)([A-Z]+(?:_[FB])?)(\d+)")
+_WORDS: dict[type[Action], str] = {
+    kind: word for words in (_MICROBATCH_WORDS, _STAGE_WORDS, _RANK_WORDS) for word, kind in words.items()
+}
+_TOKEN = re.compile(r"(\d+)([A-Z]+(?:_[A-Z]+)?)(\d*)")
 
 
 def action_text(action: Action) -> str:
     """The action's token."""
+    word = _WORDS[type(action)]
     if isinstance(action, Norm | Step):
-        return _WORD_OF_RANK[type(action)]
-    return f"{action.stage}{_WORD_OF_STAGE[type(action)]}{action.microbatch}"
+        return word
+    if isinstance(action, ReduceTied | ReduceGrad):
+        return f"{action.stage}{word}"
+    return f"{action.stage}{word}{action.microbatch}"
 
 
 def action_kind(action: Action) -> str:
     """The action's word without stage and microbatch: `F`, `SEND_B`, `STEP`."""
-    if isinstance(action, Norm | Step):
-        return _WORD_OF_RANK[type(action)]
-    return _WORD_OF_STAGE[type(action)]
+    return _WORDS[type(action)]
 
 
 def parse_action(token: str) -> Action:
@@ -59,10 +69,12 @@ def parse_action(token: str) -> Action:
     if token in _RANK_WORDS:
         return _RANK_WORDS[token]()
     match = _TOKEN.fullmatch(token)
-    if match is None or match[2] not in _STAGE_WORDS:
-        words = ", ".join([*_STAGE_WORDS, *_RANK_WORDS])
-        raise ProgramError(f"{token!r} is not an action; actions look like 2F0 and their words are {words}")
-    return _STAGE_WORDS[match[2]](int(match[1]), int(match[3]))
+    if match is not None and match[2] in _MICROBATCH_WORDS and match[3]:
+        return _MICROBATCH_WORDS[match[2]](int(match[1]), int(match[3]))
+    if match is not None and match[2] in _STAGE_WORDS and not match[3]:
+        return _STAGE_WORDS[match[2]](int(match[1]))
+    words = ", ".join([*_MICROBATCH_WORDS, *_STAGE_WORDS, *_RANK_WORDS])
+    raise ProgramError(f"{token!r} is not an action; actions look like 2F0 and their words are {words}")
 
 
 def ranks_text(ranks: tuple[tuple[Action, ...], ...]) -> str:

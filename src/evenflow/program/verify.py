@@ -1,48 +1,82 @@
 """Legality as code: what every program must satisfy before anything simulates or runs it.
 
-1. Each stage computes each microbatch's forward and backward exactly once, on its own rank.
+1. Each stage computes each microbatch's forward exactly once, and its backward exactly once, whole (B) or in
+   halves (I, then W), on its own rank.
 2. Tensors live as they should: nothing is used before it is made or after it is freed, and nothing is left over.
 3. Sends and receives pair up, in the same order at both ends of every directed edge (transports without
-   tags need that), and every rank ends with one NORM and one STEP.
-4. Taken together the ranks finish even if a send completes only once its receive is posted.
+   tags need that).
+4. Gradients are reduced after the last of them was computed, once; every rank ends with one NORM and one STEP.
+5. Taken together the ranks finish even if a send completes only once its receive is posted.
+6. Where caps are given, no rank ever holds more.
 
-Each failure names the rank, the action and the reason.
+Almost every rule says that one action comes after another on the same rank, so almost every rule is a comparison
+of rows. Of all that is wrong the first action is named, with its rank and the reason.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import assert_never
+from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from evenflow.cost import StageMemory
 from evenflow.errors import ProgramError
 from evenflow.program.actions import (
     Action,
     Backward,
     Forward,
+    InputBackward,
+    MicrobatchAction,
     Norm,
     ReceiveBackward,
     ReceiveForward,
+    ReduceGrad,
+    ReduceTied,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
     SendForward,
     Step,
+    WeightBackward,
 )
+from evenflow.program.memory import rank_memory
 from evenflow.program.program import Program
+from evenflow.program.table import Ints
 from evenflow.program.text import action_text
+from evenflow.units import format_bytes
+
+Mask = NDArray[np.bool_]
 
 
-def verify(program: Program) -> None:
+def verify(
+    program: Program, memory: Sequence[StageMemory] | None = None, caps: Sequence[float] | None = None
+) -> None:
     """Check all rules.
+
+    Args:
+        program: what is checked.
+        memory: bytes of each stage; with `caps`.
+        caps: bytes that each rank may hold.
 
     Raises:
         ProgramError: a rule is broken; the text names the rank, the action and the reason.
     """
     _check_shape(program)
-    for rank, actions in enumerate(program.ranks):
-        _RankState(program, rank).check(actions)
+    _check_places(program)
+    rules = _Rules(program)
+    rules.check_once()
+    rules.check_forward()
+    rules.check_backward()
+    rules.check_messages()
+    rules.check_leftovers()
+    rules.check_reductions()
+    rules.check_missing()
+    rules.raise_first()
     _check_edges(program)
-    _check_progress(program)
+    _ = program.graph  # cannot be built where ranks wait for each other for ever
+    if memory is not None and caps is not None:
+        _check_caps(program, memory, caps)
 
 
 def _check_shape(program: Program) -> None:
@@ -53,147 +87,224 @@ def _check_shape(program: Program) -> None:
             raise ProgramError(f"stage {stage} is on rank {rank}, but ranks run from 0 to {len(program.ranks) - 1}")
 
 
-class _RankState:
-    """What one rank holds while its actions are read in order."""
+def _check_places(program: Program) -> None:
+    """Every action's stage is on its rank, and its microbatch exists: what all other rules take for granted."""
+    table = program.table
+    has_stage, has_microbatch = ~table.is_kind(Norm, Step), ~table.is_kind(Norm, Step, ReduceTied, ReduceGrad)
+    exists = (table.stage >= 0) & (table.stage < program.stages)
+    owner = np.array(program.stage_rank)[np.where(exists, table.stage, 0)]
+    misplaced = has_stage & (~exists | (owner != table.rank))
+    beyond = has_microbatch & ((table.microbatch < 0) | (table.microbatch >= program.microbatches))
+    for row in np.flatnonzero(misplaced | beyond)[:1]:
+        reason = (
+            f"stage {table.stage[row]} is not on this rank"
+            if misplaced[row]
+            else f"microbatches run from 0 to {program.microbatches - 1}"
+        )
+        raise _failure(program, int(row), reason)
 
-    def __init__(self, program: Program, rank: int) -> None:
-        self.program = program
-        self.rank = rank
-        self.last_stage = program.stages - 1
-        self.counts: Counter[Action] = Counter()
-        self.live: set[Action] = set()  # outputs, gradients and buffers, by the action that made them
 
-    def check(self, actions: tuple[Action, ...]) -> None:
-        for action in actions:
-            if not isinstance(action, Norm | Step):
-                self._check_place(action.stage, action.microbatch, action)
-            if self.counts[Step()]:
-                self._fail(action, "it comes after STEP")
-            if self.counts[Norm()] and not isinstance(action, Norm | Step):
-                self._fail(action, "it comes after NORM")
-            self.counts[action] += 1
-            if self.counts[action] > 1:
-                self._fail(action, "it appears twice")
-            self._take(action)
-        for needed in self._owed():
-            if not self.counts[needed]:
-                self._fail(needed, "it is missing")
+class _Rules:
+    """Gathers what is wrong, each with the row at which it shows."""
 
-    def _take(self, action: Action) -> None:
-        match action:
-            case Forward() | Backward():
-                self._take_compute(action)
-            case Norm():
-                if self.live:
-                    self._fail(action, f"{action_text(self._any_live())} is still held")
-            case Step():
-                if not self.counts[Norm()]:
-                    self._fail(action, "NORM has not run")
-            case _:
-                self._take_message(action)
+    def __init__(self, program: Program) -> None:
+        self.program, self.table = program, program.table
+        stages, ranks = program.stages, np.array(program.stage_rank)
+        self.wrong: list[tuple[int, str]] = []
+        self.missing: list[tuple[int, Action]] = []  # by rank
+        self.rows = {
+            kind: self.table.rows(kind, stages, program.microbatches) for kind in MicrobatchAction.__args__
+        }
+        self.is_first, self.is_last = np.zeros((stages, 1), bool), np.zeros((stages, 1), bool)
+        self.is_first[0] = self.is_last[-1] = True
+        self.local_before, self.local_after = np.zeros((stages, 1), bool), np.zeros((stages, 1), bool)
+        self.local_before[1:, 0] = ranks[1:] == ranks[:-1]  # the neighbour is on the same rank: nothing is sent
+        self.local_after[:-1, 0] = self.local_before[1:, 0]
+        self.gradient = np.maximum(self.rows[Backward], self.rows[InputBackward])  # makes the input gradient
+        self.weights = np.maximum(self.rows[Backward], self.rows[WeightBackward])  # completes the backward
+        self.norm = [self._first(span, Norm) for span in self.table.spans()]
+        self.step = [self._first(span, Step) for span in self.table.spans()]
 
-    def _take_compute(self, action: Forward | Backward) -> None:
-        stage, microbatch = action.stage, action.microbatch
-        match action:
-            case Forward():
-                if stage > 0:
-                    self._use(ReceiveForward(stage, microbatch), action, "its input was not received")
-                self.live.add(action)
-            case Backward():
-                self._use(Forward(stage, microbatch), action, "its forward has not run")
-                if stage < self.last_stage:
-                    self._use(ReceiveBackward(stage, microbatch), action, "its output gradient was not received")
-                self.live -= {
-                    Forward(stage, microbatch),
-                    ReceiveForward(stage, microbatch),
-                    ReceiveBackward(stage, microbatch),
-                }
-            case _:
-                assert_never(action)
+    def _first(self, span: slice, kind: type[Action]) -> int:
+        """The row of a rank's first action of a kind, or the row after its last."""
+        found = np.flatnonzero(self.table.is_kind(kind)[span])
+        return span.start + int(found[0]) if len(found) else span.stop
 
-    def _take_message(
-        self,
-        action: SendForward | SendBackward | ReceiveForward | ReceiveBackward | ReleaseForward | ReleaseBackward,
-    ) -> None:
-        stage, microbatch = action.stage, action.microbatch
-        match action:
-            case SendForward() | ReceiveBackward():
-                if stage == self.last_stage:
-                    self._fail(action, "the last stage has nobody after it")
-            case SendBackward() | ReceiveForward():
-                if stage == 0:
-                    self._fail(action, "the first stage has nobody before it")
-            case ReleaseForward():
-                self._use(SendForward(stage, microbatch), action, "it was not sent")
-                self.live.discard(SendForward(stage, microbatch))
-                return
-            case ReleaseBackward():
-                self._use(SendBackward(stage, microbatch), action, "it was not sent")
-                self.live.discard(SendBackward(stage, microbatch))
-                return
-            case _:
-                assert_never(action)
-        if isinstance(action, SendForward) and not self.counts[Forward(stage, microbatch)]:
-            self._fail(action, "its output does not exist here")
-        if isinstance(action, SendBackward) and not self.counts[Backward(stage, microbatch)]:
-            self._fail(action, "its input gradient does not exist here")
-        self.live.add(action)
+    def _forbid(self, rows: Ints, reason: str) -> None:
+        """The first of these rows is wrong."""
+        if rows.size:
+            self.wrong.append((int(rows.min()), reason))
 
-    def _owed(self) -> list[Action]:
-        """What must have happened by the end, in an order that names the cause before its consequences."""
-        owed: list[Action] = []
-        for stage, rank in enumerate(self.program.stage_rank):
-            if rank != self.rank:
-                continue
-            for microbatch in range(self.program.microbatches):
-                owed += [Forward(stage, microbatch), Backward(stage, microbatch)]
-                if stage < self.last_stage:
-                    owed.append(SendForward(stage, microbatch))
-                if stage > 0:
-                    owed.append(SendBackward(stage, microbatch))
-        return [*owed, Norm(), Step()]
+    def _require(self, rows: Ints, before: Ints, where: Mask, reason: str) -> None:
+        """Wherever an action stands at `rows` and `where` holds, one must stand at `before`, earlier."""
+        self._forbid(rows[(rows >= 0) & where & ((before < 0) | (before > rows))], reason)
 
-    def _check_place(self, stage: int, microbatch: int, action: Action) -> None:
-        if not 0 <= stage <= self.last_stage or self.program.stage_rank[stage] != self.rank:
-            self._fail(action, f"stage {stage} is not on this rank")
-        if not 0 <= microbatch < self.program.microbatches:
-            self._fail(action, f"microbatches run from 0 to {self.program.microbatches - 1}")
+    def check_once(self) -> None:
+        """Nothing twice, nothing between NORM and STEP, nothing after STEP."""
+        table = self.table
+        span = max(self.program.microbatches, 1)
+        identity = (table.kind * self.program.stages + table.stage) * span + table.microbatch
+        identity = np.where(table.is_kind(Norm, Step, ReduceTied, ReduceGrad), identity - 10**15, identity)
+        by_identity = np.lexsort((np.arange(len(identity)), identity, table.rank))
+        same = (np.diff(identity[by_identity]) == 0) & (np.diff(table.rank[by_identity]) == 0)
+        row = np.arange(len(table.kind))
+        after_step = row > np.array(self.step)[table.rank]
+        after_norm = (row > np.array(self.norm)[table.rank]) & ~table.is_kind(Norm, Step)
+        self._forbid(row[after_step], "it comes after STEP")
+        self._forbid(row[after_norm], "it comes after NORM")
+        self._forbid(by_identity[1:][same], "it appears twice")
+        for norm, step, rows in zip(self.norm, self.step, table.spans(), strict=True):
+            if step < rows.stop and norm > step:
+                self.wrong.append((step, "NORM has not run"))
 
-    def _use(self, made_by: Action, action: Action, reason: str) -> None:
-        if made_by not in self.live:
-            self._fail(action, reason)
+    def check_forward(self) -> None:
+        """A forward has its input."""
+        forward, anywhere = self.rows[Forward], np.ones_like(self.rows[Forward], bool)
+        self._require(
+            forward,
+            self.rows[ReceiveForward],
+            anywhere & ~self.is_first & ~self.local_before,
+            "its input was not received",
+        )
+        before = np.vstack([forward[:1], forward[:-1]])
+        self._require(forward, before, anywhere & self.local_before, "its input has not been computed")
 
-    def _any_live(self) -> Action:
-        return min(self.live, key=action_text)
+    def check_backward(self) -> None:
+        """A backward has its forward and its output's gradient, and is whole or in halves."""
+        if self.program.forward_only:
+            kinds = (Backward, InputBackward, WeightBackward, ReduceTied, ReduceGrad, Norm, Step)
+            rows = np.flatnonzero(self.table.is_kind(*kinds, SendBackward, ReceiveBackward, ReleaseBackward))
+            self._forbid(rows, "a forward-only program does not train")
+        after = np.vstack([self.gradient[1:], self.gradient[-1:]])
+        anywhere = np.ones_like(after, bool)
+        for kind in (Backward, InputBackward):
+            rows = self.rows[kind]
+            self._require(rows, self.rows[Forward], anywhere, "its forward has not run")
+            remote = anywhere & ~self.is_last & ~self.local_after
+            self._require(rows, self.rows[ReceiveBackward], remote, "its output gradient was not received")
+            self._require(rows, after, anywhere & self.local_after, "its output gradient has not been computed")
+        whole, half, weight = self.rows[Backward], self.rows[InputBackward], self.rows[WeightBackward]
+        self._require(weight, half, anywhere, "its input half has not run")
+        both = (whole >= 0) & (half >= 0)
+        self._forbid(np.maximum(whole, half)[both], "this backward is computed whole and in halves")
 
-    def _fail(self, action: Action, reason: str) -> None:
-        raise ProgramError(f"rank {self.rank}: {action_text(action)}: {reason}")
+    def check_messages(self) -> None:
+        """What is sent exists and has somewhere to go; what is released was sent."""
+        anywhere = np.ones_like(self.gradient, bool)
+        ends = (
+            (SendForward, self.is_last, self.local_after, "the last stage has nobody after it", "after"),
+            (ReceiveBackward, self.is_last, self.local_after, "the last stage has nobody after it", "after"),
+            (SendBackward, self.is_first, self.local_before, "the first stage has nobody before it", "before"),
+            (ReceiveForward, self.is_first, self.local_before, "the first stage has nobody before it", "before"),
+        )
+        for kind, at_end, local, reason, side in ends:
+            rows = self.rows[kind]
+            self._forbid(rows[(rows >= 0) & at_end], reason)
+            self._forbid(rows[(rows >= 0) & local], f"the stage {side} it is on the same rank: nothing travels")
+        sends = ((SendForward, self.rows[Forward], "output"), (SendBackward, self.gradient, "input gradient"))
+        for kind, made, what in sends:
+            self._require(self.rows[kind], made, anywhere, f"its {what} does not exist here")
+        for kind, release in ((SendForward, ReleaseForward), (SendBackward, ReleaseBackward)):
+            self._require(self.rows[release], self.rows[kind], anywhere, "it was not sent")
+
+    def check_leftovers(self) -> None:
+        """By NORM, or the end, everything that was made is freed."""
+        freed = self.rows[Forward] if self.program.forward_only else self.weights
+        lives: list[tuple[type[MicrobatchAction], Ints]] = [
+            (SendForward, self.rows[ReleaseForward]),
+            (SendBackward, self.rows[ReleaseBackward]),
+            (ReceiveForward, freed),
+            (ReceiveBackward, self.gradient),
+        ]
+        if not self.program.forward_only:
+            lives.append((Forward, freed))
+        limit = np.array(self.norm)[np.array(self.program.stage_rank)][:, None]
+        held: dict[int, list[Action]] = {}
+        for kind, end in lives:
+            rows = self.rows[kind]
+            for stage, microbatch in np.argwhere((rows >= 0) & (rows < limit) & ((end < 0) | (end > limit))).tolist():
+                held.setdefault(self.program.stage_rank[stage], []).append(kind(stage, microbatch))
+        for rank, actions in held.items():
+            name = action_text(min(actions, key=action_text))
+            self.wrong.append((self.norm[rank], f"{name} is still held"))
+
+    def check_reductions(self) -> None:
+        """Each stage's gradients are reduced once, after the last of them, where the program has replicas or ties."""
+        tied = np.zeros(self.program.stages, bool)
+        tied[[stage for group in self.program.tied for stage in group]] = True
+        last = self.weights.max(axis=1)
+        reductions: tuple[tuple[type[ReduceTied | ReduceGrad], Mask, str], ...] = (
+            (ReduceTied, tied, "its weights are tied to no other rank's"),
+            (ReduceGrad, np.full(self.program.stages, self.program.reduces), "this program has no replicas"),
+        )
+        tied_rows = np.full(self.program.stages, -1)
+        for kind, wanted, reason in reductions:
+            rows = np.full(self.program.stages, -1)
+            own = np.flatnonzero(self.table.is_kind(kind))[::-1]
+            rows[self.table.stage[own]] = own
+            self._forbid(rows[(rows >= 0) & ~wanted], reason)
+            self._forbid(rows[(rows >= 0) & (last > rows)], "gradients are still added to after it")
+            self._forbid(rows[(rows >= 0) & (tied_rows > rows)], "the gradients of tied weights are not complete")
+            self.missing += [(self.program.stage_rank[s], kind(s)) for s in np.flatnonzero(wanted & (rows < 0)).tolist()]
+            tied_rows = rows
+
+    def check_missing(self) -> None:
+        """What must have happened by a rank's end, causes before consequences."""
+        forward_only = self.program.forward_only
+        to_send = ~self.is_last & ~self.local_after & (self.rows[SendForward] < 0)
+        to_return = ~self.is_first & ~self.local_before & (self.rows[SendBackward] < 0) & (not forward_only)
+        owed: tuple[tuple[type[MicrobatchAction], Mask], ...] = (
+            (WeightBackward, (self.rows[InputBackward] >= 0) & (self.rows[WeightBackward] < 0)),
+            (Forward, self.rows[Forward] < 0),
+            (Backward, (self.gradient < 0) & (not forward_only)),
+            (SendForward, to_send),
+            (SendBackward, to_return),
+        )
+        found: list[tuple[int, Action]] = []
+        for kind, lacking in owed:
+            for stage, microbatch in np.argwhere(lacking)[:1].tolist():
+                found.append((self.program.stage_rank[stage], kind(stage, microbatch)))
+        self.missing = found + self.missing
+        if not forward_only:
+            for rank, (norm, step, rows) in enumerate(zip(self.norm, self.step, self.table.spans(), strict=True)):
+                self.missing += [(rank, Norm())] if norm == rows.stop else []
+                self.missing += [(rank, Step())] if step == rows.stop else []
+
+    def raise_first(self) -> None:
+        """Name what is wrong at the earliest row; a rank's missing actions and leftovers show at its end."""
+        at_end = [(self.table.begins[rank + 1], action) for rank, action in self.missing]
+        first_missing = min((int(row) for row, _ in at_end), default=None)
+        if self.wrong:
+            row, reason = min(self.wrong, key=lambda wrong: wrong[0])
+            if first_missing is None or row < first_missing:
+                raise _failure(self.program, row, reason)
+        for row, action in at_end:
+            if row == first_missing:
+                rank = int(np.flatnonzero(self.table.begins[1:] == row)[0])
+                raise ProgramError(f"rank {rank}: {action_text(action)}: it is missing")
+        for row, reason in self.wrong:  # still held at the end of a rank without NORM
+            rank = int(np.flatnonzero(self.table.begins[1:] == row)[0])
+            raise ProgramError(f"rank {rank}: at its end: {reason}")
+
+
+def _failure(program: Program, row: int, reason: str) -> ProgramError:
+    rank = int(program.table.rank[row])
+    action = program.ranks[rank][row - int(program.table.begins[rank])]
+    return ProgramError(f"rank {rank}: {action_text(action)}: {reason}")
 
 
 def _check_edges(program: Program) -> None:
     """Both ends of every directed edge between two ranks must see the same messages in the same order."""
-    sent: dict[tuple[int, int], list[Action]] = {}
-    received: dict[tuple[int, int], list[Action]] = {}
-    for rank, actions in enumerate(program.ranks):
-        for action in actions:
-            match action:
-                case SendForward(stage, _):
-                    sent.setdefault((rank, program.stage_rank[stage + 1]), []).append(action)
-                case SendBackward(stage, _):
-                    sent.setdefault((rank, program.stage_rank[stage - 1]), []).append(action)
-                case ReceiveForward(stage, microbatch):
-                    edge = (program.stage_rank[stage - 1], rank)
-                    received.setdefault(edge, []).append(SendForward(stage - 1, microbatch))
-                case ReceiveBackward(stage, microbatch):
-                    edge = (program.stage_rank[stage + 1], rank)
-                    received.setdefault(edge, []).append(SendBackward(stage + 1, microbatch))
-                case _:
-                    pass
-    for edge in sorted(sent.keys() | received.keys()):
-        outgoing, incoming = sent.get(edge, []), received.get(edge, [])
+    ranks = np.array(program.stage_rank)
+    sent, received = _messages(program, ranks, sends=True), _messages(program, ranks, sends=False)
+    if sent.shape == received.shape and (sent == received).all():
+        return
+    edges = {(int(source), int(target)) for source, target in np.vstack([sent[:, :2], received[:, :2]])}
+    for edge in sorted(edges):
+        outgoing, incoming = (own[(own[:, :2] == edge).all(axis=1)][:, 2:].tolist() for own in (sent, received))
         for position in range(max(len(outgoing), len(incoming))):
-            out = action_text(outgoing[position]) if position < len(outgoing) else "nothing"
-            into = action_text(incoming[position]) if position < len(incoming) else "nothing"
+            out = _send_text(outgoing[position]) if position < len(outgoing) else "nothing"
+            into = _send_text(incoming[position]) if position < len(incoming) else "nothing"
             if out != into:
                 raise ProgramError(
                     f"rank {edge[0]} to rank {edge[1]}: message {position} is {out} where it is sent, "
@@ -201,44 +312,35 @@ def _check_edges(program: Program) -> None:
                 )
 
 
-def _check_progress(program: Program) -> None:
-    """Run all ranks symbolically: a send completes once its receive is posted, and NORM waits for every rank."""
-    position = [0] * len(program.ranks)
-    done: set[Action] = set()  # posted receives, started sends
-    at_norm: set[int] = set()
-    moved = True
-    while moved:
-        moved = False
-        for rank, actions in enumerate(program.ranks):
-            while position[rank] < len(actions) and _can_take(actions[position[rank]], done, at_norm, program):
-                action = actions[position[rank]]
-                if isinstance(action, Norm):
-                    at_norm.add(rank)
-                done.add(action)
-                position[rank] += 1
-                moved = True
-    stuck = [
-        f"rank {rank} at {action_text(actions[position[rank]])}"
-        for rank, actions in enumerate(program.ranks)
-        if position[rank] < len(actions)
-    ]
-    if stuck:
-        raise ProgramError(f"deadlock: {', '.join(stuck)} wait for each other for ever")
+def _messages(program: Program, ranks: Ints, sends: bool) -> Ints:
+    """Messages edge by edge, in the order of one end; columns: sender, receiver, whether backward, stage, microbatch.
+
+    The stage is the sender's.
+    """
+    table = program.table
+    kinds = (SendForward, SendBackward) if sends else (ReceiveForward, ReceiveBackward)
+    rows = np.flatnonzero(table.is_kind(*kinds))
+    backward = table.is_kind(kinds[1])[rows]
+    stage = table.stage[rows]
+    other = stage + np.where(backward == sends, -1, 1)
+    source, target = (ranks[stage], ranks[other]) if sends else (ranks[other], ranks[stage])
+    columns = (source, target, backward, stage if sends else other, table.microbatch[rows])
+    by_edge = np.lexsort((rows, target, source))
+    return np.stack(columns, axis=1).astype(np.int64)[by_edge]
 
 
-def _can_take(action: Action, done: set[Action], at_norm: set[int], program: Program) -> bool:
-    match action:
-        case Forward(stage, microbatch):
-            return stage == 0 or SendForward(stage - 1, microbatch) in done
-        case Backward(stage, microbatch):
-            return stage == program.stages - 1 or SendBackward(stage + 1, microbatch) in done
-        case ReleaseForward(stage, microbatch):
-            return ReceiveForward(stage + 1, microbatch) in done
-        case ReleaseBackward(stage, microbatch):
-            return ReceiveBackward(stage - 1, microbatch) in done
-        case Step():
-            return len(at_norm) == len(program.ranks)
-        case SendForward() | SendBackward() | ReceiveForward() | ReceiveBackward() | Norm():
-            return True
-        case _:
-            assert_never(action)
+def _send_text(message: Sequence[int]) -> str:
+    backward, stage, microbatch = message
+    return action_text(SendBackward(stage, microbatch) if backward else SendForward(stage, microbatch))
+
+
+def _check_caps(program: Program, memory: Sequence[StageMemory], caps: Sequence[float]) -> None:
+    for rank, cap in enumerate(caps):
+        held = rank_memory(program, memory, rank)
+        worst = int(np.argmax(held.peak_bytes))
+        if held.peak_bytes[worst] > cap:
+            action = program.ranks[rank][worst]
+            raise ProgramError(
+                f"rank {rank}: {action_text(action)}: the rank holds {format_bytes(int(held.peak_bytes[worst]))} "
+                f"of {format_bytes(cap)}"
+            )

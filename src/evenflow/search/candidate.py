@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
 from evenflow.errors import InputError
 from evenflow.program import Program
-from evenflow.simulate import simulate
+from evenflow.simulate import Hardware, simulate
 from evenflow.timeline import Timeline
 
 Split = tuple[tuple[int, ...], ...]
@@ -35,15 +35,15 @@ def try_split(
     split: Split, program: Program, costs: Costs, memory: MemoryModel, at_once: int | None = None
 ) -> Candidate:
     """Simulate `program` with `split`'s layers on its stages."""
-    timeline = simulate(
-        program,
-        stage_costs(costs, split),
-        rank_costs(costs, split, program.stage_rank),
-        costs.link,
-        memory.stages(split),
-        costs.reduce_s,
-        at_once,
+    hardware = Hardware(
+        stages=stage_costs(costs, split),
+        ranks=rank_costs(costs, split, program.stage_rank),
+        links=costs.link,
+        memory=memory.stages(split),
+        reduce_s=costs.reduce_s,
+        at_once=at_once,
     )
+    timeline = simulate(program, hardware)
     return Candidate(split, timeline)
 
 

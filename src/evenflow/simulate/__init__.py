@@ -1,5 +1,6 @@
 """Reads a program: the timeline and memory it would have."""
 
-from evenflow.simulate.simulator import free_transfers, simulate
+from evenflow.simulate.seconds import Hardware
+from evenflow.simulate.simulator import free_transfers, simulate, step_seconds
 
-__all__ = ["free_transfers", "simulate"]
+__all__ = ["Hardware", "free_transfers", "simulate", "step_seconds"]

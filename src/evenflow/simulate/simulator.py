@@ -1,13 +1,16 @@
 """The simulator: reads a program and what its actions cost, returns the timeline it would have.
 
-Ranks take their actions in order, each as soon as it can:
+Ranks take their actions in order, each as soon as it can; who waits for what stands in the program's graph
+(`program/graph.py`), whose nodes are already in an order in which they can happen. So a step is one pass:
 
-* F and B start once their input has arrived and last as long as their stage costs.
-* A transfer starts once it was sent, its receive was posted and the edge is free (one transfer at a time
-  on each directed edge), and takes latency + bytes / bandwidth.
-* RELEASE waits for its transfer to end; posting a send or a receive takes no time.
+* F, B, I and W start once their input has arrived and last as long as their stage costs.
+* A transfer starts once it was sent, its receive was posted and its wire is free, keeps the wire for
+  bytes / bandwidth and arrives a latency later.
+* RELEASE waits for its transfer to end; posting a send or a receive takes no time but the overhead of an action.
+* Reductions run one after another beside a rank's compute; NORM waits for them.
 * STEP waits for every rank's NORM and for combining them.
-* Where ranks outnumber processors, those that compute share them equally.
+
+Where ranks outnumber processors, or wires are shared, what happens first decides: `shared.py` plays that.
 
 A step follows a step: ranks begin where their STEP before left them, so ranks with less to update begin
 earlier, just as they do in a run.
@@ -15,50 +18,56 @@ earlier, just as they do in a run.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+import numpy as np
 
-from evenflow.cost import LinkCost, RankCost, StageCost, StageMemory
+from evenflow.cost import LinkCost, Links
 from evenflow.program import Program, rank_memory
+from evenflow.simulate.seconds import Floats, Hardware, NodeCosts, node_costs
 from evenflow.simulate.shared import play_shared
-from evenflow.simulate.state import StepState
 from evenflow.timeline import RankTimeline, Timeline
 
 
-def simulate(
-    program: Program,
-    stages: Sequence[StageCost],
-    ranks: Sequence[RankCost],
-    link: LinkCost,
-    memory: Sequence[StageMemory],
-    reduce_s: float = 0.0,
-    at_once: int | None = None,
-) -> Timeline:
+def simulate(program: Program, hardware: Hardware) -> Timeline:
     """Predict one step of `program`.
-
-    Args:
-        program: what the ranks do.
-        stages: seconds of each stage.
-        ranks: seconds of each rank's norm and update.
-        link: cost of a transfer between ranks.
-        memory: bytes of each stage; the boundary's size is taken from it.
-        reduce_s: combining the norms of all ranks.
-        at_once: how many ranks can compute at once; by default all.
 
     Raises:
         ProgramError: the ranks wait for each other for ever.
     """
-    state = StepState(program, stages, ranks, link, memory, reduce_s)
-    if at_once is None or at_once >= len(program.ranks):
-        _play(state)
-    else:
-        play_shared(state, at_once)
-    state.check_finished()
-    return Timeline(
-        "predicted",
-        program,
-        tuple(_rank_timeline(state, memory, rank) for rank in range(len(program.ranks))),
-    )
+    costs = node_costs(program, hardware)
+    starts, ends = _node_times(program, costs, hardware)
+    graph, table = program.graph, program.table
+    takes_time = graph.row_node >= 0
+    clock = ends[graph.row_clock]
+    released = np.maximum(clock, ends[graph.row_transfer])
+    row_end = np.where(takes_time, ends[graph.row_node], released)
+    row_start = np.where(takes_time, starts[graph.row_node], clock)
+    finished = ends[list(graph.last)]
+    if program.forward_only:
+        finished[:] = finished.max()
+    ranks: list[RankTimeline] = []
+    for rank, rows in enumerate(table.spans()):
+        held = rank_memory(program, hardware.memory, rank)
+        ranks.append(
+            RankTimeline(
+                begin_s=float(ends[rank + 1]),
+                end_s=float(finished[rank]),
+                actions=program.ranks[rank],
+                starts=tuple(row_start[rows].tolist()),
+                ends=tuple(row_end[rows].tolist()),
+                peak_bytes=int(held.peak_bytes.max()) if held.peak_bytes.size else 0,
+                memory=tuple(held.after_bytes.tolist()),
+            )
+        )
+    return Timeline("predicted", program, tuple(ranks))
+
+
+def step_seconds(program: Program, hardware: Hardware) -> float:
+    """Seconds of one step of `program`, as `simulate` predicts them: the time alone, for whoever compares many."""
+    _, ends = _node_times(program, node_costs(program, hardware), hardware)
+    finished = ends[list(program.graph.last)]
+    if program.forward_only:
+        return float(finished.max() - ends[1 : len(program.ranks) + 1].mean())
+    return float((finished - ends[1 : len(program.ranks) + 1]).mean())
 
 
 def free_transfers() -> LinkCost:
@@ -66,24 +75,28 @@ def free_transfers() -> LinkCost:
     return LinkCost(0.0, float("inf"))
 
 
-def _play(state: StepState) -> None:
-    """Every rank has a processor of its own: each goes as far as it can, whoever it frees goes on."""
-    ready = deque(range(len(state.program.ranks)))
-    while ready:
-        rank = ready.popleft()
-        while (action := state.next_action(rank)) is not None:
-            start = state.ready_at(action, rank)
-            if start is None:
-                break
-            ready.extend(state.take(action, rank, start, start + state.seconds(action, rank)))
+def _node_times(program: Program, costs: NodeCosts, hardware: Hardware) -> tuple[Floats, Floats]:
+    """When each node starts its own work, and when it ends."""
+    links = hardware.links
+    crowded = hardware.at_once is not None and hardware.at_once < len(program.ranks)
+    if crowded or (isinstance(links, Links) and links.shared):
+        processors = min(hardware.at_once or len(program.ranks), len(program.ranks))
+        return play_shared(program.graph, costs, processors, links.shared if isinstance(links, Links) else ())
+    ends = np.array(_play(program, costs))
+    return ends - costs.own, ends
 
 
-def _rank_timeline(state: StepState, memory: Sequence[StageMemory], rank: int) -> RankTimeline:
-    held = rank_memory(state.program, memory, rank)
-    return RankTimeline(
-        begin_s=state.begin[rank],
-        end_s=state.clock[rank],
-        events=tuple(state.events[rank]),
-        peak_bytes=max(own.peak_bytes for own in held),
-        memory=tuple(own.after_bytes for own in held),
-    )
+def _play(program: Program, costs: NodeCosts) -> list[float]:
+    """One pass over the graph: when each node ends."""
+    graph = program.graph
+    end = [0.0]
+    add = end.append
+    columns = (graph.after, graph.needs, graph.also, costs.lag, costs.seconds)
+    for after, needs, also, lag, seconds in zip(*(column[1:].tolist() for column in columns), strict=True):
+        ready = end[after]
+        if end[needs] > ready:
+            ready = end[needs]
+        if end[also] - lag > ready:
+            ready = end[also] - lag
+        add(ready + seconds)
+    return end

@@ -38,7 +38,9 @@ class Layer:
         parameters: number of trained parameters.
         parameter_bytes: bytes of those parameters in the training type.
         operators: what it computes.
+        weight_flops: the part of its backward that makes the gradients of linear layers' weights.
         saved_bytes: activation bytes kept from forward to backward, its own input included.
+        pending_bytes: bytes that those gradients are made from: linear layers' inputs and their outputs' gradients.
         output_bytes: bytes that cross to the next layer (for the head: the loss).
         forward_peak_bytes: the most that forward holds at once above what it starts from.
         backward_peak_bytes: the most that backward holds at once above what it starts from,
@@ -51,7 +53,9 @@ class Layer:
     parameters: int
     parameter_bytes: int
     operators: tuple[Operator, ...]
+    weight_flops: int
     saved_bytes: int
+    pending_bytes: int
     output_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int

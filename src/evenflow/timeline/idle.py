@@ -3,6 +3,7 @@
 * A compute action's gap is split at the moment when its peer finished making the tensor: before that the
   rank waited for the peer, after that for the transfer.
 * A RELEASE is split likewise, at the moment when its peer posted the receive.
+* NORM's gap is a reduction where the program reduces gradients.
 * STEP's gap is split at the moment when the last rank had its norm: what follows is the reduction.
 
 What remains is overhead: posting sends, fetching the batch, the loop itself.
@@ -14,20 +15,30 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evenflow.program import (
     Action,
     Backward,
     Forward,
+    InputBackward,
     Norm,
+    Program,
     ReceiveBackward,
     ReceiveForward,
     ReleaseBackward,
     ReleaseForward,
     Step,
+    WeightBackward,
 )
 from evenflow.timeline.timeline import Timeline
 
 Cause = Literal["waiting", "transfer", "reduction", "overhead"]
+_CAUSES: tuple[Cause, ...] = ("waiting", "transfer", "reduction", "overhead")
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,74 +49,118 @@ class Wait:
         cause: what it waited for.
         action: the action of this rank that was held up.
         peer: the rank that was waited for (None for transfer, reduction and overhead).
+        peer_action: the peer's action that was waited for.
         seconds: how long.
     """
 
     cause: Cause
     action: Action
     peer: int | None
+    peer_action: Action | None
     seconds: float
 
 
-def waits(timeline: Timeline, rank: int) -> tuple[Wait, ...]:
-    """All idle of one rank; the seconds add up to its `idle_s`."""
-    finished = {event.action: event.end_s for own in timeline.ranks for event in own.events}
-    asked = {event.action: event.start_s for own in timeline.ranks for event in own.events}
-    norm_ends = [
-        next((event.end_s for event in own.events if isinstance(event.action, Norm)), own.end_s)
-        for own in timeline.ranks
-    ]
-    slowest = max(range(len(norm_ends)), key=norm_ends.__getitem__)
-    found: list[Wait] = []
-    cursor = timeline.ranks[rank].begin_s
-    for event in timeline.ranks[rank].events:
-        action, gap = event.action, event.start_s - cursor
-        match action:
-            case Forward() | Backward():
-                producer = _producer(action, timeline.program.stages - 1)
-                if producer is None:
-                    found.append(Wait("overhead", action, None, gap))
-                else:
-                    peer = timeline.program.stage_rank[producer.stage]
-                    found += _split(action, gap, finished[producer] - cursor, peer, "transfer")
-            case Step():
-                found += _split(action, gap, norm_ends[slowest] - cursor, slowest, "reduction")
-            case ReleaseForward() | ReleaseBackward():
-                receive = _receiver(action)
-                peer = timeline.program.stage_rank[receive.stage]
-                found.append(Wait("overhead", action, None, gap))
-                found += _split(action, event.seconds, asked[receive] - event.start_s, peer, "transfer")
-            case Norm():
-                found.append(Wait("overhead", action, None, gap))
-            case _:
-                found.append(Wait("overhead", action, None, gap + event.seconds))
-        cursor = event.end_s
-    return tuple(wait for wait in found if wait.seconds)
+def waits(timeline: Timeline) -> tuple[tuple[Wait, ...], ...]:
+    """All idle of each rank; the seconds of a rank add up to its `idle_s`."""
+    idle, program = _find(timeline), timeline.program
+    ranks = program.table.rank
+    actions = [action for own in program.ranks for action in own]
+    found: list[list[Wait]] = [[] for _ in program.ranks]
+    columns = (column.tolist() for column in (idle.row, idle.cause, idle.peer_row, idle.seconds))
+    for row, cause, peer_row, seconds in zip(*columns, strict=True):
+        peer = int(ranks[peer_row]) if peer_row >= 0 else None
+        peer_action = actions[peer_row] if peer_row >= 0 else None
+        found[ranks[row]].append(Wait(_CAUSES[cause], actions[row], peer, peer_action, seconds))
+    return tuple(map(tuple, found))
 
 
-def idle_by_cause(timeline: Timeline, rank: int) -> dict[str, float]:
-    """Idle seconds of one rank by cause; waiting is told apart by peer: `waiting for rank 1`."""
-    totals: defaultdict[str, float] = defaultdict(float)
-    for wait in waits(timeline, rank):
-        name = f"waiting for rank {wait.peer}" if wait.cause == "waiting" else wait.cause
-        totals[name] += wait.seconds
-    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+def idle_by_cause(timeline: Timeline) -> tuple[dict[str, float], ...]:
+    """Idle seconds of each rank by cause, largest first; waiting is told apart by peer: `waiting for rank 1`."""
+    idle, table = _find(timeline), timeline.program.table
+    ranks = len(timeline.ranks)
+    peer = np.where(idle.peer_row >= 0, table.rank[idle.peer_row], ranks)
+    key = (table.rank[idle.row] * len(_CAUSES) + idle.cause) * (ranks + 1) + peer
+    sums = np.bincount(key, weights=idle.seconds)
+    totals: list[defaultdict[str, float]] = [defaultdict(float) for _ in range(ranks)]
+    for index in np.flatnonzero(sums).tolist():
+        rest, whom = divmod(index, ranks + 1)
+        rank, cause = divmod(rest, len(_CAUSES))
+        name = f"waiting for rank {whom}" if whom < ranks else _CAUSES[cause]
+        totals[rank][name] += float(sums[index])
+    return tuple(dict(sorted(own.items(), key=lambda item: -item[1])) for own in totals)
 
 
-def _producer(action: Forward | Backward, last_stage: int) -> Forward | Backward | None:
-    """The action on another rank that makes this one's input."""
-    if isinstance(action, Forward):
-        return Forward(action.stage - 1, action.microbatch) if action.stage else None
-    return Backward(action.stage + 1, action.microbatch) if action.stage < last_stage else None
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """All waits in columns: the row held up, the cause's place in `_CAUSES`, the row waited for (-1: none), seconds."""
+
+    row: Ints
+    cause: Ints
+    peer_row: Ints
+    seconds: Floats
 
 
-def _receiver(action: ReleaseForward | ReleaseBackward) -> ReceiveForward | ReceiveBackward:
-    """The other rank's action without which a send is never complete."""
-    if isinstance(action, ReleaseForward):
-        return ReceiveForward(action.stage + 1, action.microbatch)
-    return ReceiveBackward(action.stage - 1, action.microbatch)
+def _find(timeline: Timeline) -> _Idle:
+    program = timeline.program
+    table = program.table
+    start = np.concatenate([np.array(own.starts, dtype=np.float64) for own in timeline.ranks])
+    end = np.concatenate([np.array(own.ends, dtype=np.float64) for own in timeline.ranks])
+    before = np.concatenate([[own.begin_s, *own.ends[:-1]] for own in timeline.ranks if own.ends])
+    gap = start - before
+    rows = np.arange(len(start))
+    maker = _makers(program)
+    is_step, is_norm = table.is_kind(Step), table.is_kind(Norm)
+    is_release = table.is_kind(ReleaseForward, ReleaseBackward)
+    is_compute = table.is_kind(Forward, Backward, InputBackward, WeightBackward)
+    norms = np.flatnonzero(is_norm)
+    until = np.where(maker >= 0, np.where(is_release, start[maker], end[maker]), -np.inf)
+    if norms.size:
+        slowest = int(norms[np.argmax(end[norms])])
+        maker = np.where(is_step, slowest, maker)
+        until = np.where(is_step, end[slowest], until)
+    has_maker = maker >= 0
+    reduces = bool(program.reduces or program.tied)
+    # What can be split lies before the action, or for a RELEASE inside it; all else is overhead.
+    span = np.where(is_release, end - start, gap)
+    begin = np.where(is_release, start, before)
+    waited = np.where(has_maker, np.minimum(np.maximum(until - begin, 0.0), span), 0.0)
+    rest = np.where(has_maker | (is_norm & reduces), span - waited, 0.0)
+    takes_time = is_compute | is_step | is_norm
+    overhead = np.where(is_release, gap, np.where(has_maker | (is_norm & reduces), 0.0, gap))
+    overhead = overhead + np.where(takes_time | is_release, 0.0, end - start)
+    causes = np.where(is_step | is_norm, _CAUSES.index("reduction"), _CAUSES.index("transfer"))
+    nobody = np.full_like(rows, -1)
+    parts = (
+        _Idle(rows, np.full_like(rows, _CAUSES.index("waiting")), maker, waited),
+        _Idle(rows, causes, nobody, rest),
+        _Idle(rows, np.full_like(rows, _CAUSES.index("overhead")), nobody, overhead),
+    )
+    whole = [np.concatenate([getattr(part, name) for part in parts]) for name in _Idle.__slots__]
+    order = np.argsort(whole[0], kind="stable")
+    keep = order[whole[3][order] != 0]
+    return _Idle(*(column[keep] for column in whole))
 
 
-def _split(action: Action, gap: float, until: float, peer: int, rest: Cause) -> list[Wait]:
-    waited = min(max(until, 0.0), gap)
-    return [Wait("waiting", action, peer, waited), Wait(rest, action, None, gap - waited)]
+def _makers(program: Program) -> Ints:
+    """For each row the row on another rank that it waits for; -1 where it waits for none.
+
+    For a compute action that is what makes its input, for a RELEASE the receive without which a send never completes.
+    """
+    table, shape = program.table, (program.stages, program.microbatches)
+    rank = np.array(program.stage_rank)
+    forward, gradient = table.rows(Forward, *shape), np.full(shape, -1)
+    for kind in (Backward, InputBackward):
+        gradient = np.maximum(gradient, table.rows(kind, *shape))
+    maker = np.full(len(table.kind), -1, dtype=np.int64)
+
+    def set_maker(rows: Ints, makers: Ints, apart: NDArray[np.bool_]) -> None:
+        known = (rows >= 0) & (makers >= 0) & apart[:, None]
+        maker[rows[known]] = makers[known]
+
+    apart = rank[1:] != rank[:-1]
+    set_maker(forward[1:], forward[:-1], apart)
+    for kind in (Backward, InputBackward):
+        set_maker(table.rows(kind, *shape)[:-1], gradient[1:], apart)
+    set_maker(table.rows(ReleaseForward, *shape)[:-1], table.rows(ReceiveForward, *shape)[1:], apart)
+    set_maker(table.rows(ReleaseBackward, *shape)[1:], table.rows(ReceiveBackward, *shape)[:-1], apart)
+    return maker

@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evenflow.program import Action, Backward, Forward, Norm, Program, Step
+from evenflow.program import (
+    Action,
+    Backward,
+    Forward,
+    InputBackward,
+    Norm,
+    Program,
+    Step,
+    WeightBackward,
+)
 
 TimelineOrigin = Literal["predicted", "measured"]
+
+BUSY = (Forward, Backward, InputBackward, WeightBackward)
+OPTIMIZER = (Norm, Step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +41,30 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class RankTimeline:
-    """One rank's step.
+    """One rank's step, its actions in columns.
 
     Attributes:
         begin_s: when its step before ended, so that a step's wall time has no holes.
         end_s: when its STEP ended.
-        events: one for each action, in the program's order.
+        actions: its actions, in the program's order.
+        starts: when each began.
+        ends: when each ended.
         peak_bytes: the most memory it held (above what the process held before the model was built).
-        memory: bytes held after each event (empty if not known).
+        memory: bytes held after each action (empty if not known).
     """
 
     begin_s: float
     end_s: float
-    events: tuple[Event, ...]
+    actions: tuple[Action, ...]
+    starts: tuple[float, ...]
+    ends: tuple[float, ...]
     peak_bytes: int
     memory: tuple[int, ...] = ()
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """One for each action."""
+        return tuple(map(Event, self.actions, self.starts, self.ends))
 
     @property
     def wall_s(self) -> float:
@@ -53,17 +74,21 @@ class RankTimeline:
     @property
     def busy_s(self) -> float:
         """Seconds in forward and backward."""
-        return sum(event.seconds for event in self.events if isinstance(event.action, Forward | Backward))
+        return self._seconds(BUSY)
 
     @property
     def optimizer_s(self) -> float:
         """Seconds in the norm and the update."""
-        return sum(event.seconds for event in self.events if isinstance(event.action, Norm | Step))
+        return self._seconds(OPTIMIZER)
 
     @property
     def idle_s(self) -> float:
         """Seconds that are neither busy nor optimizer."""
         return self.wall_s - self.busy_s - self.optimizer_s
+
+    def _seconds(self, kinds: tuple[type[Action], ...]) -> float:
+        columns = zip(self.actions, self.starts, self.ends, strict=True)
+        return sum(end - start for action, start, end in columns if type(action) in kinds)
 
 
 @dataclass(frozen=True, slots=True)

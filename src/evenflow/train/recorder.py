@@ -11,7 +11,7 @@ from typing import Any
 from evenflow.files import StepMetrics, append_metrics
 from evenflow.plan import Plan
 from evenflow.program import Program
-from evenflow.timeline import Event, RankTimeline, Timeline
+from evenflow.timeline import RankTimeline, Timeline
 
 # The first steps allocate and fault pages in; of the others the newest are kept to choose a typical one.
 _WARM_UP_STEPS = 2
@@ -99,8 +99,11 @@ class Recorder:
     @staticmethod
     def _rank(program: Program, rank: int, report: dict[str, Any], zero: float) -> RankTimeline:
         moments = [moment - zero for moment in report["spans"]]
-        events = tuple(
-            Event(action, start, end)
-            for action, start, end in zip(program.ranks[rank], moments[::2], moments[1::2], strict=True)
+        return RankTimeline(
+            begin_s=report["begin"] - zero,
+            end_s=moments[-1],
+            actions=program.ranks[rank],
+            starts=tuple(moments[::2]),
+            ends=tuple(moments[1::2]),
+            peak_bytes=report["peak"],
         )
-        return RankTimeline(report["begin"] - zero, moments[-1], events, report["peak"])

@@ -10,12 +10,13 @@ Stage s of p holds at most p - s microbatches in flight, however many there are:
 
 from __future__ import annotations
 
-from evenflow.program.actions import Backward, Compute, Forward
+from evenflow.program.actions import Backward, Compute, Forward, Order
+from evenflow.program.work import Work
 
 
-def one_f_one_b(stages: int, microbatches: int) -> tuple[tuple[Compute, ...], ...]:
+def one_f_one_b(work: Work) -> Order:
     """The compute order of each rank; rank r holds stage r."""
-    return tuple(_rank(stage, stages, microbatches) for stage in range(stages))
+    return tuple(_rank(stage, work.stages, work.microbatches) for stage in range(work.stages))
 
 
 def _rank(stage: int, stages: int, microbatches: int) -> tuple[Compute, ...]:

@@ -1,0 +1,370 @@
+"""What waits for what: a program as a graph whose nodes stand in an order in which they can happen.
+
+A node is a span of time: a rank's compute action, a transfer, a reduction, NORM, STEP. It begins once the
+three nodes that it names have ended and lasts as long as it costs, so all times of a step follow from one
+pass over the nodes:
+
+    end[n] = max(end[after[n]], end[needs[n]], end[also[n]] - lag) + seconds[n]
+
+* A rank takes its actions in order; posting a send or a receive, and starting a reduction, take no time.
+* A transfer begins once it was sent, its receive was posted and the wire is free: what was sent before it on
+  the same directed edge has left (it may still be under way for the link's latency: `lag`).
+* RELEASE holds its rank until its transfer has ended.
+* A rank's reductions run one after another beside its compute; NORM waits for them.
+* STEP waits for every rank's NORM.
+
+Building the graph walks all ranks at once, each as far as it can go. If a rank cannot come to its end, the
+ranks wait for each other for ever: a deadlock, even if a send completes only once its receive is posted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evenflow.errors import ProgramError
+from evenflow.program.actions import (
+    Action,
+    Backward,
+    Forward,
+    InputBackward,
+    Norm,
+    ReceiveBackward,
+    ReceiveForward,
+    ReduceGrad,
+    ReduceTied,
+    ReleaseBackward,
+    ReleaseForward,
+    SendBackward,
+    SendForward,
+    Step,
+    WeightBackward,
+)
+from evenflow.program.table import CODES, KINDS, Ints, Table
+from evenflow.program.text import action_text
+
+
+@dataclass(frozen=True, slots=True)
+class CostIndex:
+    """Where each cost stands in the vector of costs that `Graph.cost` points into; the first is 0 seconds."""
+
+    stages: int
+    ranks: int
+    tied: int
+
+    def compute(self, code: int) -> int:
+        """Of the first stage's F, B, I or W (codes 0 to 3); a cost for each stage."""
+        return 1 + code * self.stages
+
+    @property
+    def send_forward(self) -> int:
+        """A cost for each stage that sends its output."""
+        return 1 + 4 * self.stages
+
+    @property
+    def send_backward(self) -> int:
+        """A cost for each stage that sends its input gradient."""
+        return 1 + 5 * self.stages
+
+    @property
+    def reduce_grad(self) -> int:
+        """A cost for each stage."""
+        return 1 + 6 * self.stages
+
+    @property
+    def reduce_tied(self) -> int:
+        """A cost for each group of stages that share weights."""
+        return 1 + 7 * self.stages
+
+    @property
+    def norm(self) -> int:
+        """A cost for each rank."""
+        return self.reduce_tied + self.tied
+
+    @property
+    def step(self) -> int:
+        """A cost for each rank."""
+        return self.norm + self.ranks
+
+    @property
+    def begin(self) -> int:
+        """When each rank's step before ended."""
+        return self.step + self.ranks
+
+    @property
+    def combine(self) -> int:
+        """One cost: combining all ranks' norms."""
+        return self.begin + self.ranks
+
+    @property
+    def size(self) -> int:
+        """How many costs there are."""
+        return self.combine + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes in an order in which they can happen, and the program's rows on them.
+
+    Attributes:
+        after: the node before it on its rank; for a transfer, the node after which it was sent.
+        needs: a second node that it waits for; for a transfer, the node after which it may be received.
+        also: a third; for a transfer, the transfer before it on its wire.
+        cost: where its seconds stand in the vector of costs.
+        actions: how many actions of its rank it stands for.
+        edge: for a transfer, its directed edge (sender x ranks + receiver); -1 for all others.
+        row_node: for each row of the table, the node that its action is; -1 where it takes no time of its own.
+        row_clock: for each row, the last node of its rank before it.
+        row_transfer: for each RELEASE, the transfer that it waits for; 0 for other rows.
+        last: for each rank, its last node.
+        index: where each cost stands.
+    """
+
+    after: Ints
+    needs: Ints
+    also: Ints
+    cost: Ints
+    actions: Ints
+    edge: Ints
+    row_node: Ints
+    row_clock: Ints
+    row_transfer: Ints
+    last: tuple[int, ...]
+    index: CostIndex
+
+
+def build_graph(
+    stage_rank: Sequence[int],
+    microbatches: int,
+    ranks: tuple[tuple[Action, ...], ...],
+    table: Table,
+    tied: Sequence[Sequence[int]] = (),
+) -> Graph:
+    """Walk all ranks.
+
+    Raises:
+        ProgramError: they wait for each other for ever.
+    """
+    walk = _Walk(stage_rank, microbatches, table, tied)
+    walk.run()
+    stuck = [
+        f"rank {rank} at {action_text(ranks[rank][row - int(table.begins[rank])])}"
+        for rank, row in enumerate(walk.row)
+        if row < table.begins[rank + 1]
+    ]
+    if stuck:
+        raise ProgramError(f"deadlock: {', '.join(stuck)} wait for each other for ever")
+    return walk.graph()
+
+
+class _Walk:
+    """The state of the walk; a handler for each kind of action returns whether its rank can go on."""
+
+    def __init__(
+        self, stage_rank: Sequence[int], microbatches: int, table: Table, tied: Sequence[Sequence[int]]
+    ) -> None:
+        ranks, stages = len(table.begins) - 1, len(stage_rank)
+        rows, messages = len(table.kind), 2 * stages * microbatches
+        self.stage_rank, self.microbatches, self.table = stage_rank, microbatches, table
+        self.ranks, self.stages = ranks, stages
+        self.index = CostIndex(stages, ranks, len(tied))
+        # Node 0 is where time begins, nodes 1 to `ranks` where each rank's step before ended.
+        self.after, self.needs, self.also = [0] * (ranks + 1), [0] * (ranks + 1), [0] * (ranks + 1)
+        self.cost = [0, *range(self.index.begin, self.index.begin + ranks)]
+        self.actions, self.edge = [0] * (ranks + 1), [-1] * (ranks + 1)
+        self.row_node, self.row_clock, self.row_transfer = [-1] * rows, [0] * rows, [0] * rows
+        self.row = table.begins[:-1].tolist()  # each rank's next row
+        self.clock = list(range(1, ranks + 1))  # each rank's last node
+        self.released = [0] * ranks  # the transfer that a rank's last RELEASE waits for, not yet a node's
+        self.folded = [0] * ranks  # actions since that node
+        # A message is (direction, stage that it arrives at, microbatch).
+        self.sent, self.expected, self.arrived = [-1] * messages, [-1] * messages, [-1] * messages
+        self.waiter = [-1] * messages  # the rank that cannot go on without this message
+        self.wire: dict[int, int] = {}  # the last transfer on each directed edge
+        self.reducing = [0] * ranks  # each rank's last reduction
+        self.group = {stage: number for number, group in enumerate(tied) for stage in group}
+        self.missing = [len(group) for group in tied]  # stages of each group that have not yet started
+        self.members: list[list[int]] = [[] for _ in tied]
+        self.norms: list[int] = []
+        self.combined = -1
+        self.ready: list[int] = []
+
+    def run(self) -> None:
+        """Let every rank go as far as it can; whoever it frees goes on."""
+        kind, key = self.table.kind.tolist(), (self.table.stage * self.microbatches + self.table.microbatch).tolist()
+        ends = self.table.begins[1:].tolist()
+        handlers = self._handlers()
+        row, row_clock, folded, clock = self.row, self.row_clock, self.folded, self.clock
+        self.ready = list(range(self.ranks))[::-1]
+        while self.ready:
+            rank = self.ready.pop()
+            while (at := row[rank]) < ends[rank]:
+                row_clock[at] = clock[rank]
+                folded[rank] += 1
+                if not handlers[kind[at]](rank, key[at]):
+                    folded[rank] -= 1
+                    break
+                row[rank] += 1
+
+    def _handlers(self) -> list[Callable[[int, int], bool]]:
+        by_kind: dict[type[Action], Callable[[int, int], bool]] = {
+            Forward: self._forward,
+            Backward: lambda rank, key: self._backward(rank, key, CODES[Backward]),
+            InputBackward: lambda rank, key: self._backward(rank, key, CODES[InputBackward]),
+            WeightBackward: self._weight,
+            SendForward: lambda rank, key: self._send(rank, key, forward=True),
+            ReceiveForward: lambda rank, key: self._receive(rank, key, forward=True),
+            SendBackward: lambda rank, key: self._send(rank, key, forward=False),
+            ReceiveBackward: lambda rank, key: self._receive(rank, key, forward=False),
+            ReleaseForward: lambda rank, key: self._release(rank, key + self.microbatches),
+            ReleaseBackward: lambda rank, key: self._release(rank, key + (self.stages - 1) * self.microbatches),
+            ReduceTied: self._reduce_tied,
+            ReduceGrad: self._reduce_grad,
+            Norm: self._norm,
+            Step: self._step,
+        }
+        return [by_kind[kind] for kind in KINDS]
+
+    def _node(self, after: int, needs: int, also: int, cost: int, actions: int = 0, edge: int = -1) -> int:
+        self.after.append(after)
+        self.needs.append(needs)
+        self.also.append(also)
+        self.cost.append(cost)
+        self.actions.append(actions)
+        self.edge.append(edge)
+        return len(self.after) - 1
+
+    def _own_node(self, rank: int, needs: int, cost: int) -> None:
+        """The rank's next action that takes time, together with the RELEASE right before it."""
+        node = self._node(self.clock[rank], needs, self.released[rank], cost, self.folded[rank])
+        self.row_node[self.row[rank]] = self.clock[rank] = node
+        self.released[rank] = self.folded[rank] = 0
+
+    def _settle(self, rank: int) -> int:
+        """The rank's clock as a node, whatever it was released from before."""
+        if self.released[rank]:
+            self.clock[rank] = self._node(self.clock[rank], 0, self.released[rank], 0, self.folded[rank] - 1)
+            self.released[rank], self.folded[rank] = 0, 1
+        self.row_clock[self.row[rank]] = self.clock[rank]
+        return self.clock[rank]
+
+    def _wait(self, rank: int, message: int) -> bool:
+        self.waiter[message] = rank
+        return False
+
+    def _forward(self, rank: int, key: int) -> bool:
+        stage, arrival = key // self.microbatches, 0
+        if stage and self.stage_rank[stage - 1] != rank:
+            arrival = self.arrived[key]
+            if arrival < 0:
+                return self._wait(rank, key)
+        self._own_node(rank, arrival, 1 + stage)
+        return True
+
+    def _backward(self, rank: int, key: int, code: int) -> bool:
+        stage, arrival = key // self.microbatches, 0
+        if stage < self.stages - 1 and self.stage_rank[stage + 1] != rank:
+            message = self.stages * self.microbatches + key
+            arrival = self.arrived[message]
+            if arrival < 0:
+                return self._wait(rank, message)
+        self._own_node(rank, arrival, 1 + code * self.stages + stage)
+        return True
+
+    def _weight(self, rank: int, key: int) -> bool:
+        self._own_node(rank, 0, self.index.compute(CODES[WeightBackward]) + key // self.microbatches)
+        return True
+
+    def _send(self, rank: int, key: int, forward: bool) -> bool:
+        shift = self.microbatches if forward else (self.stages - 1) * self.microbatches
+        self.sent[key + shift] = self._settle(rank)
+        self._meet(key + shift)
+        return True
+
+    def _receive(self, rank: int, key: int, forward: bool) -> bool:
+        message = key if forward else self.stages * self.microbatches + key
+        self.expected[message] = self._settle(rank)
+        self._meet(message)
+        return True
+
+    def _meet(self, message: int) -> None:
+        """Once a message is both sent and expected it travels; whoever waits for it goes on."""
+        sent, expected = self.sent[message], self.expected[message]
+        if sent < 0 or expected < 0:
+            return
+        backward, key = divmod(message, self.stages * self.microbatches)
+        stage = key // self.microbatches
+        source = stage + 1 if backward else stage - 1
+        cost = (self.index.send_backward if backward else self.index.send_forward) + source
+        edge = self.stage_rank[source] * self.ranks + self.stage_rank[stage]
+        node = self._node(sent, expected, self.wire.get(edge, 0), cost, edge=edge)
+        self.arrived[message] = self.wire[edge] = node
+        if self.waiter[message] >= 0:
+            self.ready.append(self.waiter[message])
+            self.waiter[message] = -1
+
+    def _release(self, rank: int, message: int) -> bool:
+        arrival = self.arrived[message]
+        if arrival < 0:
+            return self._wait(rank, message)
+        self._settle(rank)
+        self.row_transfer[self.row[rank]] = self.released[rank] = arrival
+        return True
+
+    def _reduce_grad(self, rank: int, key: int) -> bool:
+        if self.reducing[rank] < 0:
+            return False  # woken by the last member of the group
+        stage = (key + 1) // self.microbatches  # the key of an action without microbatch is one less
+        cost = self.index.reduce_grad + stage
+        self.reducing[rank] = self._node(self._settle(rank), self.reducing[rank], 0, cost)
+        return True
+
+    def _reduce_tied(self, rank: int, key: int) -> bool:
+        if self.reducing[rank] < 0:
+            return False
+        group = self.group[(key + 1) // self.microbatches]
+        self.members[group] += [self._settle(rank), self.reducing[rank]]
+        self.missing[group] -= 1
+        self.reducing[rank] = -1 - group  # not known before all have started
+        if not self.missing[group]:
+            start = self._last_of(self.members[group])
+            node = self._node(start, 0, 0, self.index.reduce_tied + group)
+            for other in range(self.ranks):
+                if self.reducing[other] == -1 - group:
+                    self.reducing[other] = node
+                    self.ready.append(other)
+        return True
+
+    def _last_of(self, nodes: Sequence[int], cost: int = 0) -> int:
+        """A node that ends when the last of `nodes` has ended, and `cost` after it."""
+        last = nodes[0]
+        for number, node in enumerate(nodes[1:], 2):
+            last = self._node(last, node, 0, cost if number == len(nodes) else 0)
+        return last if len(nodes) > 1 else self._node(last, 0, 0, cost)
+
+    def _norm(self, rank: int, key: int) -> bool:
+        if self.reducing[rank] < 0:
+            return False  # woken by the last member of the group
+        self._own_node(rank, self.reducing[rank], self.index.norm + rank)
+        self.norms.append(self.clock[rank])
+        if len(self.norms) == self.ranks:
+            self.combined = self._last_of(self.norms, self.index.combine)
+            self.ready += range(self.ranks)
+        return True
+
+    def _step(self, rank: int, key: int) -> bool:
+        if self.combined < 0:
+            return False  # woken by the last norm
+        self._own_node(rank, self.combined, self.index.step + rank)
+        return True
+
+    def graph(self) -> Graph:
+        """The nodes made."""
+        for rank in range(self.ranks):
+            if self.released[rank]:  # a program without NORM may end with a RELEASE
+                self.clock[rank] = self._node(self.clock[rank], 0, self.released[rank], 0, self.folded[rank])
+        columns = (self.after, self.needs, self.also, self.cost, self.actions, self.edge)
+        rows = (self.row_node, self.row_clock, self.row_transfer)
+        return Graph(*(np.array(column) for column in (*columns, *rows)), tuple(self.clock), self.index)

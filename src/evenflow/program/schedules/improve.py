@@ -1,0 +1,131 @@
+"""Local improvement: shorten what is longest by exchanging neighbours on the critical path.
+
+The critical path runs from the last action back: to the action before it on its rank if that is what it waited
+for, else to the action on another rank that made its input. Where it stays on one rank for several actions it
+forms a block, and only changes at a block's ends, or weight halves moved out of it, can shorten the path (the
+neighbourhood that Nowicki and Smutnicki 1996, Management Science 42(6), give for job shops).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from evenflow.program.times import BACKWARD, FORWARD, INPUT, WEIGHT, Coded, OrderTimes, order_times
+from evenflow.program.work import Work
+
+Objective = Callable[[OrderTimes], tuple[float, ...]]
+_Move = tuple[int, int, int]  # on a rank, the action at one position goes to another
+
+
+def improve(
+    work: Work, coded: Coded, objective: Objective, evaluations: int
+) -> tuple[Coded, tuple[float, ...]]:
+    """Exchange actions for as long as the objective falls; returns the order and its objective.
+
+    Args:
+        work: costs and caps; an order that keeps under the caps is not made to exceed them.
+        coded: the order to begin with.
+        objective: what is to fall, of an order's times.
+        evaluations: how many orders may be timed.
+    """
+    best = [list(actions) for actions in coded]
+    times = order_times(best, work)
+    score = objective(times)
+    improved = True
+    while improved and evaluations > 0:
+        improved = False
+        for move in _moves(best, times, work):
+            changed = _moved(best, move, work)
+            if changed is None:
+                continue
+            evaluations -= 1
+            new_times = order_times(changed, work)
+            new_score = objective(new_times)
+            if new_score < score:
+                best, times, score, improved = changed, new_times, new_score, True
+                break
+            if evaluations <= 0:
+                break
+    return best, score
+
+
+def _moves(coded: Coded, times: OrderTimes, work: Work) -> Iterator[_Move]:
+    for rank, first, last in _blocks(coded, times, work):
+        actions = coded[rank]
+        for at in range(first, last):
+            if actions[at] // work.microbatches // work.stages == WEIGHT:
+                yield rank, at, last
+        if first < last:
+            yield rank, last, last - 1
+            yield rank, first, first + 1
+
+
+def _blocks(coded: Coded, times: OrderTimes, work: Work) -> Iterator[tuple[int, int, int]]:
+    """Runs of actions on one rank along the critical path that ends last: rank, first and last position."""
+    where = {number: (rank, at) for rank, actions in enumerate(coded) for at, number in enumerate(actions)}
+    rank = max(range(len(coded)), key=lambda own: times.end[own][-1] - times.start[own][0])
+    at = last = len(coded[rank]) - 1
+    while at >= 0:
+        before = times.end[rank][at - 1] if at else 0.0
+        if at and times.start[rank][at] <= before:
+            at -= 1
+            continue
+        yield rank, at, last
+        maker = _maker(coded[rank][at], where, work)
+        if maker is None:
+            return
+        rank, at = maker
+        last = at
+
+
+def _maker(number: int, where: dict[int, tuple[int, int]], work: Work) -> tuple[int, int] | None:
+    """Where the action is that makes the input of another."""
+    microbatches, stages = work.microbatches, work.stages
+    code, stage = divmod(number // microbatches, stages)
+    if code == FORWARD:
+        return where.get(number - microbatches) if stage else None
+    if code == WEIGHT or stage == stages - 1:
+        return None
+    key = number % (stages * microbatches) + microbatches
+    size = stages * microbatches
+    return where.get(INPUT * size + key) or where.get(BACKWARD * size + key)
+
+
+def _moved(coded: Coded, move: _Move, work: Work) -> Coded | None:
+    """The order with one action moved on its rank; None where that breaks an order within the rank or the cap."""
+    rank, source, target = move
+    actions = list(coded[rank])
+    number = actions.pop(source)
+    size = work.stages * work.microbatches
+    low, high = min(source, target), max(source, target)
+    stage = number // work.microbatches % work.stages
+    for other in coded[rank][low : high + 1]:
+        if other == number:
+            continue
+        if other % size == number % size:
+            return None  # F, I and W of one microbatch keep their order
+        if other // size == number // size and other // work.microbatches % work.stages == stage:
+            return None  # microbatches of one stage keep theirs
+    actions.insert(target, number)
+    if not _fits(actions, rank, work):
+        return None
+    return [actions if own == rank else others for own, others in enumerate(coded)]
+
+
+def _fits(actions: list[int], rank: int, work: Work) -> bool:
+    cap = work.cap[rank] + 1e-9 * max(abs(work.cap[rank]), 1.0)
+    size, held = work.stages * work.microbatches, 0.0
+    saved, pending = work.saved, work.pending
+    for number in actions:
+        code, stage = number // size, number // work.microbatches % work.stages
+        if code == FORWARD:
+            held += saved[stage]
+            if held > cap:
+                return False
+        elif code == INPUT:
+            held += pending[stage] - saved[stage]
+        elif code == WEIGHT:
+            held -= pending[stage]
+        else:
+            held -= saved[stage]
+    return True

@@ -1,0 +1,170 @@
+"""List scheduling: play the step forward and let each rank that is free take the best action it can take now.
+
+What a rank would rather do is a `Policy`; what it may do is decided by what has arrived and by its memory cap.
+A rank prefers the input half of a backward, which others wait for, then a forward, and uses weight halves to
+fill the time in which neither can run, or to free memory for the next forward.
+
+Every schedule made so is one that ran, so none can deadlock. For the same to hold while it is made, a forward
+leaves room for one microbatch in each of the rank's later stages: the oldest microbatch can then always go on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
+
+from evenflow.program.times import FORWARD, INPUT, WEIGHT, Coded
+from evenflow.program.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the ranks prefer.
+
+    Attributes:
+        target: for each rank, by how many its forwards, all stages together, should be ahead of its backwards: below
+            it a forward goes first, from there on a backward.
+        most: for each rank, by how many they may be ahead where it would idle otherwise.
+        backlog: for each rank, how many weight halves may be put off: more than that go before all else.
+        patience: a weight half that would keep a known input waiting for more than this part of itself is put off.
+        deep_first: whether of several forwards the one of the deepest stage is taken.
+    """
+
+    target: tuple[int, ...]
+    most: tuple[float, ...]
+    backlog: tuple[float, ...]
+    patience: float = 0.0
+    deep_first: bool = True
+
+
+def list_schedule(work: Work, policy: Policy) -> Coded | None:
+    """Each rank's actions under a policy, as numbers; None where the caps leave no way."""
+    return _Play(work, policy).run()
+
+
+class _Play:
+    def __init__(self, work: Work, policy: Policy) -> None:
+        self.work, self.policy = work, policy
+        stages, ranks = work.stages, work.ranks
+        self.clock, self.held = [0.0] * ranks, [0.0] * ranks
+        self.order: Coded = [[] for _ in range(ranks)]
+        # When each stage's next inputs and output gradients arrive, in microbatch order.
+        self.inputs: list[deque[float]] = [deque() for _ in range(stages)]
+        self.gradients: list[deque[float]] = [deque() for _ in range(stages)]
+        self.inputs[0].extend([0.0] * work.microbatches)
+        self.count = [[0] * stages for _ in range(4)]
+        self.ahead = [0] * ranks
+        self.pending: list[deque[int]] = [deque() for _ in range(ranks)]  # stages whose weight half is to run
+        self.left = [3 * len(held) * work.microbatches for held in work.rank_stages]
+        self.reserve = [
+            sum(work.saved[later] for later in work.rank_stages[rank] if later > stage)
+            for stage, rank in enumerate(work.stage_rank)
+        ]
+        self.slack = [1e-9 * max(abs(cap), 1.0) if cap < inf else 0.0 for cap in work.cap]
+        self.queue: list[tuple[float, int]] = []
+        self.look = [inf] * ranks  # when each rank looks next; what else stands in the queue is out of date
+
+    def run(self) -> Coded | None:
+        """Until nobody can do anything."""
+        for rank in range(self.work.ranks):
+            self._look_at(rank, 0.0)
+        while self.queue:
+            now, rank = heappop(self.queue)
+            if now == self.look[rank]:
+                self.look[rank] = inf
+                self._look_at(rank, self._act(rank, now))
+        return self.order if not any(self.left) else None
+
+    def _look_at(self, rank: int, moment: float) -> None:
+        """Have a rank look for something to do at a moment, or when it is free if that is later."""
+        moment = max(moment, self.clock[rank])
+        if moment < self.look[rank]:
+            self.look[rank] = moment
+            heappush(self.queue, (moment, rank))
+
+    def _act(self, rank: int, now: float) -> float:
+        """Take one action, if any; returns when to look again."""
+        gradient_at, gradient = self._next_gradient(rank)
+        forward_at, forward = self._next_forward(rank, now)
+        stuck_for_memory = forward < -1
+        if len(self.pending[rank]) > self.policy.backlog[rank]:
+            return self._take(rank, WEIGHT, self.pending[rank][0], now)
+        if gradient_at <= now and (forward_at > now or self.ahead[rank] >= self.policy.target[rank]):
+            return self._take(rank, INPUT, gradient, now)
+        if forward_at <= now:
+            return self._take(rank, FORWARD, forward, now)
+        if self.pending[rank]:
+            stage = self.pending[rank][0]
+            gap = min(gradient_at, forward_at) - now
+            seconds = self.work.seconds[WEIGHT][stage]
+            if stuck_for_memory and gradient_at > now or gap >= seconds * (1 - self.policy.patience):
+                return self._take(rank, WEIGHT, stage, now)
+        return min(gradient_at, forward_at)
+
+    def _next_gradient(self, rank: int) -> tuple[float, int]:
+        """When the rank's next output gradient is there, and for which stage: the one that came first."""
+        best, chosen = inf, -1
+        for stage in self.work.rank_stages[rank]:
+            arrivals = self.gradients[stage]
+            if arrivals and arrivals[0] < best:
+                best, chosen = arrivals[0], stage
+        return best, chosen
+
+    def _next_forward(self, rank: int, now: float) -> tuple[float, int]:
+        """When the rank's next forward can start, and of which stage; stage -2 if only memory keeps it from it."""
+        work = self.work
+        if self.ahead[rank] >= self.policy.most[rank]:
+            return inf, -1
+        best, chosen = inf, -1
+        stages = work.rank_stages[rank]
+        room = work.cap[rank] + self.slack[rank] - self.held[rank]
+        blocked = False
+        for stage in reversed(stages) if self.policy.deep_first else stages:
+            arrivals = self.inputs[stage]
+            if not arrivals:
+                continue
+            if work.saved[stage] + self.reserve[stage] > room:
+                blocked = blocked or arrivals[0] <= now
+                continue
+            at = max(arrivals[0], now)
+            if at < best:
+                best, chosen = at, stage
+        return (inf, -2) if chosen < 0 and blocked else (best, chosen)
+
+    def _take(self, rank: int, code: int, stage: int, now: float) -> float:
+        work = self.work
+        end = now + work.seconds[code][stage]
+        microbatch = self.count[code][stage]
+        self.count[code][stage] += 1
+        self.order[rank].append((code * work.stages + stage) * work.microbatches + microbatch)
+        self.clock[rank] = end
+        self.left[rank] -= 1
+        if code == FORWARD:
+            self.inputs[stage].popleft()
+            self.held[rank] += work.saved[stage]
+            self.ahead[rank] += 1
+            if stage + 1 < work.stages:
+                self._deliver(self.inputs[stage + 1], stage, stage + 1, end)
+            else:
+                self.gradients[stage].append(end)
+        elif code == INPUT:
+            self.gradients[stage].popleft()
+            self.held[rank] += work.pending[stage] - work.saved[stage]
+            self.ahead[rank] -= 1
+            self.pending[rank].append(stage)
+            if stage:
+                self._deliver(self.gradients[stage - 1], stage, stage - 1, end)
+        else:
+            self.pending[rank].popleft()
+            self.held[rank] -= work.pending[stage]
+        return end
+
+    def _deliver(self, arrivals: deque[float], source: int, target: int, end: float) -> None:
+        work = self.work
+        sender, receiver = work.stage_rank[source], work.stage_rank[target]
+        at = end if sender == receiver else end + work.transfer_s[min(source, target)]
+        arrivals.append(at)
+        if sender != receiver:
+            self._look_at(receiver, at)

@@ -1,0 +1,115 @@
+"""When each compute action of an order would run if every transfer took a fixed time: the quick look at a schedule.
+
+It knows no posting of receives, no busy wires and no optimizer; `simulate` does. Lowering needs it to know
+which tensors lie about for how long, and the search for schedules to compare thousands of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from evenflow.program.actions import Backward, Compute, Forward, InputBackward, Order, WeightBackward
+from evenflow.program.table import CODES
+from evenflow.program.work import Work
+
+# A compute action as one number: (code * stages + stage) * microbatches + microbatch.
+Coded = list[list[int]]
+
+_COMPUTE: tuple[type[Compute], ...] = (Forward, Backward, InputBackward, WeightBackward)
+FORWARD, BACKWARD, INPUT, WEIGHT = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderTimes:
+    """Start and end of each rank's compute actions, by position; infinite for what a deadlock keeps from running."""
+
+    start: list[list[float]]
+    end: list[list[float]]
+
+    @property
+    def makespan(self) -> float:
+        """From the first start to the last end."""
+        return max(ends[-1] for ends in self.end if ends) - min(starts[0] for starts in self.start if starts)
+
+    @property
+    def longest_span(self) -> float:
+        """The longest that any rank takes from its own first action to its own last."""
+        return max(ends[-1] - starts[0] for starts, ends in zip(self.start, self.end, strict=True) if starts)
+
+
+def encode(order: Order, work: Work) -> Coded:
+    """Actions to numbers."""
+    stages, microbatches = work.stages, work.microbatches
+    return [[(CODES[type(a)] * stages + a.stage) * microbatches + a.microbatch for a in actions] for actions in order]
+
+
+def decode(coded: Coded, work: Work) -> Order:
+    """Numbers to actions."""
+    order: list[tuple[Compute, ...]] = []
+    for numbers in coded:
+        actions: list[Compute] = []
+        for number in numbers:
+            rest, microbatch = divmod(number, work.microbatches)
+            code, stage = divmod(rest, work.stages)
+            actions.append(_COMPUTE[code](stage, microbatch))
+        order.append(tuple(actions))
+    return tuple(order)
+
+
+def order_times(coded: Coded, work: Work) -> OrderTimes:
+    """Run every rank's actions in order, each as soon as its input is there."""
+    stages, microbatches = work.stages, work.microbatches
+    size = stages * microbatches
+    seconds = [own for code in work.seconds for own in code]
+    # When the tensor that an action needs arrives: by (whether backward, stage, microbatch); the ends need none.
+    arrival = [inf] * (2 * size)
+    arrival[:microbatches] = [0.0] * microbatches
+    arrival[2 * size - microbatches :] = [0.0] * microbatches
+    waiting = [-1] * (2 * size)
+    lag_forward = [*_lags(work), 0.0]
+    lag_backward = [0.0, *_lags(work)]
+    start: list[list[float]] = [[] for _ in coded]
+    end: list[list[float]] = [[] for _ in coded]
+    clock = [0.0] * len(coded)
+    ready = list(range(len(coded)))[::-1]
+    while ready:
+        rank = ready.pop()
+        now, actions, starts, ends = clock[rank], coded[rank], start[rank], end[rank]
+        for number in actions[len(ends) :]:
+            place = number // microbatches
+            code, stage = divmod(place, stages)
+            if code != WEIGHT:
+                needs = number if code == FORWARD else number % size + size
+                at = arrival[needs]
+                if at == inf:
+                    waiting[needs] = rank
+                    break
+                now = max(now, at)
+            starts.append(now)
+            now += seconds[place]
+            ends.append(now)
+            if code == FORWARD and stage < stages - 1:
+                gives, lag = number + microbatches, lag_forward[stage]
+            elif code in (BACKWARD, INPUT) and stage:
+                gives, lag = number % size + size - microbatches, lag_backward[stage]
+            else:
+                continue
+            arrival[gives] = now + lag
+            if waiting[gives] >= 0:
+                ready.append(waiting[gives])
+                waiting[gives] = -1
+        clock[rank] = now
+    for actions, starts, ends in zip(coded, start, end, strict=True):
+        stuck = len(actions) - len(ends)
+        starts += [inf] * stuck
+        ends += [inf] * stuck
+    return OrderTimes(start, end)
+
+
+def _lags(work: Work) -> list[float]:
+    """Seconds from each stage to the next; none where both are on one rank."""
+    pairs = zip(work.stage_rank, work.stage_rank[1:], work.transfer_s, strict=False)
+    return [0.0 if one == other else seconds for one, other, seconds in pairs]
+
+

@@ -1,0 +1,106 @@
+"""What each node of a program's graph costs on given hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evenflow.cost import LinkCost, Links, RankCost, StageCost, StageMemory
+from evenflow.program import Program
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a program runs on.
+
+    Attributes:
+        stages: seconds of each stage.
+        ranks: seconds of each rank's norm and update.
+        links: cost of transfers between ranks.
+        memory: bytes of each stage; the boundaries' sizes are taken from it.
+        reduce_s: combining the norms of all ranks.
+        reduce_grad_s: for each stage, adding its gradients over the replicas; by default none.
+        reduce_tied_s: for each group of tied stages, adding their gradients; by default none.
+        overhead_s: what taking an action costs its rank beside the action itself.
+        speeds: for each rank, how fast it computes; a rank of speed 2 takes half of its stages' seconds. By default 1.
+        at_once: how many ranks can compute at once; by default all.
+    """
+
+    stages: Sequence[StageCost]
+    ranks: Sequence[RankCost]
+    links: LinkCost | Links
+    memory: Sequence[StageMemory]
+    reduce_s: float = 0.0
+    reduce_grad_s: Sequence[float] | None = None
+    reduce_tied_s: Sequence[float] | None = None
+    overhead_s: float = 0.0
+    speeds: Sequence[float] | None = None
+    at_once: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCosts:
+    """For each node of a graph.
+
+    Attributes:
+        seconds: how long it lasts.
+        own: the part of that which its action computes; the rest is overhead.
+        lag: for a transfer, how long before its arrival its wire is free again.
+    """
+
+    seconds: Floats
+    own: Floats
+    lag: Floats
+
+
+def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
+    """The costs of all nodes."""
+    graph, index = program.graph, program.graph.index
+    speeds = np.ones(index.ranks) if hardware.speeds is None else np.array(hardware.speeds, dtype=np.float64)
+    stage_speed = speeds[np.array(program.stage_rank)]
+    optimizer = np.array([cost.optimizer_s for cost in hardware.ranks]) / speeds
+    compute = (
+        [cost.forward_s for cost in hardware.stages],
+        [cost.backward_s for cost in hardware.stages],
+        [cost.input_s for cost in hardware.stages],
+        [cost.weight_s for cost in hardware.stages],
+    )
+    costs = np.concatenate(
+        [
+            [0.0],
+            *(np.array(own) / stage_speed for own in compute),
+            [own.output_bytes for own in hardware.memory],
+            [own.input_bytes for own in hardware.memory],
+            hardware.reduce_grad_s or [0.0] * index.stages,
+            hardware.reduce_tied_s or [0.0] * index.tied,
+            np.array([cost.norm_s for cost in hardware.ranks]) / speeds,
+            optimizer,
+            optimizer - optimizer.max() if not program.forward_only else np.zeros(index.ranks),
+            [hardware.reduce_s],
+        ]
+    )
+    own = costs[graph.cost]
+    lag = np.zeros(len(own))
+    transfers = np.flatnonzero(graph.edge >= 0)
+    if transfers.size:
+        latency, slowness = _edges(graph.edge[transfers], index.ranks, hardware.links)
+        own[transfers] = latency + own[transfers] * slowness
+        lag[transfers] = latency
+    seconds = own + hardware.overhead_s * graph.actions if hardware.overhead_s else own
+    return NodeCosts(seconds, own, lag)
+
+
+def _edges(edges: NDArray[np.int64], ranks: int, links: LinkCost | Links) -> tuple[Floats, Floats]:
+    """Latency and seconds a byte of each transfer's edge."""
+    if isinstance(links, LinkCost):
+        links = Links(links)
+    distinct, which = np.unique(edges, return_inverse=True)
+    costs = [links.cost(divmod(edge, ranks)) for edge in distinct.tolist()]
+    latency = np.array([cost.latency_s for cost in costs])
+    slowness = np.array([1 / cost.bytes_per_s for cost in costs])
+    return latency[which], slowness[which]
