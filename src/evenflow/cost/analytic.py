@@ -33,5 +33,11 @@ def analytic_costs(model: Model, cluster: Cluster) -> Costs:
         link=LinkCost(device.link_latency_s, device.link_bytes_per_s),
         reduce_s=2 * device.link_latency_s * max(cluster.devices - 1, 0),
         peak_flops=device.flops,
-        origin={"layers": "analytic", "halves": "analytic", "link": "assumed", "optimizer": "assumed", "memory": "analytic"},
+        origin={
+            "layers": "analytic",
+            "halves": "analytic",
+            "link": "assumed",
+            "optimizer": "assumed",
+            "memory": "analytic",
+        },
     )

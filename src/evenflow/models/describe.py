@@ -254,7 +254,7 @@ class _Linears:
         self.bytes = 0
         self._inputs: set[int] = set()
 
-    def _saw(self, linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _saw(self, _linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         storage = inputs[0].untyped_storage()
         self.flops += 2 * output.numel() * inputs[0].shape[-1]
         self.bytes += output.nbytes

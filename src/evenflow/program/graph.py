@@ -344,7 +344,7 @@ class _Walk:
             last = self._node(last, node, 0, cost if number == len(nodes) else 0)
         return last if len(nodes) > 1 else self._node(last, 0, 0, cost)
 
-    def _norm(self, rank: int, key: int) -> bool:
+    def _norm(self, rank: int, _key: int) -> bool:
         if self.reducing[rank] < 0:
             return False  # woken by the last member of the group
         self._own_node(rank, self.reducing[rank], self.index.norm + rank)
@@ -354,7 +354,7 @@ class _Walk:
             self.ready += range(self.ranks)
         return True
 
-    def _step(self, rank: int, key: int) -> bool:
+    def _step(self, rank: int, _key: int) -> bool:
         if self.combined < 0:
             return False  # woken by the last norm
         self._own_node(rank, self.combined, self.index.step + rank)
@@ -365,6 +365,16 @@ class _Walk:
         for rank in range(self.ranks):
             if self.released[rank]:  # a program without NORM may end with a RELEASE
                 self.clock[rank] = self._node(self.clock[rank], 0, self.released[rank], 0, self.folded[rank])
-        columns = (self.after, self.needs, self.also, self.cost, self.actions, self.edge)
-        rows = (self.row_node, self.row_clock, self.row_transfer)
-        return Graph(*(np.array(column) for column in (*columns, *rows)), tuple(self.clock), self.index)
+        return Graph(
+            after=np.array(self.after),
+            needs=np.array(self.needs),
+            also=np.array(self.also),
+            cost=np.array(self.cost),
+            actions=np.array(self.actions),
+            edge=np.array(self.edge),
+            row_node=np.array(self.row_node),
+            row_clock=np.array(self.row_clock),
+            row_transfer=np.array(self.row_transfer),
+            last=tuple(self.clock),
+            index=self.index,
+        )

@@ -1,9 +1,9 @@
 """Placements: which rank holds which stage.
 
-    one    0 1 2 3            stage s on rank s
-    loop   0 1 2 3 0 1 2 3    round and round (Narayanan et al. 2021, arXiv:2104.04473, section 2.2)
-    v      0 1 2 3 3 2 1 0    back and forth: the first and the last stage share rank 0
-                              (Qi et al. 2024, arXiv:2405.15362, section 3.1)
+one    0 1 2 3            stage s on rank s
+loop   0 1 2 3 0 1 2 3    round and round (Narayanan et al. 2021, arXiv:2104.04473, section 2.2)
+v      0 1 2 3 3 2 1 0    back and forth: the first and the last stage share rank 0
+                          (Qi et al. 2024, arXiv:2405.15362, section 3.1)
 """
 
 from __future__ import annotations

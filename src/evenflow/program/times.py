@@ -111,5 +111,3 @@ def _lags(work: Work) -> list[float]:
     """Seconds from each stage to the next; none where both are on one rank."""
     pairs = zip(work.stage_rank, work.stage_rank[1:], work.transfer_s, strict=False)
     return [0.0 if one == other else seconds for one, other, seconds in pairs]
-
-

@@ -49,9 +49,7 @@ from evenflow.units import format_bytes
 Mask = NDArray[np.bool_]
 
 
-def verify(
-    program: Program, memory: Sequence[StageMemory] | None = None, caps: Sequence[float] | None = None
-) -> None:
+def verify(program: Program, memory: Sequence[StageMemory] | None = None, caps: Sequence[float] | None = None) -> None:
     """Check all rules.
 
     Args:
@@ -112,9 +110,7 @@ class _Rules:
         stages, ranks = program.stages, np.array(program.stage_rank)
         self.wrong: list[tuple[int, str]] = []
         self.missing: list[tuple[int, Action]] = []  # by rank
-        self.rows = {
-            kind: self.table.rows(kind, stages, program.microbatches) for kind in MicrobatchAction.__args__
-        }
+        self.rows = {kind: self.table.rows(kind, stages, program.microbatches) for kind in MicrobatchAction.__args__}
         self.is_first, self.is_last = np.zeros((stages, 1), bool), np.zeros((stages, 1), bool)
         self.is_first[0] = self.is_last[-1] = True
         self.local_before, self.local_after = np.zeros((stages, 1), bool), np.zeros((stages, 1), bool)
@@ -128,7 +124,9 @@ class _Rules:
     def _first(self, span: slice, kind: type[Action]) -> int:
         """The row of a rank's first action of a kind, or the row after its last."""
         found = np.flatnonzero(self.table.is_kind(kind)[span])
-        return span.start + int(found[0]) if len(found) else span.stop
+        begin: int = span.start
+        end: int = span.stop
+        return begin + int(found[0]) if len(found) else end
 
     def _forbid(self, rows: Ints, reason: str) -> None:
         """The first of these rows is wrong."""
@@ -245,7 +243,9 @@ class _Rules:
             self._forbid(rows[(rows >= 0) & ~wanted], reason)
             self._forbid(rows[(rows >= 0) & (last > rows)], "gradients are still added to after it")
             self._forbid(rows[(rows >= 0) & (tied_rows > rows)], "the gradients of tied weights are not complete")
-            self.missing += [(self.program.stage_rank[s], kind(s)) for s in np.flatnonzero(wanted & (rows < 0)).tolist()]
+            self.missing += [
+                (self.program.stage_rank[s], kind(s)) for s in np.flatnonzero(wanted & (rows < 0)).tolist()
+            ]
             tied_rows = rows
 
     def check_missing(self) -> None:

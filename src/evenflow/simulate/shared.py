@@ -60,7 +60,7 @@ class _Play:
             speed = min(1.0, self.processors / len(self.left)) if self.left else 1.0
             ends = {node: now + left / speed for node, left in self.left.items()}
             then = min([*ends.values(), *(moment for moment, _ in self.ready[:1])])
-            for node, end in ends.items():
+            for node in ends:
                 self.left[node] -= (then - now) * speed
             now = then
             for node in [node for node, end in ends.items() if _reached(end, then)]:

@@ -99,9 +99,7 @@ def misfit(name: str, stage_rank: Sequence[int]) -> str | None:
     return None
 
 
-def compute_order(
-    name: str, stage_rank: Sequence[int] | int, microbatches: int, work: Work | None = None
-) -> Order:
+def compute_order(name: str, stage_rank: Sequence[int] | int, microbatches: int, work: Work | None = None) -> Order:
     """Each rank's compute actions under the schedule called `name`.
 
     Args:

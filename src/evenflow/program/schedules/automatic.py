@@ -13,18 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from math import inf
 
 from evenflow.program.actions import Order
 from evenflow.program.schedules.listing import Policy, list_schedule
-from evenflow.program.times import Coded, OrderTimes, decode, order_times
+from evenflow.program.schedules.zb_h1 import zb_h1
+from evenflow.program.schedules.zb_h2 import zb_h2
+from evenflow.program.times import Coded, OrderTimes, decode, encode, order_times
 from evenflow.program.work import Work
 
-# Actions that may be listed in all: what a search costs, the same on every machine and in every run.
-_ACTIONS = 600_000
-_LEAST = 64  # listings that are made in any case
+# What a search may cost, the same on every machine and in every run: actions listed and timed in all. A long step is
+# searched on fewer microbatches, as its middle repeats itself, and only the best settings are tried on all of them.
+_ACTIONS, _ACTIONS_LONG = 600_000, 300_000
+_LEAST = 24  # listings that are made in any case
+_LONG = 4  # microbatches a rank from which a step of more than so many actions is long
+_MANY = 1_600
 _STARTS = 8  # settings of the grid from which ranks are varied
+_FINALISTS = 4
 
 Objective = Callable[[OrderTimes], tuple[float, ...]]
 
@@ -40,34 +46,63 @@ class Listing:
 
 def zb_1p(work: Work) -> Order:
     """The compute order of each rank, none of which holds more than p microbatches."""
-    return _capped(work, work.ranks)
+    return _capped(work, work.ranks, effort=0.25)  # under so tight a cap there is little to choose
 
 
 def zb_2p(work: Work) -> Order:
     """The compute order of each rank, none of which holds more than 2p microbatches."""
-    return _capped(work, 2 * work.ranks)
+    return _capped(work, 2 * work.ranks, effort=1.0)
 
 
-def _capped(work: Work, microbatches: int) -> Order:
+def _capped(work: Work, microbatches: int, effort: float) -> Order:
     """A microbatch on a rank counts one; its stages have equal parts, of which half is left between I and W."""
     share = tuple(1.0 / work.stage_rank.count(rank) for rank in work.stage_rank)
     counted = replace(
         work, saved=share, pending=tuple(own / 2 for own in share), cap=(float(microbatches),) * work.ranks
     )
-    found = best_listings(counted, lambda times: (times.longest_span, times.makespan))
-    return decode(found[0].coded, work)
+
+    def span(times: OrderTimes) -> tuple[float, ...]:
+        return times.longest_span, times.makespan
+
+    found = [listing.coded for listing in best_listings(counted, span, effort)]
+    if work.stages == work.ranks:  # those drawn by hand keep under these caps: ZB-H1 under p, ZB-H2 under 2p
+        found.append(encode((zb_h1 if microbatches == work.ranks else zb_h2)(work), work))
+    return decode(min(found, key=lambda coded: span(order_times(coded, work))), work)
 
 
-def best_listings(work: Work, objective: Objective, actions: int = _ACTIONS, keep: int = 1) -> list[Listing]:
-    """The best list schedules found, best first; empty where the caps leave no way."""
-    size = 3 * work.stages * work.microbatches
-    most = max(actions // size, _LEAST)
+def best_listings(work: Work, objective: Objective, effort: float = 1.0, keep: int = 1) -> list[Listing]:
+    """The best list schedules found, best first; empty where the caps leave no way.
+
+    Args:
+        work: what is scheduled.
+        objective: what should be small, of a schedule's times.
+        effort: 1 lists some hundred thousand actions in all.
+        keep: how many are returned.
+    """
+    each = 3 * work.stages
+    most = _LONG * work.ranks
+    if work.microbatches <= most or each * work.microbatches <= _MANY:
+        return _search(work, objective, max(int(effort * _ACTIONS) // (each * work.microbatches), _LEAST))[:keep]
+    short = replace(work, microbatches=most)
+    found = _search(short, objective, max(int(effort * _ACTIONS_LONG) // (each * short.microbatches), _LEAST))
+    # What is best for a short step may drift in a long one: the likeliest settings are tried there as well.
+    policies = {*(listing.policy for listing in found[:_FINALISTS]), *islice(_grid(work), int(effort * _LEAST))}
+    listings = [listing for policy in policies if (listing := _list(work, policy, objective)) is not None]
+    return sorted(listings, key=lambda own: (own.score, own.policy.target, own.policy.backlog))[:keep]
+
+
+def _list(work: Work, policy: Policy, objective: Objective) -> Listing | None:
+    listed = list_schedule(work, policy)
+    return None if listed is None else Listing(policy, listed[0], objective(listed[1]))
+
+
+def _search(work: Work, objective: Objective, most: int) -> list[Listing]:
+    """Try the grid, then vary the ranks of its best settings; at most so many listings are made."""
     tried: dict[Policy, Listing | None] = {}
 
     def attempt(policy: Policy) -> Listing | None:
         if policy not in tried and len(tried) < most:
-            coded = list_schedule(work, policy)
-            tried[policy] = None if coded is None else Listing(policy, coded, objective(order_times(coded, work)))
+            tried[policy] = _list(work, policy, objective)
         return tried.get(policy)
 
     for policy in _grid(work):
@@ -79,7 +114,7 @@ def best_listings(work: Work, objective: Objective, actions: int = _ACTIONS, kee
         best = start
         while (better := next(_better(best, attempt), None)) is not None:
             best = better
-    return sorted((own for own in tried.values() if own is not None), key=lambda own: own.score)[:keep]
+    return sorted((own for own in tried.values() if own is not None), key=lambda own: own.score)
 
 
 def _better(best: Listing, attempt: Callable[[Policy], Listing | None]) -> Iterator[Listing]:
@@ -93,8 +128,8 @@ def _better(best: Listing, attempt: Callable[[Policy], Listing | None]) -> Itera
 def _grid(work: Work) -> Iterator[Policy]:
     """Policies from what fits each rank's place in the pipeline, the likeliest first."""
     deep = (True,) if work.stages == work.ranks else (True, False)
-    waiting = ((0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.0, inf), (0.5, 1.0), (1.0, inf))
-    places = product((1.0, 0.5, 1.1, 0.75, 1.25), (1.0, 0.5, 1.25, 0.0, inf))
+    waiting = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.5, 0.0), (0.0, inf), (0.5, 1.0), (1.0, inf))
+    places = product((1.0, 0.5, 1.05, 1.1, 0.75, 1.25), (1.1, 1.0, 0.5, inf, 0.0))
     fitting = [_fitting(work, ahead, put_off) for ahead, put_off in places]
     for (patience, extra), (target, backlog), deep_first in product(waiting, fitting, deep):
         yield Policy(target, tuple(own + extra for own in target), backlog, patience, deep_first)

@@ -17,9 +17,7 @@ Objective = Callable[[OrderTimes], tuple[float, ...]]
 _Move = tuple[int, int, int]  # on a rank, the action at one position goes to another
 
 
-def improve(
-    work: Work, coded: Coded, objective: Objective, evaluations: int
-) -> tuple[Coded, tuple[float, ...]]:
+def improve(work: Work, coded: Coded, objective: Objective, evaluations: int) -> tuple[Coded, tuple[float, ...]]:
     """Exchange actions for as long as the objective falls; returns the order and its objective.
 
     Args:

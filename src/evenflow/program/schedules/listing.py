@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
 
-from evenflow.program.times import FORWARD, INPUT, WEIGHT, Coded
+from evenflow.program.times import FORWARD, INPUT, WEIGHT, Coded, OrderTimes
 from evenflow.program.work import Work
 
 
@@ -39,9 +39,10 @@ class Policy:
     deep_first: bool = True
 
 
-def list_schedule(work: Work, policy: Policy) -> Coded | None:
-    """Each rank's actions under a policy, as numbers; None where the caps leave no way."""
-    return _Play(work, policy).run()
+def list_schedule(work: Work, policy: Policy) -> tuple[Coded, OrderTimes] | None:
+    """Each rank's actions under a policy, as numbers, and when they run; None where the caps leave no way."""
+    play = _Play(work, policy)
+    return (play.order, OrderTimes(play.start, play.end)) if play.run() else None
 
 
 class _Play:
@@ -50,6 +51,8 @@ class _Play:
         stages, ranks = work.stages, work.ranks
         self.clock, self.held = [0.0] * ranks, [0.0] * ranks
         self.order: Coded = [[] for _ in range(ranks)]
+        self.start: list[list[float]] = [[] for _ in range(ranks)]
+        self.end: list[list[float]] = [[] for _ in range(ranks)]
         # When each stage's next inputs and output gradients arrive, in microbatch order.
         self.inputs: list[deque[float]] = [deque() for _ in range(stages)]
         self.gradients: list[deque[float]] = [deque() for _ in range(stages)]
@@ -66,8 +69,8 @@ class _Play:
         self.queue: list[tuple[float, int]] = []
         self.look = [inf] * ranks  # when each rank looks next; what else stands in the queue is out of date
 
-    def run(self) -> Coded | None:
-        """Until nobody can do anything."""
+    def run(self) -> bool:
+        """Until nobody can do anything; whether all is done then."""
         for rank in range(self.work.ranks):
             self._look_at(rank, 0.0)
         while self.queue:
@@ -75,7 +78,7 @@ class _Play:
             if now == self.look[rank]:
                 self.look[rank] = inf
                 self._look_at(rank, self._act(rank, now))
-        return self.order if not any(self.left) else None
+        return not any(self.left)
 
     def _look_at(self, rank: int, moment: float) -> None:
         """Have a rank look for something to do at a moment, or when it is free if that is later."""
@@ -99,7 +102,7 @@ class _Play:
             stage = self.pending[rank][0]
             gap = min(gradient_at, forward_at) - now
             seconds = self.work.seconds[WEIGHT][stage]
-            if stuck_for_memory and gradient_at > now or gap >= seconds * (1 - self.policy.patience):
+            if (stuck_for_memory and gradient_at > now) or gap >= seconds * (1 - self.policy.patience):
                 return self._take(rank, WEIGHT, stage, now)
         return min(gradient_at, forward_at)
 
@@ -140,6 +143,8 @@ class _Play:
         self.count[code][stage] += 1
         self.order[rank].append((code * work.stages + stage) * work.microbatches + microbatch)
         self.clock[rank] = end
+        self.start[rank].append(now)
+        self.end[rank].append(end)
         self.left[rank] -= 1
         if code == FORWARD:
             self.inputs[stage].popleft()
