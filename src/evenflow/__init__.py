@@ -118,6 +118,7 @@ def plan(
     profile: Profile | None = None,
     schedule: str | None = None,
     memory_limit: int | None = None,
+    stages_per_rank: int | None = None,
 ) -> Plan:
     """Cut a model over a cluster's devices.
 
@@ -128,8 +129,9 @@ def plan(
         seq_length: tokens of a sequence.
         micro_batch_size: by default as many as leave each rank four microbatches.
         profile: measured costs; without them they come from FLOPs.
-        schedule: `1f1b` (default) or `gpipe`.
+        schedule: `1f1b` (default), another one's name, or `auto`.
         memory_limit: bytes that a rank may use; by default the device's memory.
+        stages_per_rank: by default as many as the schedule asks for.
 
     Raises:
         InputError: something in the request is wrong.
@@ -140,7 +142,7 @@ def plan(
 
     where = parse_cluster(cluster) if isinstance(cluster, str) else cluster
     batch = make_batch(global_batch_size, micro_batch_size, seq_length, where.devices)
-    _, found, _ = plan_model(find_model(str(model)), where, batch, schedule, memory_limit, profile)
+    _, found, _ = plan_model(find_model(str(model)), where, batch, schedule, memory_limit, profile, stages_per_rank)
     return found
 
 
@@ -148,7 +150,8 @@ def simulate(plan: Plan, schedule: str | None = None) -> Timeline:
     """The timeline that a plan would have, under its own schedule or another.
 
     Raises:
-        InputError: there is no such schedule.
+        InputError: there is no such schedule, or it asks for more stages than there are layers.
+        ImpossibleError: the other schedule does not keep under the plan's memory limit.
     """
     from evenflow.search import plan_timeline
 

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from random import Random
+from typing import Any
 
-from evenflow.cost import Costs, LayerCost, LinkCost, RankCost, StageCost, StageMemory
+from evenflow.cost import (
+    Costs,
+    LayerCost,
+    LinkCost,
+    Links,
+    MemoryModel,
+    RankCost,
+    StageCost,
+    StageMemory,
+    rank_costs,
+    stage_costs,
+)
 from evenflow.program import Program, parse_ranks
-from evenflow.search import Split
-from evenflow.simulate import free_transfers
+from evenflow.simulate import Hardware, free_transfers
 from evenflow.spec import Cluster, Device, Layer, Model, Operator
 
-NO_MEMORY = StageMemory(0, 0, 0, 0, 0, 0, 0)
+Split = tuple[tuple[int, ...], ...]
+
+NO_MEMORY = StageMemory(0, 0, 0, 0, 0, 0, 0, 0)
 NO_RANK_COST = RankCost(0.0, 0.0)
 
 
@@ -28,6 +41,7 @@ def model_of(
     *,
     parameter_bytes: Sequence[int] | None = None,
     saved_bytes: Sequence[int] | None = None,
+    pending_bytes: Sequence[int] | None = None,
     passing_bytes: Sequence[int] | None = None,
     output_bytes: int = 0,
     tied: bool = False,
@@ -52,13 +66,22 @@ def model_of(
                 parameters=own // 4,
                 parameter_bytes=own,
                 operators=(Operator("mm", 1000, 2000),),
+                weight_flops=1000,
                 saved_bytes=saved,
+                pending_bytes=pending,
                 output_bytes=output_bytes,
                 forward_peak_bytes=transient,
                 backward_peak_bytes=transient,
             )
-            for index, (kind, own, saved, transient) in enumerate(
-                zip(kinds, parameter_bytes or zeros, saved_bytes or zeros, passing, strict=True)
+            for index, (kind, own, saved, pending, transient) in enumerate(
+                zip(
+                    kinds,
+                    parameter_bytes or zeros,
+                    saved_bytes or zeros,
+                    pending_bytes or zeros,
+                    passing,
+                    strict=True,
+                )
             )
         ),
     )
@@ -68,20 +91,29 @@ def costs_of(
     forward: Sequence[float],
     backward: Sequence[float] | None = None,
     *,
+    input_half: Sequence[float] | None = None,
     norm: Sequence[float] | None = None,
     optimizer: Sequence[float] | None = None,
     link: LinkCost | None = None,
     reduce_s: float = 0.0,
     stage_s: tuple[float, float] = (0.0, 0.0),
 ) -> Costs:
-    """Costs of layers; backward takes twice the forward and all else is free where it is not given."""
+    """Costs of layers.
+
+    Backward takes twice the forward, its halves are equal, and all else is free where it is not given.
+    """
     zeros = [0.0] * len(forward)
+    backward = backward or [2 * own for own in forward]
+    if input_half is None:
+        input_half = [own / 2 for own in backward]
     return Costs(
         layers=tuple(
             LayerCost(*own)
             for own in zip(
                 forward,
-                backward or [2 * own for own in forward],
+                backward,
+                input_half,
+                [whole - half for whole, half in zip(backward, input_half, strict=True)],
                 norm or zeros,
                 optimizer or zeros,
                 strict=True,
@@ -92,7 +124,13 @@ def costs_of(
         link=link or free_transfers(),
         reduce_s=reduce_s,
         peak_flops=1e9,
-        origin={"layers": "measured", "link": "assumed", "optimizer": "assumed", "memory": "analytic"},
+        origin={
+            "layers": "measured",
+            "halves": "assumed",
+            "link": "assumed",
+            "optimizer": "assumed",
+            "memory": "analytic",
+        },
     )
 
 
@@ -108,6 +146,7 @@ def random_costs(random: Random, layers: int, *, with_link: bool = True) -> Cost
     return costs_of(
         forward,
         backward,
+        input_half=[own * (random.uniform(0.3, 0.7) if uneven else 0.5) for own in backward],
         norm=[random.uniform(0.0, 0.3) for _ in range(layers)],
         optimizer=[random.uniform(0.0, 2.0) for _ in range(layers)],
         link=LinkCost(random.uniform(0.0, 0.3), random.uniform(50.0, 500.0)) if with_link else None,
@@ -118,10 +157,12 @@ def random_costs(random: Random, layers: int, *, with_link: bool = True) -> Cost
 def random_model(random: Random, layers: int) -> Model:
     """A model whose layers hold bytes of any kind."""
     output = random.randint(1, 60)
+    saved = [output + random.randint(0, 300) for _ in range(layers)]
     return model_of(
         layers,
         parameter_bytes=[4 * random.randint(0, 400) for _ in range(layers)],
-        saved_bytes=[output + random.randint(0, 300) for _ in range(layers)],
+        saved_bytes=saved,
+        pending_bytes=[random.randint(0, 2 * own) for own in saved],
         passing_bytes=[random.randint(0, 400) for _ in range(layers)],
         output_bytes=output,
     )
@@ -135,14 +176,14 @@ def cluster_of(devices: int, memory_bytes: int = 2**40) -> Cluster:
 
 
 def equal_stages(stages: int, forward_s: float, backward_s: float) -> tuple[StageCost, ...]:
-    """Stages that all cost the same."""
-    return (StageCost(forward_s, backward_s),) * stages
+    """Stages that all cost the same; the halves of a backward are equal."""
+    return (StageCost(forward_s, backward_s, backward_s / 2, backward_s / 2),) * stages
 
 
 def boundary_memory(stages: int, output_bytes: int) -> tuple[StageMemory, ...]:
     """Stages that hold nothing but what crosses to the next one."""
     return tuple(
-        StageMemory(0, 0, 0, output_bytes if stage else 0, output_bytes if stage < stages - 1 else 0, 0, 0)
+        StageMemory(0, 0, 0, 0, output_bytes if stage else 0, output_bytes if stage < stages - 1 else 0, 0, 0)
         for stage in range(stages)
     )
 
@@ -150,3 +191,32 @@ def boundary_memory(stages: int, output_bytes: int) -> tuple[StageMemory, ...]:
 def program_of(text: str, stage_rank: tuple[int, ...], microbatches: int) -> Program:
     """A program as a person writes it, a line for each rank."""
     return Program(stage_rank, microbatches, parse_ranks(text))
+
+
+def hardware_of(
+    program: Program,
+    stages: Sequence[StageCost],
+    links: LinkCost | Links | None = None,
+    output_bytes: int = 0,
+    **more: Any,
+) -> Hardware:
+    """Hardware that runs these stages; transfers and updates are free where nothing else is said."""
+    settings = {
+        "ranks": [NO_RANK_COST] * len(program.ranks),
+        "links": links or free_transfers(),
+        "memory": boundary_memory(program.stages, output_bytes),
+        **more,
+    }
+    return Hardware(stages, **settings)
+
+
+def split_hardware(program: Program, split: Split, costs: Costs, model: Model, **more: Any) -> Hardware:
+    """Hardware that runs `split`'s layers as the stages of `program`."""
+    settings = {"links": costs.link, **more}
+    return Hardware(
+        stage_costs(costs, split),
+        rank_costs(costs, split, program.stage_rank),
+        memory=MemoryModel(model).stages(split),
+        reduce_s=costs.reduce_s,
+        **settings,
+    )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from evenflow.errors import InputError
-from evenflow.program import SCHEDULES
+from evenflow.program import AUTO, SCHEDULES
 from evenflow.units import parse_bytes
 
 DEFAULT_GLOBAL_BATCH = 16
@@ -77,7 +77,7 @@ def add_memory_limit(parser: argparse.ArgumentParser) -> None:
 
 def add_schedule(parser: argparse.ArgumentParser) -> None:
     """--schedule."""
-    parser.add_argument("--schedule", metavar="NAME", help=f"{' or '.join(SCHEDULES)} (default 1f1b)")
+    parser.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} or {AUTO} (default 1f1b)")
 
 
 def count(text: str) -> int:

@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_batch(parser)
     parser.add_argument("--profile", type=path, metavar="F", help="measured costs; without it they come from FLOPs")
     add_schedule(parser)
+    parser.add_argument(
+        "--stages-per-rank",
+        type=count,
+        metavar="N",
+        help="stages of each rank (default: as many as the schedule asks for)",
+    )
     add_memory_limit(parser)
     parser.add_argument("--pp", type=count, metavar="N", help="pipeline ranks (default: all devices)")
     parser.add_argument("--out", type=path, metavar="F", help="write the plan here, for `train --plan`")
@@ -41,7 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
     cluster = parse_cluster(arguments.cluster, arguments.pp, profile.threads if profile else None)
     batch = make_batch(arguments.global_batch_size, arguments.micro_batch_size, arguments.seq_length, cluster.devices)
     _, plan, _ = plan_model(
-        find_model(arguments.model), cluster, batch, arguments.schedule, arguments.memory_limit, profile
+        find_model(arguments.model),
+        cluster,
+        batch,
+        arguments.schedule,
+        arguments.memory_limit,
+        profile,
+        arguments.stages_per_rank,
     )
     if arguments.out:
         save_plan(plan, arguments.out)

@@ -3,13 +3,14 @@
 from evenflow.cost.analytic import analytic_costs
 from evenflow.cost.costs import Costs, LayerCost, LinkCost, Origin
 from evenflow.cost.links import Edge, Links
-from evenflow.cost.memory import MemoryModel, StageMemory
+from evenflow.cost.memory import HasLayers, MemoryModel, StageMemory
 from evenflow.cost.profile import Profile
 from evenflow.cost.stage import RankCost, StageCost, rank_costs, stage_costs
 
 __all__ = [
     "Costs",
     "Edge",
+    "HasLayers",
     "LayerCost",
     "LinkCost",
     "Links",

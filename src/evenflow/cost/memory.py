@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from evenflow.spec import Model
+from typing import Protocol
 
 # fp32 training with AdamW: weight, gradient and two moments of the parameter's own size.
 STATE_COPIES = 4
@@ -36,11 +35,47 @@ class StageMemory:
     backward_peak_bytes: int
 
 
+class LayerBytes(Protocol):
+    """What memory needs to know of a layer; `spec.Layer` says what each is."""
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Its parameters."""
+
+    @property
+    def saved_bytes(self) -> int:
+        """Kept from forward to backward, its input included."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """Kept from I to W."""
+
+    @property
+    def output_bytes(self) -> int:
+        """What crosses to the next layer."""
+
+    @property
+    def forward_peak_bytes(self) -> int:
+        """The most that forward holds at once."""
+
+    @property
+    def backward_peak_bytes(self) -> int:
+        """The most that backward holds at once."""
+
+
+class HasLayers(Protocol):
+    """A model, or a plan of one."""
+
+    @property
+    def layers(self) -> Sequence[LayerBytes]:
+        """The layers, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
     """The bytes of any run of layers of one model."""
 
-    model: Model
+    model: HasLayers
 
     def stage(self, layers: Sequence[int]) -> StageMemory:
         """The memory of a stage that holds `layers` (contiguous, in order; may be empty)."""

@@ -54,7 +54,13 @@ class Profile:
             link=self.link,
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
-            origin={"layers": "measured", "link": "measured", "optimizer": "measured", "memory": "analytic"},
+            origin={
+                "layers": "measured",
+                "halves": "analytic",
+                "link": "measured",
+                "optimizer": "measured",
+                "memory": "analytic",
+            },
         )
 
     def check_fits(self, model: Model, cluster: Cluster) -> None:

@@ -3,7 +3,7 @@
 from evenflow.draw.html import report_html
 from evenflow.draw.model_tables import model_table, profile_table
 from evenflow.draw.svg import timeline_svg
-from evenflow.draw.tables import comparison_table, idle_table, plan_table
+from evenflow.draw.tables import comparison_table, idle_table, plan_table, schedules_table
 
 __all__ = [
     "comparison_table",
@@ -12,5 +12,6 @@ __all__ = [
     "plan_table",
     "profile_table",
     "report_html",
+    "schedules_table",
     "timeline_svg",
 ]

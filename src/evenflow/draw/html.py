@@ -7,6 +7,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from evenflow.draw.boxes import drawn_kinds, most_stages
 from evenflow.draw.curve import curve_svg
 from evenflow.draw.island import timeline_island
 from evenflow.draw.page_tables import idle_section, memory_section, stage_section
@@ -45,6 +46,7 @@ def report_html(plan: Plan, predicted: Timeline, measured: Timeline | None, metr
         model=escape(plan.model),
         shape=escape(shape_text(plan)),
         cards=_cards(plan, predicted, measured),
+        legend=page_legend(timelines),
         summary=escape(_summary(timelines)),
         sections="\n".join(sections),
         footer=escape(_footer(plan)),
@@ -62,6 +64,16 @@ def _summary(timelines: Sequence[Timeline]) -> str:
         f"{own.origin} step {format_seconds(own.step_s)}, idle {format_percent(own.idle_fraction)}" for own in timelines
     )
     return f"A lane for each of {len(timelines[0].ranks)} ranks with its actions over time. {figures}"
+
+
+def page_legend(timelines: Sequence[Timeline]) -> str:
+    """What the colours of the lanes mean, of those that occur."""
+    entries = [*drawn_kinds(timelines), ("idle", "idle")]
+    if most_stages(timelines) > 1:
+        entries.append(("bands", "first to last stage of a rank"))
+    return "\n".join(
+        f'<span class="entry"><span class="swatch {kind}"></span>{words}</span>' for kind, words in entries
+    )
 
 
 def _cards(plan: Plan, predicted: Timeline, measured: Timeline | None) -> str:

@@ -36,12 +36,12 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
         "origin": timeline.origin,
         "step_s": round(timeline.step_s, _DIGITS),
         "span_s": round(end_s(timeline) - zero, _DIGITS),
-        "ranks": [_rank(own, found, zero) for own, found in zip(timeline.ranks, waits(timeline), strict=True)],
+        "ranks": [_rank(timeline, rank, found, zero) for rank, found in enumerate(waits(timeline))],
     }
 
 
-def _rank(own: RankTimeline, found: Sequence[Wait], zero: float) -> dict[str, Any]:
-    drawn = list(boxes(own, zero))
+def _rank(timeline: Timeline, rank: int, found: Sequence[Wait], zero: float) -> dict[str, Any]:
+    own, drawn = timeline.ranks[rank], list(boxes(timeline, rank))
     return {
         "begin_s": round(own.begin_s - zero, _DIGITS),
         "end_s": round(own.end_s - zero, _DIGITS),

@@ -74,6 +74,43 @@ def _plan_lines(plan: Plan) -> Table:
     return lines
 
 
+def schedules_table(plan: Plan, rows: Sequence[tuple[str, Plan | None, str]]) -> RenderableType:
+    """The same layers and ranks under each schedule: its name, the plan that it makes (or None), and why not."""
+    plans = [own for _, own, _ in rows if own is not None]
+    step = seconds_scale(own.predicted.step_s for own in plans)
+    memory = bytes_scale(max(rank.peak_bytes for rank in own.ranks) for own in plans)
+    fastest = min((own.predicted.step_s for own in plans), default=0.0)
+    table = new_table(
+        "<schedule",
+        "stages\na rank",
+        f"step\n{step.unit}",
+        "above\nfastest",
+        "idle",
+        f"memory\n{memory.unit}",
+        "above\nbound",
+        "<",
+    )
+    reasons: list[Text] = []
+    for name, own, reason in rows:
+        if own is None:
+            table.add_row(name, *["-"] * 6, style="dim")
+            reasons.append(Text.assemble((name, "bold"), f": {reason}"))
+            continue
+        seconds = own.predicted.step_s
+        table.add_row(
+            name,
+            f"{len(own.stages) / len(own.ranks):g}",
+            step.text(seconds),
+            f"+{format_percent(seconds / fastest - 1)}" if seconds > fastest else "",
+            format_percent(own.predicted.idle_fraction),
+            memory.text(max(rank.peak_bytes for rank in own.ranks)),
+            format_percent(own.bound.gap),
+            "this plan" if name == plan.schedule else "",
+            style="bold" if seconds == fastest else "",
+        )
+    return Group(title(plan.model, shape_text(plan)), table, *reasons)
+
+
 def comparison_table(comparison: Comparison) -> RenderableType:
     """Predicted against measured: the step as a whole, then each rank."""
     whole = new_table("<", "predicted", "measured", "error")

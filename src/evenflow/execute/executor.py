@@ -22,15 +22,19 @@ from evenflow.program import (
     Action,
     Backward,
     Forward,
+    InputBackward,
     Norm,
     Program,
     ReceiveBackward,
     ReceiveForward,
+    ReduceGrad,
+    ReduceTied,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
     SendForward,
     Step,
+    WeightBackward,
 )
 from evenflow.runtime import Optimizer, Transfer, Transport
 
@@ -123,6 +127,8 @@ class Executor:
                     norms, loss, stop = self._combine(norms, want_stop)
                     start = clock()
                     grad_norm = self.optimizer.step(norms, learning_rate)
+                case InputBackward() | WeightBackward() | ReduceTied() | ReduceGrad():
+                    raise AssertionError(f"{action} is not run yet; `train` refuses schedules that have it")
                 case _:
                     start = clock()
                     self._communicate(action)

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from evenflow.cost import Origin, RankCost, StageCost, StageMemory
-from evenflow.errors import InputError
+from evenflow.cost import LayerCost, Origin, RankCost, StageCost, StageMemory
+from evenflow.errors import InputError, ProgramError
 from evenflow.files.document import Document, Part, read_document, write_json
 from evenflow.files.parts import Bytes, Count, Index, LinkPart, Seconds
-from evenflow.plan import Axes, Bound, Plan, Prediction, RankPlan, Search, StagePlan
-from evenflow.program import SCHEDULES
+from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan
+from evenflow.program import AUTO, SCHEDULES, lower, misfit, parse_order, verify
 
 
 class AxesPart(Part):
@@ -32,9 +32,12 @@ class StagePart(Part):
     layers: Annotated[list[Index], Field(min_length=1)]
     forward_s: Seconds
     backward_s: Seconds
+    input_s: Seconds
+    weight_s: Seconds
     parameter_bytes: Bytes
     state_bytes: Bytes
     saved_bytes: Bytes
+    pending_bytes: Bytes
     input_bytes: Bytes
     output_bytes: Bytes
     forward_peak_bytes: Bytes
@@ -46,15 +49,15 @@ class StagePart(Part):
         return cls(
             rank=stage.rank,
             layers=list(stage.layers),
-            forward_s=stage.cost.forward_s,
-            backward_s=stage.cost.backward_s,
+            **{name: getattr(stage.cost, name) for name in StageCost.__slots__},
             **{name: getattr(stage.memory, name) for name in StageMemory.__slots__},
         )
 
     def value(self) -> StagePlan:
         """The stage that this part says."""
         memory = StageMemory(**{name: getattr(self, name) for name in StageMemory.__slots__})
-        return StagePlan(self.rank, tuple(self.layers), StageCost(self.forward_s, self.backward_s), memory)
+        cost = StageCost(**{name: getattr(self, name) for name in StageCost.__slots__})
+        return StagePlan(self.rank, tuple(self.layers), cost, memory)
 
 
 class RankPart(Part):
@@ -83,6 +86,35 @@ class RankPart(Part):
         """The rank that this part says."""
         cost = RankCost(self.norm_s, self.optimizer_s)
         return RankPlan(self.rank, tuple(self.stages), self.busy_s, self.peak_bytes, cost)
+
+
+class LayerPart(Part):
+    """One layer: its seconds and bytes for one microbatch."""
+
+    name: str
+    forward_s: Seconds
+    backward_s: Seconds
+    input_s: Seconds
+    weight_s: Seconds
+    norm_s: Seconds
+    optimizer_s: Seconds
+    parameter_bytes: Bytes
+    saved_bytes: Bytes
+    pending_bytes: Bytes
+    output_bytes: Bytes
+    forward_peak_bytes: Bytes
+    backward_peak_bytes: Bytes
+
+    @classmethod
+    def of(cls, layer: LayerPlan) -> LayerPart:
+        """The part that says what `layer` is."""
+        own = {name: getattr(layer, name) for name in LayerPlan.__slots__ if name != "cost"}
+        return cls(**own, **{name: getattr(layer.cost, name) for name in LayerCost.__slots__})
+
+    def value(self) -> LayerPlan:
+        """The layer that this part says."""
+        cost = LayerCost(**{name: getattr(self, name) for name in LayerCost.__slots__})
+        return LayerPlan(cost=cost, **{name: getattr(self, name) for name in LayerPlan.__slots__ if name != "cost"})
 
 
 class PredictedPart(Part):
@@ -128,9 +160,15 @@ class PlanDocument(Document):
     threads: Count
     at_once: Count
     seq_length: Annotated[int, Field(ge=2)]
-    layer_names: list[str]
+    memory_limit: Bytes
+    order: list[str] | None
+    posting: Posting
+    layers: Annotated[list[LayerPart], Field(min_length=1)]
+    stage_forward_s: float
+    stage_backward_s: float
     link: LinkPart
     reduce_s: Seconds
+    peak_flops: Annotated[float, Field(gt=0)]
     notes: list[str]
 
     @classmethod
@@ -155,9 +193,15 @@ class PlanDocument(Document):
             threads=plan.threads,
             at_once=plan.at_once,
             seq_length=plan.seq_length,
-            layer_names=list(plan.layer_names),
+            memory_limit=plan.memory_limit,
+            order=None if plan.order is None else list(plan.order),
+            posting=plan.posting,
+            layers=[LayerPart.of(layer) for layer in plan.layers],
+            stage_forward_s=plan.stage_forward_s,
+            stage_backward_s=plan.stage_backward_s,
             link=LinkPart.of(plan.link),
             reduce_s=plan.reduce_s,
+            peak_flops=plan.peak_flops,
             notes=list(plan.notes),
         )
 
@@ -174,11 +218,17 @@ class PlanDocument(Document):
             micro_batch_size=self.micro_batch_size,
             microbatches=self.microbatches,
             seq_length=self.seq_length,
-            layer_names=tuple(self.layer_names),
+            memory_limit=self.memory_limit,
+            order=None if self.order is None else tuple(self.order),
+            posting=self.posting,
+            layers=tuple(layer.value() for layer in self.layers),
+            stage_forward_s=self.stage_forward_s,
+            stage_backward_s=self.stage_backward_s,
             stages=tuple(stage.value() for stage in self.stages),
             ranks=tuple(rank.value() for rank in self.ranks),
             link=self.link.value(),
             reduce_s=self.reduce_s,
+            peak_flops=self.peak_flops,
             predicted=Prediction(**self.predicted.model_dump()),
             bound=Bound(self.bound.step_s, self.bound.gap),
             search=Search(self.search.considered, self.search.seconds),
@@ -205,11 +255,32 @@ def load_plan(path: Path) -> Plan:
     """
     document = read_document(path, PlanDocument)
     mistake = _layers_mistake(document) or _ranks_mistake(document)
-    if mistake is None and document.schedule not in SCHEDULES:
-        mistake = f"schedule: {document.schedule!r} is not known; {', '.join(SCHEDULES)} are"
+    mistake = mistake or _schedule_mistake(document)
     if mistake is not None:
         raise InputError(f"{path}: {mistake}")
     return document.value()
+
+
+def _schedule_mistake(document: PlanDocument) -> str | None:
+    """The schedule must be one that runs these stages; one made for the costs must bring its order."""
+    name, stage_rank = document.schedule, [stage.rank for stage in document.stages]
+    if name != AUTO and name not in SCHEDULES:
+        return f"schedule: {name!r} is not known; {', '.join([*SCHEDULES, AUTO])} are"
+    if name != AUTO and (reason := misfit(name, stage_rank)) is not None:
+        return f"schedule: {reason}"
+    made_for_costs = name == AUTO or SCHEDULES[name].by_costs
+    if made_for_costs == (document.order is None):
+        return (
+            f"order: {name} needs each rank's order" if made_for_costs else f"order: {name} needs none; null would do"
+        )
+    if document.order is None:
+        return None
+    try:
+        order = parse_order(document.order)
+        verify(lower(order, stage_rank, document.microbatches))
+    except ProgramError as error:
+        return f"order: {error}"
+    return None
 
 
 def _layers_mistake(document: PlanDocument) -> str | None:
@@ -223,10 +294,10 @@ def _layers_mistake(document: PlanDocument) -> str | None:
                     "the model's layers in order, each exactly once"
                 )
             expected += 1
-    if expected != len(document.layer_names):
+    if expected != len(document.layers):
         return (
-            f"stages.{len(document.stages) - 1}.layers: ends at layer {expected - 1}, but layer_names has "
-            f"{len(document.layer_names)} layers, 0 to {len(document.layer_names) - 1}"
+            f"stages.{len(document.stages) - 1}.layers: ends at layer {expected - 1}, but layers has "
+            f"{len(document.layers)} layers, 0 to {len(document.layers) - 1}"
         )
     return None
 
@@ -237,8 +308,6 @@ def _ranks_mistake(document: PlanDocument) -> str | None:
     if document.axes.pp != ranks:
         return f"axes.pp: is {document.axes.pp}, but ranks has {ranks}; they should be equal"
     for number, stage in enumerate(document.stages):
-        if stage.rank < ranks and stage.rank != number:
-            return f"stages.{number}.rank: is {stage.rank}; this evenflow runs one stage on each rank, in order"
         if stage.rank >= ranks:
             return f"stages.{number}.rank: is {stage.rank}; ranks go from 0 to {ranks - 1}"
     for number, rank in enumerate(document.ranks):

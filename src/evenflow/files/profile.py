@@ -27,6 +27,8 @@ class LayerPart(Part):
 
     forward_s: Seconds
     backward_s: Seconds
+    input_s: Seconds
+    weight_s: Seconds
     norm_s: Seconds
     optimizer_s: Seconds
 

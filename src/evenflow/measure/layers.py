@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from evenflow.cost import LayerCost
 from evenflow.models import Stage, build_stage, draw_weights
 from evenflow.runtime import Optimizer, OptimizerSettings
 
@@ -21,6 +20,16 @@ _WARM_UP_ROUNDS = 2
 
 
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTimes:
+    """What was timed of one layer, in seconds: once a microbatch, then once a step."""
+
+    forward_s: float
+    backward_s: float
+    norm_s: float
+    optimizer_s: float
 
 
 def rank_clock(threads: int, has_own_cores: bool) -> Clock:
@@ -57,7 +66,7 @@ def time_layers(
     rank: int,
     clock: Clock,
     together: Callable[[], None],
-) -> tuple[list[LayerCost], float, float]:
+) -> tuple[list[LayerTimes], float, float]:
     """Time every layer of a model, each kind once.
 
     All kinds take turns, round after round, so that each finds the cache as a run leaves it and a moment's
@@ -83,11 +92,11 @@ def time_layers(
     timed = {signature: _build(config, row) for signature, row in rows.items()}
     _time_rounds([empty, *timed.values()], config, shape, repeats, rank, clock, together)
     empty_forward, empty_backward = median(empty.forwards), median(empty.backwards)
-    costs: dict[str, LayerCost] = {}
+    costs: dict[str, LayerTimes] = {}
     for signature, own in timed.items():
         norm, update = _time_update(own.stage.named_model_parameters(), clock, together)
         count = len(rows[signature])
-        costs[signature] = LayerCost(
+        costs[signature] = LayerTimes(
             forward_s=max(median(own.forwards) - empty_forward, 0.0) / count,
             backward_s=max(median(own.backwards) - empty_backward, 0.0) / count,
             norm_s=norm / count,

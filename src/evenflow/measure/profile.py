@@ -17,7 +17,7 @@ from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
 from evenflow.launch import cores_of_ranks, shared_server
 from evenflow.models import ModelSource
-from evenflow.spec import Cluster, Model, this_machine
+from evenflow.spec import Cluster, Layer, Model, this_machine
 
 
 def measure_profile(
@@ -109,10 +109,15 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
     def middle(values: Sequence[float]) -> float:
         return float(median(values))
 
-    layers = tuple(
-        LayerCost(*(middle([result["layers"][layer][part] for result in results]) for part in range(4)))
-        for layer in range(len(model.layers))
-    )
+    def layer_cost(number: int, layer: Layer) -> LayerCost:
+        forward, backward, norm, update = (
+            middle([result["layers"][number][part] for result in results]) for part in range(4)
+        )
+        # The halves are not measured apart: the measured backward is split as its FLOPs are.
+        weight = backward * layer.weight_flops / layer.backward_flops if layer.backward_flops else 0.0
+        return LayerCost(forward, backward, backward - weight, weight, norm, update)
+
+    layers = tuple(layer_cost(number, layer) for number, layer in enumerate(model.layers))
     # A rank without a partner reports a free link; it has measured nothing.
     links = [result["link"] for result in results if result["link"][1] > 0] or [[0.0, 0.0]]
     slowness = middle([link[1] for link in links])

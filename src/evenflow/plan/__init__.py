@@ -2,12 +2,14 @@
 
 from evenflow.plan.bound import step_bound
 from evenflow.plan.partition import StageCaps, least_needs, partition
-from evenflow.plan.plan import Axes, Bound, Plan, Prediction, RankPlan, Search, StagePlan
+from evenflow.plan.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan
 
 __all__ = [
     "Axes",
     "Bound",
+    "LayerPlan",
     "Plan",
+    "Posting",
     "Prediction",
     "RankPlan",
     "Search",

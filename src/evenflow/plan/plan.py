@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from evenflow.cost import LinkCost, Origin, RankCost, StageCost, StageMemory
+from evenflow.cost import Costs, LayerCost, LinkCost, Origin, RankCost, StageCost, StageMemory
+
+Posting = Literal["even", "costs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,20 @@ class Axes:
     dp: int = 1
     cp: int = 1
     ep: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """One layer: its name, seconds and bytes for one microbatch, from which other splits follow."""
+
+    name: str
+    cost: LayerCost
+    parameter_bytes: int
+    saved_bytes: int
+    pending_bytes: int
+    output_bytes: int
+    forward_peak_bytes: int
+    backward_peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +95,20 @@ class Plan:
         at_once: how many ranks compute at full speed at once: fewer than there are where they share cores.
         axes: degrees of parallelism.
         schedule: the schedule's name.
+        order: each rank's compute actions as text, where the schedule was made for these costs; else None.
+        posting: by which times receives are posted: those of the costs, or a second an action.
         micro_batch_size: sequences in a microbatch.
         microbatches: microbatches of a step, for each data-parallel replica.
         seq_length: tokens of a sequence.
-        layer_names: the model's layers, by index.
+        memory_limit: bytes that each rank may use.
+        layers: the model's layers, by index.
+        stage_forward_s: what a stage's forward costs beside its layers.
+        stage_backward_s: what a stage's backward costs beside its layers.
         stages: in the model's order.
         ranks: by their index on the pp axis.
         link: transfers between neighbouring stages.
         reduce_s: combining the gradient norm over all ranks.
+        peak_flops: floating-point operations a second of one device at its best.
         predicted: the simulated step.
         bound: how far from the best possible it is.
         search: how it was found.
@@ -100,14 +123,20 @@ class Plan:
     at_once: int
     axes: Axes
     schedule: str
+    order: tuple[str, ...] | None
+    posting: Posting
     micro_batch_size: int
     microbatches: int
     seq_length: int
-    layer_names: tuple[str, ...]
+    memory_limit: int
+    layers: tuple[LayerPlan, ...]
+    stage_forward_s: float
+    stage_backward_s: float
     stages: tuple[StagePlan, ...]
     ranks: tuple[RankPlan, ...]
     link: LinkCost
     reduce_s: float
+    peak_flops: float
     predicted: Prediction
     bound: Bound
     search: Search
@@ -123,6 +152,24 @@ class Plan:
     def stage_layers(self) -> tuple[tuple[int, ...], ...]:
         """The layers of each stage."""
         return tuple(stage.layers for stage in self.stages)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The model's layers, by index."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def layer_costs(self) -> Costs:
+        """What the plan was made from."""
+        return Costs(
+            layers=tuple(layer.cost for layer in self.layers),
+            stage_forward_s=self.stage_forward_s,
+            stage_backward_s=self.stage_backward_s,
+            link=self.link,
+            reduce_s=self.reduce_s,
+            peak_flops=self.peak_flops,
+            origin=self.costs,
+        )
 
     @property
     def global_batch_size(self) -> int:

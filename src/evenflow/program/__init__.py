@@ -29,6 +29,7 @@ from evenflow.program.memory import Held, PeakForm, peak_bytes, peak_forms, rank
 from evenflow.program.placement import Placement, place, placement_of, stages_of
 from evenflow.program.program import Program, in_flight
 from evenflow.program.schedules import (
+    AUTO,
     SCHEDULES,
     Schedule,
     compute_order,
@@ -37,11 +38,20 @@ from evenflow.program.schedules import (
     misfit,
 )
 from evenflow.program.table import Table
-from evenflow.program.text import action_kind, action_text, parse_action, parse_ranks, ranks_text
+from evenflow.program.text import (
+    action_kind,
+    action_text,
+    order_text,
+    parse_action,
+    parse_order,
+    parse_ranks,
+    ranks_text,
+)
 from evenflow.program.verify import verify
 from evenflow.program.work import Work, even_work, make_work
 
 __all__ = [
+    "AUTO",
     "SCHEDULES",
     "Action",
     "Backward",
@@ -84,7 +94,9 @@ __all__ = [
     "make_work",
     "misfit",
     "order_csv",
+    "order_text",
     "parse_action",
+    "parse_order",
     "parse_order_csv",
     "parse_ranks",
     "peak_bytes",

@@ -11,9 +11,8 @@ import csv
 import io
 import re
 
-from evenflow.errors import ProgramError
-from evenflow.program.actions import Backward, Compute, Forward, InputBackward, Order, WeightBackward
-from evenflow.program.text import action_text, parse_action
+from evenflow.program.actions import Compute, Order
+from evenflow.program.text import action_text, parse_compute
 
 _OVERLAPPED = re.compile(r"\(([^()]*)\)OVERLAP_F_B")
 
@@ -38,16 +37,6 @@ def parse_order_csv(text: str) -> Order:
             match = _OVERLAPPED.fullmatch(cell.strip())
             for token in match[1].split(";") if match else [cell]:
                 if token.strip():
-                    actions.append(_parse_compute(token.strip(), row, column))
+                    actions.append(parse_compute(token.strip(), f"row {row}, column {column}"))
         order.append(tuple(actions))
     return tuple(order)
-
-
-def _parse_compute(token: str, row: int, column: int) -> Compute:
-    try:
-        action = parse_action(token)
-    except ProgramError:
-        action = None
-    if not isinstance(action, Forward | Backward | InputBackward | WeightBackward):
-        raise ProgramError(f"row {row}, column {column}: {token!r} is not a compute action; 2F0, 2B0, 2I0 or 2W0 are")
-    return action

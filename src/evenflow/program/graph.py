@@ -10,7 +10,8 @@ pass over the nodes:
 * A transfer begins once it was sent, its receive was posted and the wire is free: what was sent before it on
   the same directed edge has left (it may still be under way for the link's latency: `lag`).
 * RELEASE holds its rank until its transfer has ended.
-* A rank's reductions run one after another beside its compute; NORM waits for them.
+* A rank's reductions run one after another beside its compute, in the order in which they were started; NORM waits
+  for them. That of tied weights begins once all of its stages have started it and all of its ranks have come to it.
 * STEP waits for every rank's NORM.
 
 Building the graph walks all ranks at once, each as far as it can go. If a rank cannot come to its end, the
@@ -19,6 +20,7 @@ ranks wait for each other for ever: a deadlock, even if a send completes only on
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -184,9 +186,11 @@ class _Walk:
         self.waiter = [-1] * messages  # the rank that cannot go on without this message
         self.wire: dict[int, int] = {}  # the last transfer on each directed edge
         self.reducing = [0] * ranks  # each rank's last reduction
+        # What each rank has started to reduce and is not yet a node: the group (-1: none), the cost, after which node.
+        self.to_reduce: list[deque[tuple[int, int, int]]] = [deque() for _ in range(ranks)]
         self.group = {stage: number for number, group in enumerate(tied) for stage in group}
-        self.missing = [len(group) for group in tied]  # stages of each group that have not yet started
-        self.members: list[list[int]] = [[] for _ in tied]
+        # For each group of tied stages, how many each of its ranks has still to start.
+        self.missing = [Counter(stage_rank[stage] for stage in group) for group in tied]
         self.norms: list[int] = []
         self.combined = -1
         self.ready: list[int] = []
@@ -314,28 +318,35 @@ class _Walk:
         return True
 
     def _reduce_grad(self, rank: int, key: int) -> bool:
-        if self.reducing[rank] < 0:
-            return False  # woken by the last member of the group
         stage = (key + 1) // self.microbatches  # the key of an action without microbatch is one less
-        cost = self.index.reduce_grad + stage
-        self.reducing[rank] = self._node(self._settle(rank), self.reducing[rank], 0, cost)
+        self._start_reducing(rank, -1, self.index.reduce_grad + stage)
         return True
 
     def _reduce_tied(self, rank: int, key: int) -> bool:
-        if self.reducing[rank] < 0:
-            return False
         group = self.group[(key + 1) // self.microbatches]
-        self.members[group] += [self._settle(rank), self.reducing[rank]]
-        self.missing[group] -= 1
-        self.reducing[rank] = -1 - group  # not known before all have started
-        if not self.missing[group]:
-            start = self._last_of(self.members[group])
-            node = self._node(start, 0, 0, self.index.reduce_tied + group)
-            for other in range(self.ranks):
-                if self.reducing[other] == -1 - group:
-                    self.reducing[other] = node
-                    self.ready.append(other)
+        self.missing[group][rank] -= 1
+        if not self.missing[group][rank]:
+            self._start_reducing(rank, group, self.index.reduce_tied + group)
         return True
+
+    def _start_reducing(self, rank: int, group: int, cost: int) -> None:
+        self.to_reduce[rank].append((group, cost, self._settle(rank)))
+        self._reduce(rank)
+
+    def _reduce(self, rank: int) -> None:
+        """Reductions run in the order in which they were started; one of a group once it is next on all its ranks."""
+        while self.to_reduce[rank]:
+            group, cost, _ = self.to_reduce[rank][0]
+            ranks = list(self.missing[group]) if group >= 0 else [rank]
+            if not all(self.to_reduce[other] and self.to_reduce[other][0][0] == group for other in ranks):
+                return
+            starts = [self.to_reduce[other].popleft()[2] for other in ranks]
+            node = self._last_of([*starts, *(self.reducing[other] for other in ranks)], cost)
+            for other in ranks:
+                self.reducing[other] = node
+            for other in ranks:
+                self._reduce(other)
+        self.ready.append(rank)  # it may wait in NORM
 
     def _last_of(self, nodes: Sequence[int], cost: int = 0) -> int:
         """A node that ends when the last of `nodes` has ended, and `cost` after it."""
@@ -345,8 +356,8 @@ class _Walk:
         return last if len(nodes) > 1 else self._node(last, 0, 0, cost)
 
     def _norm(self, rank: int, _key: int) -> bool:
-        if self.reducing[rank] < 0:
-            return False  # woken by the last member of the group
+        if self.to_reduce[rank]:
+            return False  # woken by the last of them
         self._own_node(rank, self.reducing[rank], self.index.norm + rank)
         self.norms.append(self.clock[rank])
         if len(self.norms) == self.ranks:

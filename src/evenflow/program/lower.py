@@ -11,7 +11,7 @@
 * On every directed edge between two ranks receives stand in the order of the sends, whatever the order in which
   they are needed: transports without tags need that.
 * A stage's gradients are reduced right after the last of them, so that the reduction overlaps what follows;
-  those of tied weights are added together first.
+  those of tied weights are added together first, group after group in the same order on all ranks.
 * Every rank then takes the norm of its gradients and updates its parameters.
 
 No deadlock can come of it: taken by the times of the compute order, every receive is posted no later than its
@@ -79,31 +79,20 @@ def lower(
     ranks = tuple(stage_rank)
     apart = tuple(tuple(group) for group in tied if len({ranks[stage] for stage in group}) > 1)
     work = work or even_work(ranks, microbatches)
-    receives = _place_receives(order, ranks, order_times(encode(order, work), work))
-    reductions = _Reductions(reduces, frozenset(stage for group in apart for stage in group))
+    times = order_times(encode(order, work), work)
+    receives = _place_receives(order, ranks, times)
+    reductions = None if forward_only else _place_reductions(order, ranks, times, apart, reduces)
     return Program(
         stage_rank=ranks,
         microbatches=microbatches,
         ranks=tuple(
-            _lower_rank(actions, own, ranks, None if forward_only else reductions)
-            for actions, own in zip(order, receives, strict=True)
+            _lower_rank(actions, own, ranks, None if reductions is None else reductions[rank])
+            for rank, (actions, own) in enumerate(zip(order, receives, strict=True))
         ),
         forward_only=forward_only,
         reduces=reduces,
         tied=apart,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Reductions:
-    """Which stages reduce what after their last weight gradient."""
-
-    all_stages: bool
-    tied_stages: frozenset[int]
-
-    def after(self, stage: int) -> list[Action]:
-        tied: list[Action] = [ReduceTied(stage)] if stage in self.tied_stages else []
-        return [*tied, ReduceGrad(stage)] if self.all_stages else tied
 
 
 @dataclass(slots=True)
@@ -140,6 +129,30 @@ def _place_receives(order: Order, ranks: tuple[int, ...], times: OrderTimes) -> 
     ]
 
 
+def _place_reductions(
+    order: Order, ranks: tuple[int, ...], times: OrderTimes, tied: Sequence[Sequence[int]], reduces: bool
+) -> list[list[list[Action]]]:
+    """For each rank and each of its compute actions, the reductions to start after it."""
+    placed: list[list[list[Action]]] = [[[] for _ in actions] for actions in order]
+    last: dict[int, int] = {}  # where each stage's last gradient is computed
+    for actions in order:
+        last |= {own.stage: at for at, own in enumerate(actions) if isinstance(own, Backward | WeightBackward)}
+
+    def complete_at(group: Sequence[int]) -> float:
+        return max((times.end[ranks[stage]][last[stage]] for stage in group), default=0.0)
+
+    slots = [0] * len(order)
+    for group in sorted(([stage for stage in group if stage in last] for group in tied), key=complete_at):
+        for stage in group:
+            slots[ranks[stage]] = max(slots[ranks[stage]], last[stage])
+        for stage in group:
+            last[stage] = slots[ranks[stage]]
+            placed[ranks[stage]][last[stage]].append(ReduceTied(stage))
+    for stage in sorted(last) if reduces else ():
+        placed[ranks[stage]][last[stage]].append(ReduceGrad(stage))
+    return placed
+
+
 def _arrives_as(action: Compute, ranks: tuple[int, ...]) -> _Receive | None:
     """The receive of what a compute action sends to another rank."""
     stage, microbatch = action.stage, action.microbatch
@@ -170,13 +183,10 @@ def _lower_rank(
     compute: tuple[Compute, ...],
     receives: list[list[_Receive]],
     ranks: tuple[int, ...],
-    reductions: _Reductions | None,
+    reductions: list[list[Action]] | None,
 ) -> tuple[Action, ...]:
     program: list[Action] = []
     under_way: dict[tuple[bool, int], deque[_Release]] = {}  # by direction and stage
-    last_gradient = {
-        action.stage: at for at, action in enumerate(compute) if isinstance(action, Backward | WeightBackward)
-    }
     for at, (action, own) in enumerate(zip(compute, receives, strict=True)):
         program += own
         arrival = _arrives_as(action, ranks)
@@ -194,8 +204,8 @@ def _lower_rank(
             else:
                 program.append(SendForward(action.stage, action.microbatch))
                 releases.append(ReleaseForward(action.stage, action.microbatch))
-        if reductions is not None and last_gradient.get(action.stage) == at:
-            program += reductions.after(action.stage)
+        if reductions is not None:
+            program += reductions[at]
     for key in sorted(under_way):
         program += under_way[key]
     return tuple(program) if reductions is None else (*program, Norm(), Step())

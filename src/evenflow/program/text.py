@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from evenflow.errors import ProgramError
 from evenflow.program.actions import (
     Action,
     Backward,
+    Compute,
     Forward,
     InputBackward,
     MicrobatchAction,
     Norm,
+    Order,
     ReceiveBackward,
     ReceiveForward,
     ReduceGrad,
@@ -80,6 +83,37 @@ def parse_action(token: str) -> Action:
 def ranks_text(ranks: tuple[tuple[Action, ...], ...]) -> str:
     """All ranks' actions, a line for each rank."""
     return "".join(" ".join(map(action_text, actions)) + "\n" for actions in ranks)
+
+
+def order_text(order: Order) -> tuple[str, ...]:
+    """Each rank's compute actions as one line of tokens."""
+    return tuple(" ".join(map(action_text, actions)) for actions in order)
+
+
+def parse_order(lines: Sequence[str]) -> Order:
+    """Read what `order_text` wrote.
+
+    Raises:
+        ProgramError: a token is not a compute action (rank and token are named).
+    """
+    return tuple(
+        tuple(parse_compute(token, f"rank {rank}") for token in line.split()) for rank, line in enumerate(lines)
+    )
+
+
+def parse_compute(token: str, where: str) -> Compute:
+    """Read the token of a compute action.
+
+    Raises:
+        ProgramError: it is none; `where` begins the text.
+    """
+    try:
+        action = parse_action(token)
+    except ProgramError:
+        action = None
+    if not isinstance(action, Forward | Backward | InputBackward | WeightBackward):
+        raise ProgramError(f"{where}: {token!r} is not a compute action; 2F0, 2B0, 2I0 or 2W0 are")
+    return action
 
 
 def parse_ranks(text: str) -> tuple[tuple[Action, ...], ...]:

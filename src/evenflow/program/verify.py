@@ -83,6 +83,12 @@ def _check_shape(program: Program) -> None:
     for stage, rank in enumerate(program.stage_rank):
         if not 0 <= rank < len(program.ranks):
             raise ProgramError(f"stage {stage} is on rank {rank}, but ranks run from 0 to {len(program.ranks) - 1}")
+    tied = [stage for group in program.tied for stage in group]
+    for at, stage in enumerate(tied):
+        if not 0 <= stage < program.stages:
+            raise ProgramError(f"stage {stage} is tied, but stages run from 0 to {program.stages - 1}")
+        if stage in tied[:at]:
+            raise ProgramError(f"stage {stage} is tied twice; a stage can be in one group")
 
 
 def _check_places(program: Program) -> None:
@@ -99,7 +105,7 @@ def _check_places(program: Program) -> None:
             if misplaced[row]
             else f"microbatches run from 0 to {program.microbatches - 1}"
         )
-        raise _failure(program, int(row), reason)
+        raise ProgramError(_failure(program, int(row), reason))
 
 
 class _Rules:
@@ -110,6 +116,7 @@ class _Rules:
         stages, ranks = program.stages, np.array(program.stage_rank)
         self.wrong: list[tuple[int, str]] = []
         self.missing: list[tuple[int, Action]] = []  # by rank
+        self.left: list[tuple[int, str]] = []  # at the end of a rank without NORM
         self.rows = {kind: self.table.rows(kind, stages, program.microbatches) for kind in MicrobatchAction.__args__}
         self.is_first, self.is_last = np.zeros((stages, 1), bool), np.zeros((stages, 1), bool)
         self.is_first[0] = self.is_last[-1] = True
@@ -140,9 +147,8 @@ class _Rules:
     def check_once(self) -> None:
         """Nothing twice, nothing between NORM and STEP, nothing after STEP."""
         table = self.table
-        span = max(self.program.microbatches, 1)
-        identity = (table.kind * self.program.stages + table.stage) * span + table.microbatch
-        identity = np.where(table.is_kind(Norm, Step, ReduceTied, ReduceGrad), identity - 10**15, identity)
+        identity = table.kind * (self.program.stages + 1) + table.stage + 1  # what has no stage or microbatch has -1
+        identity = identity * (self.program.microbatches + 1) + table.microbatch + 1
         by_identity = np.lexsort((np.arange(len(identity)), identity, table.rank))
         same = (np.diff(identity[by_identity]) == 0) & (np.diff(table.rank[by_identity]) == 0)
         row = np.arange(len(table.kind))
@@ -223,8 +229,11 @@ class _Rules:
             for stage, microbatch in np.argwhere((rows >= 0) & (rows < limit) & ((end < 0) | (end > limit))).tolist():
                 held.setdefault(self.program.stage_rank[stage], []).append(kind(stage, microbatch))
         for rank, actions in held.items():
-            name = action_text(min(actions, key=action_text))
-            self.wrong.append((self.norm[rank], f"{name} is still held"))
+            reason = f"{action_text(min(actions, key=action_text))} is still held"
+            if self.norm[rank] < self.table.begins[rank + 1]:
+                self.wrong.append((self.norm[rank], reason))
+            else:
+                self.left.append((rank, reason))
 
     def check_reductions(self) -> None:
         """Each stage's gradients are reduced once, after the last of them, where the program has replicas or ties."""
@@ -246,7 +255,17 @@ class _Rules:
             self.missing += [
                 (self.program.stage_rank[s], kind(s)) for s in np.flatnonzero(wanted & (rows < 0)).tolist()
             ]
-            tied_rows = rows
+            tied_rows = self._last_of_group(rows)
+
+    def _last_of_group(self, rows: Ints) -> Ints:
+        """For each tied stage, the last of these rows of its group's stages on its rank; -1 for all others."""
+        last = np.full(self.program.stages, -1)
+        ranks = np.array(self.program.stage_rank)
+        for group in map(list, self.program.tied):
+            for rank in set(ranks[group].tolist()):
+                here = [stage for stage in group if ranks[stage] == rank]
+                last[here] = rows[here].max()
+        return last
 
     def check_missing(self) -> None:
         """What must have happened by a rank's end, causes before consequences."""
@@ -271,26 +290,21 @@ class _Rules:
                 self.missing += [(rank, Step())] if step == rows.stop else []
 
     def raise_first(self) -> None:
-        """Name what is wrong at the earliest row; a rank's missing actions and leftovers show at its end."""
-        at_end = [(self.table.begins[rank + 1], action) for rank, action in self.missing]
-        first_missing = min((int(row) for row, _ in at_end), default=None)
-        if self.wrong:
-            row, reason = min(self.wrong, key=lambda wrong: wrong[0])
-            if first_missing is None or row < first_missing:
-                raise _failure(self.program, row, reason)
-        for row, action in at_end:
-            if row == first_missing:
-                rank = int(np.flatnonzero(self.table.begins[1:] == row)[0])
-                raise ProgramError(f"rank {rank}: {action_text(action)}: it is missing")
-        for row, reason in self.wrong:  # still held at the end of a rank without NORM
-            rank = int(np.flatnonzero(self.table.begins[1:] == row)[0])
-            raise ProgramError(f"rank {rank}: at its end: {reason}")
+        """Name what is wrong at the earliest row; what is missing or left over on a rank shows at its end."""
+        ends = self.table.begins[1:]
+        found = [
+            (int(ends[rank]), 0, f"rank {rank}: {action_text(action)}: it is missing") for rank, action in self.missing
+        ]
+        found += [(int(ends[rank]), 1, f"rank {rank}: at its end: {reason}") for rank, reason in self.left]
+        found += [(row, 2, _failure(self.program, row, reason)) for row, reason in self.wrong]
+        if found:
+            raise ProgramError(min(found, key=lambda wrong: wrong[:2])[2])
 
 
-def _failure(program: Program, row: int, reason: str) -> ProgramError:
+def _failure(program: Program, row: int, reason: str) -> str:
     rank = int(program.table.rank[row])
     action = program.ranks[rank][row - int(program.table.begins[rank])]
-    return ProgramError(f"rank {rank}: {action_text(action)}: {reason}")
+    return f"rank {rank}: {action_text(action)}: {reason}"
 
 
 def _check_edges(program: Program) -> None:

@@ -1,16 +1,28 @@
 """Proposes, simulates and ranks plans, and reads a plan back into its program and timeline."""
 
-from evenflow.search.candidate import Candidate, Split, equal_split, try_split
+from evenflow.search.auto import AutoSchedule, make_auto, plan_work
+from evenflow.search.candidate import Candidate, equal_split, try_split
+from evenflow.search.order_bound import order_bound_s
 from evenflow.search.planner import check_request, make_plan
-from evenflow.search.replay import plan_program, plan_timeline
+from evenflow.search.problem import Problem, Split
+from evenflow.search.replay import Compared, compare_schedules, order_gap, plan_program, plan_timeline, reschedule
 
 __all__ = [
+    "AutoSchedule",
     "Candidate",
+    "Compared",
+    "Problem",
     "Split",
     "check_request",
+    "compare_schedules",
     "equal_split",
+    "make_auto",
     "make_plan",
+    "order_bound_s",
+    "order_gap",
     "plan_program",
     "plan_timeline",
+    "plan_work",
+    "reschedule",
     "try_split",
 ]

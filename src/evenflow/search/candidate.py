@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
 from evenflow.errors import InputError
 from evenflow.program import Program
+from evenflow.search.problem import Split
 from evenflow.simulate import Hardware, simulate
 from evenflow.timeline import Timeline
-
-Split = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,7 @@ def try_split(
         reduce_s=costs.reduce_s,
         at_once=at_once,
     )
-    timeline = simulate(program, hardware)
-    return Candidate(split, timeline)
+    return Candidate(split, simulate(program, hardware))
 
 
 def equal_split(layers: int, stages: int) -> Split:

@@ -1,16 +1,39 @@
-"""A plan read back: its program, and the timeline that its own figures predict, under any schedule."""
+"""A plan read back: its program, the timeline that its own figures predict, and the same work under other schedules."""
 
 from __future__ import annotations
 
-from evenflow.plan import Plan
-from evenflow.program import Program, build_program
-from evenflow.simulate import free_transfers, simulate
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from evenflow.errors import ImpossibleError, InputError
+from evenflow.plan import Bound, Plan, Search
+from evenflow.program import (
+    AUTO,
+    SCHEDULES,
+    Program,
+    build_program,
+    find_schedule,
+    lower,
+    misfit,
+    order_text,
+    parse_order,
+)
+from evenflow.search.auto import plan_work
+from evenflow.search.order_bound import order_bound_s
+from evenflow.search.planner import predict, rank_plans, stage_plans
+from evenflow.search.problem import Problem, place_stages
+from evenflow.search.solve import solve
+from evenflow.simulate import Hardware, free_transfers, simulate
 from evenflow.timeline import Timeline
 
 
-def plan_program(plan: Plan, schedule: str | None = None) -> Program:
-    """The plan's program, or that of another schedule over the same stages."""
-    return build_program(schedule or plan.schedule, len(plan.stages), plan.microbatches)
+def plan_program(plan: Plan) -> Program:
+    """The plan's program."""
+    if plan.order is None:
+        return build_program(plan.schedule, plan.stage_rank, plan.microbatches)
+    work = plan_work(plan.stage_rank, plan.microbatches, _hardware(plan)) if plan.posting == "costs" else None
+    return lower(parse_order(plan.order), plan.stage_rank, plan.microbatches, work)
 
 
 def plan_timeline(plan: Plan, schedule: str | None = None, with_transfers: bool = True) -> Timeline:
@@ -20,13 +43,95 @@ def plan_timeline(plan: Plan, schedule: str | None = None, with_transfers: bool 
         plan: the plan.
         schedule: another schedule than the plan's own.
         with_transfers: False takes transfers and the norm's reduction as free (`schedule_bound`).
+
+    Raises:
+        InputError, ImpossibleError: as `reschedule` does, under another schedule.
     """
-    return simulate(
-        plan_program(plan, schedule),
-        [stage.cost for stage in plan.stages],
-        [rank.cost for rank in plan.ranks],
-        plan.link if with_transfers else free_transfers(),
-        [stage.memory for stage in plan.stages],
-        plan.reduce_s if with_transfers else 0.0,
-        plan.at_once,
+    if schedule is not None and schedule != plan.schedule:
+        plan = reschedule(plan, schedule)
+    hardware = replace(_hardware(plan), at_once=plan.at_once)
+    if not with_transfers:
+        hardware = replace(hardware, links=free_transfers(), reduce_s=0.0)
+    return simulate(plan_program(plan), hardware)
+
+
+def reschedule(plan: Plan, schedule: str, stages_per_rank: int | None = None) -> Plan:
+    """The same layers on the same ranks under another schedule.
+
+    Stages stay as they are where the schedule can run them; else the layers are split anew.
+
+    Raises:
+        InputError: the schedule is not known, or there are too few layers for its stages.
+        ImpossibleError: it does not keep under the plan's memory limit.
+    """
+    began = time.perf_counter()
+    ranks = len(plan.ranks)
+    keeps = stages_per_rank is None and _can_keep(plan, schedule)
+    problem = Problem(
+        model=plan,
+        costs=plan.layer_costs,
+        microbatches=plan.microbatches,
+        schedule=schedule,
+        stage_rank=plan.stage_rank if keeps else place_stages(schedule, ranks, len(plan.layers), stages_per_rank),
+        limit=plan.memory_limit,
+        at_once=plan.at_once,
+    )
+    solution = solve(problem, plan.stage_layers if keeps else None)
+    step_s = solution.timeline.step_s
+    return replace(
+        plan,
+        schedule=schedule,
+        order=None if solution.order is None else order_text(solution.order),
+        posting=solution.posting,
+        stages=stage_plans(solution, problem),
+        ranks=rank_plans(solution, problem),
+        predicted=predict(
+            solution.timeline,
+            mfu=plan.predicted.mfu * plan.predicted.step_s / step_s,
+            tokens=plan.global_batch_size * plan.seq_length,
+        ),
+        bound=Bound(plan.bound.step_s, step_s / plan.bound.step_s - 1),
+        search=Search(solution.considered, time.perf_counter() - began),
+    )
+
+
+def order_gap(plan: Plan) -> float:
+    """How far its step is above what any order of its stages' compute actions could reach: step / bound - 1."""
+    hardware = _hardware(plan)
+    return plan.predicted.step_s / order_bound_s(plan_work(plan.stage_rank, plan.microbatches, hardware), hardware) - 1
+
+
+def _can_keep(plan: Plan, schedule: str) -> bool:
+    """Whether a schedule runs the plan's stages as they are, and there are as many as it asks for."""
+    if schedule == AUTO:
+        return True
+    enough = len(plan.stages) >= len(plan.ranks) * find_schedule(schedule).stages_per_rank
+    return enough and misfit(schedule, plan.stage_rank) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One schedule for a plan's layers: the plan that it makes, or why it makes none."""
+
+    schedule: str
+    plan: Plan | None
+    reason: str
+
+
+def compare_schedules(plan: Plan) -> Iterator[Compared]:
+    """The plan under every schedule, `auto` last, each as soon as it is known."""
+    for schedule in (*SCHEDULES, AUTO):
+        try:
+            yield Compared(schedule, plan if schedule == plan.schedule else reschedule(plan, schedule), "")
+        except (InputError, ImpossibleError) as error:
+            yield Compared(schedule, None, str(error))
+
+
+def _hardware(plan: Plan) -> Hardware:
+    return Hardware(
+        stages=[stage.cost for stage in plan.stages],
+        ranks=[rank.cost for rank in plan.ranks],
+        links=plan.link,
+        memory=[stage.memory for stage in plan.stages],
+        reduce_s=plan.reduce_s,
     )

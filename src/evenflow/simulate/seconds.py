@@ -42,6 +42,16 @@ class Hardware:
     speeds: Sequence[float] | None = None
     at_once: int | None = None
 
+    def own_stages(self, stage_rank: Sequence[int]) -> tuple[StageCost, ...]:
+        """Seconds of each stage on its own rank."""
+        if self.speeds is None:
+            return tuple(self.stages)
+        speeds = [self.speeds[rank] for rank in stage_rank]
+        return tuple(
+            StageCost(own.forward_s / by, own.backward_s / by, own.input_s / by, own.weight_s / by)
+            for own, by in zip(self.stages, speeds, strict=True)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class NodeCosts:
@@ -62,18 +72,18 @@ def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
     """The costs of all nodes."""
     graph, index = program.graph, program.graph.index
     speeds = np.ones(index.ranks) if hardware.speeds is None else np.array(hardware.speeds, dtype=np.float64)
-    stage_speed = speeds[np.array(program.stage_rank)]
+    stages = hardware.own_stages(program.stage_rank)
     optimizer = np.array([cost.optimizer_s for cost in hardware.ranks]) / speeds
     compute = (
-        [cost.forward_s for cost in hardware.stages],
-        [cost.backward_s for cost in hardware.stages],
-        [cost.input_s for cost in hardware.stages],
-        [cost.weight_s for cost in hardware.stages],
+        [cost.forward_s for cost in stages],
+        [cost.backward_s for cost in stages],
+        [cost.input_s for cost in stages],
+        [cost.weight_s for cost in stages],
     )
     costs = np.concatenate(
         [
             [0.0],
-            *(np.array(own) / stage_speed for own in compute),
+            *compute,
             [own.output_bytes for own in hardware.memory],
             [own.input_bytes for own in hardware.memory],
             hardware.reduce_grad_s or [0.0] * index.stages,

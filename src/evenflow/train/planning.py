@@ -36,6 +36,7 @@ def plan_model(
     schedule: str | None = None,
     memory_limit: int | None = None,
     profile: Profile | None = None,
+    stages_per_rank: int | None = None,
 ) -> tuple[Model, Plan, Costs]:
     """Describe the model and plan it: from a profile where there is one, else from FLOPs.
 
@@ -47,7 +48,10 @@ def plan_model(
     if profile is not None:
         profile.check_fits(model, cluster)
     costs = profile.costs() if profile is not None else analytic_costs(model, cluster)
-    return model, make_plan(model, cluster, batch, costs, schedule or DEFAULT_SCHEDULE, memory_limit), costs
+    plan = make_plan(
+        model, cluster, batch, costs, schedule or DEFAULT_SCHEDULE, memory_limit, stages_per_rank=stages_per_rank
+    )
+    return model, plan, costs
 
 
 def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:

@@ -5,7 +5,8 @@
   const canvas = document.getElementById("lanes");
   const tip = document.getElementById("tip");
   const pen = canvas.getContext("2d");
-  const LABEL = 62, SHARE = 58, HEAD = 34, GAP = 4, AXIS = 30;
+  const LABEL = 62, SHARE = 58, HEAD = 34, GAP = 4, AXIS = 30, BAND = 0.2, BELOW = 0.09;
+  const LOOKS = { F: "forward", B: "backward", I: "input", W: "weight" };
   const ranks = data.timelines[0].ranks.length;
   const LANE = Math.max(12, Math.min(26, Math.floor(560 / ranks)));
   const panelHeight = HEAD + ranks * (LANE + GAP);
@@ -16,7 +17,8 @@
 
   const lanes = data.timelines.flatMap((timeline, panel) => timeline.ranks.map((rank, number) => ({
     panel, number, rank, timeline, top: panel * panelHeight + HEAD + number * (LANE + GAP),
-    busy: rank.actions.reduce((sum, token, i) => sum + (/[FB]/.test(token) ? rank.ends[i] - rank.starts[i] : 0), 0),
+    busy: rank.actions.reduce((sum, token, i) => sum + (token.match(/[A-Z]+/)[0] in LOOKS ? rank.ends[i] - rank.starts[i] : 0), 0),
+    stages: [...new Set(rank.actions.map((token) => parseInt(token, 10)))].filter(Number.isFinite).sort((a, b) => a - b),
   })));
   const plotted = () => width - LABEL - SHARE;
   const xOf = (seconds) => LABEL + (seconds - view.from) / (view.to - view.from) * plotted();
@@ -32,7 +34,7 @@
   function readColours() {
     const style = getComputedStyle(document.documentElement);
     for (const name of ["ink", "quiet", "lane", "edge", "forward", "on-forward", "backward", "on-backward",
-      "optimizer", "hatch", "mark"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
+      "input", "on-input", "weight", "on-weight", "optimizer", "hatch", "mark"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
     const tile = document.createElement("canvas");
     tile.width = tile.height = 8;
     const stroke = tile.getContext("2d");
@@ -95,10 +97,18 @@
       if (rank.ends[i] < view.from || rank.starts[i] > view.to) continue;
       const x = xOf(rank.starts[i]), wide = xOf(rank.ends[i]) - x;
       const shown = wide > 3 ? wide - 0.8 : Math.max(wide, 0.4);
-      const [, kind, microbatch] = /^\d*([A-Z])[A-Z]*(\d*)$/.exec(rank.actions[i]);
-      const look = { F: "forward", B: "backward" }[kind];
+      const [, stage, kind, microbatch] = /^(\d*)([A-Z]+)(\d*)$/.exec(rank.actions[i]);
+      const look = LOOKS[kind];
       pen.fillStyle = look ? colours[look] : hatch;
       pen.fillRect(x, top, shown, LANE);
+      const later = look ? lane.stages.indexOf(Number(stage)) : 0;
+      if (later) { // a band tells the rank's later stages from its first, the thicker the later
+        const high = LANE * BAND * later / (lane.stages.length - 1);
+        pen.globalAlpha = 0.6;
+        pen.fillStyle = colours[`on-${look}`];
+        pen.fillRect(x, top + LANE * (1 - BELOW) - high, shown, high);
+        pen.globalAlpha = 1;
+      }
       if (look && shown > 6.4 * microbatch.length + 3) word(microbatch, x + shown / 2, middle, `on-${look}`, "center", "11px");
       if (strong && chosen.box === i) {
         pen.strokeStyle = colours.mark;
@@ -136,7 +146,7 @@
   function describe({ lane, box, idle }) {
     const { rank, timeline, number } = lane, token = rank.actions[box];
     const [, stage, kind, microbatch] = /^(\d*)([A-Z]+)(\d*)$/.exec(token);
-    const names = { F: "forward", B: "backward", NORM: "norm of the gradients", STEP: "update" };
+    const names = { F: "forward", B: "backward", I: "input half of backward", W: "weight half of backward", NORM: "norm of the gradients", STEP: "update" };
     const start = rank.starts[box], length = rank.ends[box] - start;
     const lines = [];
     if (idle) lines.push(`idle before ${token} · rank ${number}, ${timeline.origin}`);

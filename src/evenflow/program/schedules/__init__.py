@@ -57,6 +57,7 @@ SCHEDULES: dict[str, Schedule] = {
     "zb-2p": Schedule(zb_2p, "ZB-2p", _ANY, exactly=False, halves=True, by_costs=True),
     "zb-v": Schedule(zb_v, "ZB-V", ("v",), 2, halves=True),
 }
+AUTO = "auto"  # made by `search` for a plan's own costs, with the simulator as judge
 FORWARD_ONLY = Schedule(forward_only, "forward only", _ANY, exactly=False)
 
 
@@ -67,7 +68,7 @@ def find_schedule(name: str) -> Schedule:
         InputError: there is no such schedule.
     """
     if name not in SCHEDULES:
-        raise InputError(f"schedule {name!r} is not known; {', '.join(SCHEDULES)} are")
+        raise InputError(f"schedule {name!r} is not known; {', '.join([*SCHEDULES, AUTO])} are")
     return SCHEDULES[name]
 
 
@@ -92,7 +93,7 @@ def misfit(name: str, stage_rank: Sequence[int]) -> str | None:
             f"{schedule.title} runs {each} on each rank: {ranks * schedule.stages_per_rank} stages "
             f"on {ranks} ranks, not {stages}{more}"
         )
-    fits = placement in schedule.placements or (placement == "one" and ranks == 1)
+    fits = ranks == 1 or placement in schedule.placements  # on a single rank all placements are the same
     if not fits:
         need = " or ".join(schedule.placements)
         return f"{schedule.title} needs its stages in {need} placement, not on the ranks {list(stage_rank)}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice, product
 from math import inf
 
@@ -57,16 +58,20 @@ def zb_2p(work: Work) -> Order:
 def _capped(work: Work, microbatches: int, effort: float) -> Order:
     """A microbatch on a rank counts one; its stages have equal parts, of which half is left between I and W."""
     share = tuple(1.0 / work.stage_rank.count(rank) for rank in work.stage_rank)
-    counted = replace(
-        work, saved=share, pending=tuple(own / 2 for own in share), cap=(float(microbatches),) * work.ranks
+    return _shortest_span(
+        replace(work, saved=share, pending=tuple(own / 2 for own in share), cap=(float(microbatches),) * work.ranks),
+        effort,
     )
 
+
+@lru_cache(maxsize=16)  # who compares schedules asks for the same ones again
+def _shortest_span(work: Work, effort: float) -> Order:
     def span(times: OrderTimes) -> tuple[float, ...]:
         return times.longest_span, times.makespan
 
-    found = [listing.coded for listing in best_listings(counted, span, effort)]
+    found = [listing.coded for listing in best_listings(work, span, effort)]
     if work.stages == work.ranks:  # those drawn by hand keep under these caps: ZB-H1 under p, ZB-H2 under 2p
-        found.append(encode((zb_h1 if microbatches == work.ranks else zb_h2)(work), work))
+        found.append(encode((zb_h1 if work.cap[0] == work.ranks else zb_h2)(work), work))
     return decode(min(found, key=lambda coded: span(order_times(coded, work))), work)
 
 

@@ -14,13 +14,22 @@ in loop placement, or in V.
 
 from __future__ import annotations
 
-from evenflow.program.actions import Backward, Compute, Forward, Order
+from dataclasses import replace
+from math import inf
+
+from evenflow.cost import StageCost
+from evenflow.program.actions import Backward, Compute, Forward, InputBackward, Order, WeightBackward
+from evenflow.program.placement import placement_of
 from evenflow.program.schedules.groups import groups_of
-from evenflow.program.work import Work
+from evenflow.program.schedules.listing import Policy, list_schedule
+from evenflow.program.times import decode
+from evenflow.program.work import Work, even_work
 
 
 def interleaved(work: Work) -> Order:
     """The compute order of each rank."""
+    if placement_of(work.stage_rank) == "v" or work.stages % work.ranks:
+        return _listed(work)
     groups = groups_of(work.microbatches, work.ranks)
     return tuple(_rank(stages, work.stages, groups) for stages in work.rank_stages)
 
@@ -28,13 +37,44 @@ def interleaved(work: Work) -> Order:
 def _rank(held: tuple[int, ...], stages: int, groups: tuple[range, ...]) -> tuple[Compute, ...]:
     forwards = [Forward(stage, k) for group in groups for stage in held for k in group]
     backwards = [Backward(stage, k) for group in groups for stage in reversed(held) for k in group]
-    # The first group must be through all of this rank's stages but the last before anything comes back. From
-    # there on one more forward is needed for each stage between that one and the model's end, and one for each
-    # on the way back.
-    warm_up = (len(held) - 1) * len(groups[0]) + 2 * (stages - 1 - held[-1])
-    warm_up = min(warm_up + 1, len(forwards))
+    warm_up = min(_warm_up(held, stages, groups), len(forwards))
     order: list[Compute] = list(forwards[:warm_up])
     for at, backward in enumerate(backwards):
         order.append(backward)
         order += forwards[warm_up + at : warm_up + at + 1]
     return tuple(order)
+
+
+def _warm_up(held: tuple[int, ...], stages: int, groups: tuple[range, ...]) -> int:
+    """Forwards before the first backward.
+
+    The first group must be through all of the rank's stages but the last before anything comes back. From there on
+    one more forward is needed for each stage between that one and the model's end, and one for each on the way back.
+    """
+    return (len(held) - 1) * len(groups[0]) + 2 * (stages - 1 - held[-1]) + 1
+
+
+def _listed(work: Work) -> Order:
+    """Stages in V, or not equally many on all ranks: no rule fits all of these, so the order is played out.
+
+    A whole backward is an input half of two seconds with a weight half of none right after it.
+    """
+    even = replace(even_work(work.stage_rank, work.microbatches), costs=(StageCost(1.0, 2.0, 2.0, 0.0),) * work.stages)
+    groups = groups_of(work.microbatches, work.ranks)
+    target = tuple(_warm_up(held, work.stages, groups) for held in work.rank_stages)
+    at_once = (0.0,) * work.ranks
+    listed = [
+        one
+        for extra in (0.0, 2.0, inf)
+        for deep_first in (True, False)
+        if (one := list_schedule(even, Policy(target, tuple(own + extra for own in target), at_once, 0.0, deep_first)))
+    ]
+    order = decode(min(listed, key=lambda one: one[1].makespan)[0], work)
+    return tuple(
+        tuple(
+            Backward(own.stage, own.microbatch) if isinstance(own, InputBackward) else own
+            for own in actions
+            if not isinstance(own, WeightBackward)
+        )
+        for actions in order
+    )

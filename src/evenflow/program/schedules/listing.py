@@ -5,7 +5,8 @@ A rank prefers the input half of a backward, which others wait for, then a forwa
 fill the time in which neither can run, or to free memory for the next forward.
 
 Every schedule made so is one that ran, so none can deadlock. For the same to hold while it is made, a forward
-leaves room for one microbatch in each of the rank's later stages: the oldest microbatch can then always go on.
+leaves room, in memory and in how far forwards may be ahead, for one microbatch in each of the rank's later stages:
+the oldest microbatch can then always go on.
 """
 
 from __future__ import annotations
@@ -47,8 +48,18 @@ def list_schedule(work: Work, policy: Policy) -> tuple[Coded, OrderTimes] | None
 
 class _Play:
     def __init__(self, work: Work, policy: Policy) -> None:
-        self.work, self.policy = work, policy
+        self.policy = policy
         stages, ranks = work.stages, work.ranks
+        self.last_stage, self.microbatches = stages - 1, work.microbatches
+        self.stage_rank, self.seconds = work.stage_rank, work.seconds
+        self.saved, self.pending_part = work.saved, work.pending
+        self.lag = [
+            0.0 if one == other else seconds
+            for one, other, seconds in zip(work.stage_rank, work.stage_rank[1:], work.transfer_s, strict=False)
+        ]
+        # A rank's stages in the order in which their forwards are preferred.
+        self.preferred = tuple(held[::-1] if policy.deep_first else held for held in work.rank_stages)
+        self.most = [max(most, len(held)) for most, held in zip(policy.most, work.rank_stages, strict=True)]
         self.clock, self.held = [0.0] * ranks, [0.0] * ranks
         self.order: Coded = [[] for _ in range(ranks)]
         self.start: list[list[float]] = [[] for _ in range(ranks)]
@@ -61,17 +72,21 @@ class _Play:
         self.ahead = [0] * ranks
         self.pending: list[deque[int]] = [deque() for _ in range(ranks)]  # stages whose weight half is to run
         self.left = [3 * len(held) * work.microbatches for held in work.rank_stages]
-        self.reserve = [
+        self.later = [
+            sum(later > stage for later in work.rank_stages[rank]) for stage, rank in enumerate(work.stage_rank)
+        ]
+        reserve = [
             sum(work.saved[later] for later in work.rank_stages[rank] if later > stage)
             for stage, rank in enumerate(work.stage_rank)
         ]
-        self.slack = [1e-9 * max(abs(cap), 1.0) if cap < inf else 0.0 for cap in work.cap]
+        self.needs = [saved + more for saved, more in zip(work.saved, reserve, strict=True)]
+        self.cap = [cap + 1e-9 * max(abs(cap), 1.0) if cap < inf else inf for cap in work.cap]
         self.queue: list[tuple[float, int]] = []
         self.look = [inf] * ranks  # when each rank looks next; what else stands in the queue is out of date
 
     def run(self) -> bool:
         """Until nobody can do anything; whether all is done then."""
-        for rank in range(self.work.ranks):
+        for rank in range(len(self.clock)):
             self._look_at(rank, 0.0)
         while self.queue:
             now, rank = heappop(self.queue)
@@ -82,34 +97,35 @@ class _Play:
 
     def _look_at(self, rank: int, moment: float) -> None:
         """Have a rank look for something to do at a moment, or when it is free if that is later."""
-        moment = max(moment, self.clock[rank])
+        if moment < self.clock[rank]:
+            moment = self.clock[rank]
         if moment < self.look[rank]:
             self.look[rank] = moment
             heappush(self.queue, (moment, rank))
 
     def _act(self, rank: int, now: float) -> float:
         """Take one action, if any; returns when to look again."""
+        pending = self.pending[rank]
+        if len(pending) > self.policy.backlog[rank]:
+            return self._take(rank, WEIGHT, pending[0], now)
         gradient_at, gradient = self._next_gradient(rank)
         forward_at, forward = self._next_forward(rank, now)
-        stuck_for_memory = forward < -1
-        if len(self.pending[rank]) > self.policy.backlog[rank]:
-            return self._take(rank, WEIGHT, self.pending[rank][0], now)
         if gradient_at <= now and (forward_at > now or self.ahead[rank] >= self.policy.target[rank]):
             return self._take(rank, INPUT, gradient, now)
         if forward_at <= now:
             return self._take(rank, FORWARD, forward, now)
-        if self.pending[rank]:
-            stage = self.pending[rank][0]
-            gap = min(gradient_at, forward_at) - now
-            seconds = self.work.seconds[WEIGHT][stage]
-            if (stuck_for_memory and gradient_at > now) or gap >= seconds * (1 - self.policy.patience):
-                return self._take(rank, WEIGHT, stage, now)
-        return min(gradient_at, forward_at)
+        then = min(gradient_at, forward_at)
+        if pending:
+            stuck_for_memory = forward < -1
+            least = self.seconds[WEIGHT][pending[0]] * (1 - self.policy.patience)
+            if stuck_for_memory or then - now >= least:
+                return self._take(rank, WEIGHT, pending[0], now)
+        return then
 
     def _next_gradient(self, rank: int) -> tuple[float, int]:
         """When the rank's next output gradient is there, and for which stage: the one that came first."""
         best, chosen = inf, -1
-        for stage in self.work.rank_stages[rank]:
+        for stage in self.preferred[rank]:
             arrivals = self.gradients[stage]
             if arrivals and arrivals[0] < best:
                 best, chosen = arrivals[0], stage
@@ -117,59 +133,52 @@ class _Play:
 
     def _next_forward(self, rank: int, now: float) -> tuple[float, int]:
         """When the rank's next forward can start, and of which stage; stage -2 if only memory keeps it from it."""
-        work = self.work
-        if self.ahead[rank] >= self.policy.most[rank]:
-            return inf, -1
         best, chosen = inf, -1
-        stages = work.rank_stages[rank]
-        room = work.cap[rank] + self.slack[rank] - self.held[rank]
+        ahead, room = self.most[rank] - self.ahead[rank], self.cap[rank] - self.held[rank]
         blocked = False
-        for stage in reversed(stages) if self.policy.deep_first else stages:
+        for stage in self.preferred[rank]:
             arrivals = self.inputs[stage]
-            if not arrivals:
+            if not arrivals or self.later[stage] >= ahead:
                 continue
-            if work.saved[stage] + self.reserve[stage] > room:
-                blocked = blocked or arrivals[0] <= now
+            at = arrivals[0]
+            if self.needs[stage] > room:
+                blocked = blocked or at <= now
                 continue
-            at = max(arrivals[0], now)
+            if at < now:
+                at = now
             if at < best:
                 best, chosen = at, stage
         return (inf, -2) if chosen < 0 and blocked else (best, chosen)
 
     def _take(self, rank: int, code: int, stage: int, now: float) -> float:
-        work = self.work
-        end = now + work.seconds[code][stage]
-        microbatch = self.count[code][stage]
-        self.count[code][stage] += 1
-        self.order[rank].append((code * work.stages + stage) * work.microbatches + microbatch)
+        end = now + self.seconds[code][stage]
+        count = self.count[code]
+        self.order[rank].append((code * (self.last_stage + 1) + stage) * self.microbatches + count[stage])
+        count[stage] += 1
         self.clock[rank] = end
         self.start[rank].append(now)
         self.end[rank].append(end)
         self.left[rank] -= 1
         if code == FORWARD:
             self.inputs[stage].popleft()
-            self.held[rank] += work.saved[stage]
+            self.held[rank] += self.saved[stage]
             self.ahead[rank] += 1
-            if stage + 1 < work.stages:
-                self._deliver(self.inputs[stage + 1], stage, stage + 1, end)
+            if stage < self.last_stage:
+                self._deliver(self.inputs[stage + 1], stage + 1, end + self.lag[stage])
             else:
                 self.gradients[stage].append(end)
         elif code == INPUT:
             self.gradients[stage].popleft()
-            self.held[rank] += work.pending[stage] - work.saved[stage]
+            self.held[rank] += self.pending_part[stage] - self.saved[stage]
             self.ahead[rank] -= 1
             self.pending[rank].append(stage)
             if stage:
-                self._deliver(self.gradients[stage - 1], stage, stage - 1, end)
+                self._deliver(self.gradients[stage - 1], stage - 1, end + self.lag[stage - 1])
         else:
             self.pending[rank].popleft()
-            self.held[rank] -= work.pending[stage]
+            self.held[rank] -= self.pending_part[stage]
         return end
 
-    def _deliver(self, arrivals: deque[float], source: int, target: int, end: float) -> None:
-        work = self.work
-        sender, receiver = work.stage_rank[source], work.stage_rank[target]
-        at = end if sender == receiver else end + work.transfer_s[min(source, target)]
+    def _deliver(self, arrivals: deque[float], stage: int, at: float) -> None:
         arrivals.append(at)
-        if sender != receiver:
-            self._look_at(receiver, at)
+        self._look_at(self.stage_rank[stage], at)

@@ -1,0 +1,169 @@
+"""auto: a schedule made for one plan's own costs, transfers and memory caps.
+
+Every named schedule that can run these stages is a candidate; so are list schedules under many settings, the best of
+which are then improved by exchanging actions on the critical path. The simulator judges the finalists as whole
+programs: with transfers, postings and the optimizer, and with the memory that the program really holds. So the
+result is never slower than a named schedule under the same caps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from evenflow.cost import Links
+from evenflow.errors import ImpossibleError
+from evenflow.plan import Posting
+from evenflow.program import (
+    SCHEDULES,
+    Order,
+    Program,
+    Work,
+    compute_order,
+    lower,
+    make_work,
+    misfit,
+    peak_bytes,
+    verify,
+)
+from evenflow.program.schedules.automatic import Listing, best_listings
+from evenflow.program.schedules.improve import improve
+from evenflow.program.schedules.listing import list_schedule
+from evenflow.program.times import OrderTimes, decode, encode, order_times
+from evenflow.search.order_bound import order_bound_s
+from evenflow.simulate import Hardware, step_seconds
+from evenflow.units import format_bytes
+
+_EFFORT = 0.25  # of what ZB-2p spends on settings
+_IMPROVED = 2  # list schedules that are improved
+_ACTIONS_TIMED = 150_000  # in improving each
+_CLOSE = 1.03  # a named schedule that looks slower than the best by more than this is not simulated
+_TIGHTER = 3  # times that a list schedule is made anew under smaller caps if its program holds too much
+
+
+@dataclass(frozen=True, slots=True)
+class AutoSchedule:
+    """What was found.
+
+    Attributes:
+        program: the whole program.
+        order: its compute order.
+        posting: by which times its receives are posted.
+        step_s: seconds of its simulated step.
+        bound_s: no order of these stages is faster.
+        based_on: the named schedule that it is, or `list`.
+        simulated: how many programs were simulated.
+    """
+
+    program: Program
+    order: Order
+    posting: Posting
+    step_s: float
+    bound_s: float
+    based_on: str
+    simulated: int
+
+    @property
+    def gap(self) -> float:
+        """Step / bound - 1."""
+        return self.step_s / self.bound_s - 1
+
+
+def plan_work(
+    stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: Sequence[float] | None = None
+) -> Work:
+    """What a schedule for this hardware is made from."""
+    links = hardware.links if isinstance(hardware.links, Links) else Links(hardware.links)
+    edges = pairwise(stage_rank)
+    transfers = [links.cost(edge).seconds(own.output_bytes) for edge, own in zip(edges, hardware.memory, strict=False)]
+    return make_work(stage_rank, microbatches, hardware.own_stages(stage_rank), hardware.memory, transfers, caps)
+
+
+def make_auto(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: list[float]) -> AutoSchedule:
+    """The fastest schedule found whose program keeps every rank under its cap.
+
+    Args:
+        stage_rank: the rank of each stage.
+        microbatches: microbatches of the step.
+        hardware: seconds and bytes of each stage, transfers, norm and update.
+        caps: bytes that each rank may hold, parameters and optimizer state included.
+
+    Raises:
+        ImpossibleError: no schedule keeps under the caps.
+    """
+    return _Auto(stage_rank, microbatches, hardware, caps).run()
+
+
+class _Auto:
+    def __init__(self, stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: list[float]) -> None:
+        self.stage_rank, self.microbatches = stage_rank, microbatches
+        self.hardware, self.caps = hardware, caps
+        self.work = plan_work(stage_rank, microbatches, hardware, caps)
+        self.norms = [cost.norm_s for cost in hardware.ranks]
+        self.best: AutoSchedule | None = None
+        self.bound_s = order_bound_s(self.work, hardware)
+        self.simulated = 0
+        self.least_over: tuple[float, str] | None = None
+
+    def run(self) -> AutoSchedule:
+        """Judge all candidates, the most promising first."""
+        named = sorted(self._named(), key=lambda one: one[0])
+        listings = best_listings(self.work, self._objective, _EFFORT, keep=_IMPROVED)
+        for listing in listings:
+            self._judge_listing(listing)
+        for quick, name, order in named:
+            if self.best is None or quick <= self.best.step_s * _CLOSE:
+                self._judge(order, "costs" if SCHEDULES[name].by_costs else "even", name)
+        if self.best is None:
+            need = self.least_over[1] if self.least_over else "no order of the stages keeps under the caps"
+            raise ImpossibleError(f"no schedule fits: {need}")
+        return replace(self.best, simulated=self.simulated)
+
+    def _objective(self, times: OrderTimes) -> tuple[float, ...]:
+        """When the last rank has its norm; then how early all are done, which leaves room to improve."""
+        ends = [own[-1] for own in times.end if own]
+        return max(end + norm for end, norm in zip(ends, self.norms, strict=True)), sum(ends)
+
+    def _named(self) -> Iterator[tuple[float, str, Order]]:
+        """Named schedules that can run these stages, with the quick look at their step."""
+        for name in SCHEDULES:
+            if misfit(name, self.stage_rank) is None:
+                order = compute_order(name, self.stage_rank, self.microbatches, self.work)
+                yield self._objective(order_times(encode(order, self.work), self.work))[0], name, order
+
+    def _judge_listing(self, listing: Listing) -> None:
+        """Improve a list schedule and judge it; where its program holds too much, list it under smaller caps."""
+        work = self.work
+        evaluations = _ACTIONS_TIMED // (3 * work.stages * work.microbatches)
+        coded = listing.coded
+        for _ in range(_TIGHTER):
+            coded, _ = improve(work, coded, self._objective, evaluations)
+            over = self._judge(decode(coded, work), "costs", "list")
+            if not any(over):
+                return
+            work = replace(work, cap=tuple(cap - more for cap, more in zip(work.cap, over, strict=True)))
+            listed = list_schedule(work, listing.policy)
+            if listed is None:
+                return
+            coded = listed[0]
+
+    def _judge(self, order: Order, posting: Posting, name: str) -> list[float]:
+        """Simulate a candidate if it fits; returns by how much each rank is over its cap."""
+        program = lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
+        verify(program)
+        over = [max(need - cap, 0.0) for need, cap in zip(self._peaks(program), self.caps, strict=True)]
+        if any(over):
+            worst = max(range(len(over)), key=over.__getitem__)
+            need = self.caps[worst] + over[worst]
+            text = f"rank {worst} needs {format_bytes(need)} of {format_bytes(self.caps[worst])} with {name}"
+            self.least_over = min(self.least_over or (over[worst], text), (over[worst], text))
+            return over
+        self.simulated += 1
+        step_s = step_seconds(program, self.hardware)
+        if self.best is None or step_s < self.best.step_s:
+            self.best = AutoSchedule(program, order, posting, step_s, self.bound_s, name, self.simulated)
+        return over
+
+    def _peaks(self, program: Program) -> list[int]:
+        return [peak_bytes(program, self.hardware.memory, rank) for rank in range(len(self.caps))]

@@ -1,0 +1,90 @@
+"""What a search is given: layers and their costs, ranks, a schedule, and the memory each rank may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evenflow.cost import Costs, HasLayers, MemoryModel, rank_costs, stage_costs
+from evenflow.errors import InputError
+from evenflow.program import AUTO, SCHEDULES, default_stage_rank, find_schedule, misfit
+from evenflow.simulate import Hardware
+
+Split = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One step's work on one pipeline.
+
+    Attributes:
+        model: the layers and their bytes.
+        costs: seconds of each layer and transfer.
+        microbatches: microbatches of a step.
+        schedule: the schedule's name, or `auto`.
+        stage_rank: the rank of each stage.
+        limit: bytes that a rank may use.
+        at_once: how many ranks compute at full speed at once.
+    """
+
+    model: HasLayers
+    costs: Costs
+    microbatches: int
+    schedule: str
+    stage_rank: tuple[int, ...]
+    limit: float
+    at_once: int
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks there are."""
+        return max(self.stage_rank) + 1
+
+    @property
+    def stages(self) -> int:
+        """How many stages there are."""
+        return len(self.stage_rank)
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self.model.layers)
+
+    @property
+    def made_for_costs(self) -> bool:
+        """Whether the schedule's order depends on the costs of its stages."""
+        return self.schedule == AUTO or SCHEDULES[self.schedule].by_costs
+
+    def hardware(self, split: Split, is_crowded: bool = True) -> Hardware:
+        """What the simulator needs to know of a split; not crowded, every rank has a processor of its own."""
+        return Hardware(
+            stages=stage_costs(self.costs, split),
+            ranks=rank_costs(self.costs, split, self.stage_rank),
+            links=self.costs.link,
+            memory=MemoryModel(self.model).stages(split),
+            reduce_s=self.costs.reduce_s,
+            at_once=self.at_once if is_crowded else None,
+        )
+
+
+def place_stages(schedule: str, ranks: int, layers: int, stages_per_rank: int | None = None) -> tuple[int, ...]:
+    """The rank of each stage under a schedule, or `auto`.
+
+    Raises:
+        InputError: no such schedule, more stages than layers, or a number of stages that the schedule cannot run.
+    """
+    if schedule == AUTO:
+        stage_rank = default_stage_rank("zb-2p", ranks, stages_per_rank)
+    else:
+        stage_rank = default_stage_rank(schedule, ranks, stages_per_rank)
+        reason = misfit(schedule, stage_rank)
+        if reason is not None:
+            raise InputError(reason)
+    if len(stage_rank) > layers:
+        each = len(stage_rank) // ranks
+        title = "auto" if schedule == AUTO else find_schedule(schedule).title
+        more = "" if each == 1 else f" ({title}: {each} on each rank)"
+        raise InputError(
+            f"{len(stage_rank)} stages{more} need at least {len(stage_rank)} layers, and there are {layers}: "
+            f"{layers // each} processes or fewer would do"
+        )
+    return stage_rank
