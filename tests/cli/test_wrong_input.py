@@ -131,7 +131,7 @@ def test_misspelt_options(refuse: Callable[..., str], arguments: list[str], says
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--schedule", "2f2b"], "schedule '2f2b' is not known; 1f1b, gpipe are"),
+        (["--schedule", "2f2b"], "schedule '2f2b' is not known; 1f1b, gpipe, interleaved, "),
         (["--cluster", "8xB999"], "'B999' is not in the catalogue"),
         (["--cluster", "8x"], "is not understood"),
     ],

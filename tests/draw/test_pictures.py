@@ -70,7 +70,7 @@ def test_the_island_says_who_was_waited_for(report):
     data = json.loads(Page(text).texts["timeline"])
     for number, rank in enumerate(data["timelines"][0]["ranks"]):
         told = sum(sum(parts[:-1]) for parts in rank["waits"].values())
-        assert told == pytest.approx(sum(wait.seconds for wait in waits(predicted, number)), abs=1e-6)
+        assert told == pytest.approx(sum(wait.seconds for wait in waits(predicted)[number]), abs=1e-6)
     first = data["timelines"][0]["ranks"][3]
     assert first["actions"][0] == "3F0"
     assert first["waits"]["0"][0] > 0
@@ -98,7 +98,7 @@ def test_the_page_needs_no_network(report):
 
 def test_hostile_names_stay_text():
     plan = replace(sample_plan(name=HOSTILE), cluster=HOSTILE, notes=(HOSTILE,), costs={HOSTILE: "assumed"})
-    plan = replace(plan, layer_names=(HOSTILE,) * len(plan.layer_names), schedule="1f1b")
+    plan = replace(plan, layers=tuple(replace(layer, name=HOSTILE) for layer in plan.layers))
     predicted, measured = sample_timelines(plan)
     page = Page(report_html(plan, predicted, measured, ()))
     assert [tag for tag, _ in page.tags].count("script") == 2

@@ -9,7 +9,7 @@ from evenflow.files import StepMetrics
 from evenflow.plan import Plan
 from evenflow.search import equal_split, make_plan, plan_timeline
 from evenflow.spec import Batch, Cluster, Device, Layer, LayerKind, Machine, Model, Operator
-from evenflow.timeline import Event, RankTimeline, Timeline
+from evenflow.timeline import RankTimeline, Timeline
 
 MIB = 2**20
 
@@ -19,7 +19,9 @@ def sample_model(blocks: int = 8, name: str = "tiny-llama") -> Model:
 
     def layer(own_name: str, kind: LayerKind, parameters: int, flops: int) -> Layer:
         operators = (Operator("mm", flops, 2 * flops),)
-        return Layer(own_name, kind, kind, parameters, 4 * parameters, operators, MIB, MIB // 4, MIB, 2 * MIB)
+        return Layer(
+            own_name, kind, kind, parameters, 4 * parameters, operators, flops, MIB, MIB // 2, MIB // 4, MIB, 2 * MIB
+        )
 
     return Model(
         name=name,
@@ -40,9 +42,9 @@ def sample_model(blocks: int = 8, name: str = "tiny-llama") -> Model:
 def sample_costs(model: Model) -> Costs:
     """Blocks take 10 and 20 ms, the head twice that, the embedding next to nothing."""
     of_kind = {
-        "embedding": LayerCost(0.0005, 0.0003, 0.001, 0.012),
-        "block": LayerCost(0.010, 0.020, 0.0004, 0.003),
-        "head": LayerCost(0.020, 0.040, 0.001, 0.012),
+        "embedding": LayerCost(0.0005, 0.0003, 0.0003, 0.0, 0.001, 0.012),
+        "block": LayerCost(0.010, 0.020, 0.012, 0.008, 0.0004, 0.003),
+        "head": LayerCost(0.020, 0.040, 0.020, 0.020, 0.001, 0.012),
     }
     return Costs(
         layers=tuple(of_kind[layer.kind] for layer in model.layers),
@@ -75,7 +77,9 @@ def sample_timelines(plan: Plan) -> tuple[Timeline, Timeline]:
         RankTimeline(
             begin_s=moved(rank.begin_s),
             end_s=moved(rank.end_s),
-            events=tuple(Event(event.action, moved(event.start_s), moved(event.end_s)) for event in rank.events),
+            actions=rank.actions,
+            starts=tuple(map(moved, rank.starts)),
+            ends=tuple(map(moved, rank.ends)),
             peak_bytes=rank.peak_bytes + 5 * MIB,
             memory=(),
         )

@@ -52,7 +52,7 @@ def test_the_promised_keys():
         "search",
         "costs",
     ]
-    assert data["format_version"] == 1
+    assert data["format_version"] == 2
     assert list(data["axes"]) == ["pp", "tp", "dp", "cp", "ep"]
     assert set(data["stages"][0]) >= {"rank", "layers", "forward_s", "backward_s", "parameter_bytes"}
     assert set(data["ranks"][0]) >= {"rank", "stages", "busy_s", "peak_bytes"}
@@ -90,12 +90,29 @@ def _drop(*path):
     return change
 
 
+def _longer(data):
+    data["layers"].append(data["layers"][0])
+
+
+def _swapped(data):
+    for here, there in ((1, 2), (2, 1)):
+        data["stages"][here]["rank"] = there
+        data["ranks"][there]["stages"] = [here]
+
+
+def _with_order(lines):
+    def change(data):
+        data["schedule"], data["order"] = "auto", lines
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_set("format_version", 2), "format_version: is 2; this evenflow reads 1"),
-        (_set("format_version", True), "format_version: is true; this evenflow reads 1"),
-        (_drop("format_version"), "format_version: is missing; this evenflow reads 1"),
+        (_set("format_version", 1), "format_version: is 1; this evenflow reads 2"),
+        (_set("format_version", True), "format_version: is true; this evenflow reads 2"),
+        (_drop("format_version"), "format_version: is missing; this evenflow reads 2"),
         (_drop("schedule"), "schedule: is missing"),
         (_drop("stages", 2, "forward_s"), "stages.2.forward_s: is missing"),
         (_set("color", "red"), "color: is not a key that belongs here"),
@@ -112,14 +129,21 @@ def _drop(*path):
         (_set("stages", 0, "layers", [0, 2]), "stages.0.layers: has layer 2 where 1 would follow"),
         (_set("stages", 0, "layers", [1, 2]), "stages.0.layers: has layer 1 where 0 would follow"),
         (_set("stages", 1, "layers", [2, 3, 4]), "stages.1.layers: has layer 2 where 3 would follow"),
-        (_set("layer_names", ["a"] * 11), "stages.3.layers: ends at layer 9, but layer_names has 11 layers"),
+        (_longer, "stages.3.layers: ends at layer 9, but layers has 11 layers"),
         (_set("stages", 1, "rank", 4), "stages.1.rank: is 4; ranks go from 0 to 3"),
         (
             _set("stages", 1, "rank", 0),
-            "stages.1.rank: is 0; this evenflow runs one stage on each rank, in order",
+            "ranks.0.stages: is [0], but by their own rank the stages here are [0, 1]",
         ),
         (_set("ranks", 1, "rank", 2), "ranks.1.rank: is 2; ranks stand in order, so 1 would be right"),
         (_set("axes", "pp", 3), "axes.pp: is 3, but ranks has 4"),
+        (_swapped, "schedule: 1F1B needs its stages in one placement, not on the ranks [0, 2, 1, 3]"),
+        (_set("schedule", "zb-v"), "schedule: ZB-V runs 2 stages on each rank: 8 stages on 4 ranks, not 4"),
+        (_set("schedule", "auto"), "order: auto needs each rank's order"),
+        (_set("order", ["0F0"]), "order: 1f1b needs none; null would do"),
+        (_with_order(["0F0 0B0", "1F0 1X0", "2F0", "3F0"]), "order: rank 1: '1X0' is not a compute action"),
+        (_with_order(["0F0", "1F0", "2F0", "3F0"]), "order: rank 0: NORM: 0F0 is still held"),
+        (_with_order(["0F0 0B0"]), "order: has 1 ranks; there are 4"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key(tmp_path, change, said):

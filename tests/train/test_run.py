@@ -85,7 +85,7 @@ def test_the_timeline_has_no_holes(run: RunResult) -> None:
     assert stored.measured == run.measured
     assert stored.step is not None
     for rank, own in enumerate(run.measured.ranks):
-        assert own.busy_s + own.optimizer_s + sum(wait.seconds for wait in waits(run.measured, rank)) == pytest.approx(
+        assert own.busy_s + own.optimizer_s + sum(wait.seconds for wait in waits(run.measured)[rank]) == pytest.approx(
             own.wall_s
         )
         assert all(event.start_s <= event.end_s for event in own.events)

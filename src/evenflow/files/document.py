@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evenflow.errors import FaultError, InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION: Literal[2] = 2
 _LINE = 110
 
 Read = TypeVar("Read", bound="Part")

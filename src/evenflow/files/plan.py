@@ -275,6 +275,8 @@ def _schedule_mistake(document: PlanDocument) -> str | None:
         )
     if document.order is None:
         return None
+    if len(document.order) != len(document.ranks):
+        return f"order: has {len(document.order)} ranks; there are {len(document.ranks)}"
     try:
         order = parse_order(document.order)
         verify(lower(order, stage_rank, document.microbatches))

@@ -1,0 +1,99 @@
+"""Why: auto promises to be no slower than any schedule that people know by name, whatever the costs and caps."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from random import Random
+
+import pytest
+
+from evenflow.cost import LinkCost, RankCost, StageCost
+from evenflow.errors import ImpossibleError
+from evenflow.program import SCHEDULES, build_program, lower, misfit, peak_bytes, place, verify
+from evenflow.program.actions import Forward, InputBackward, WeightBackward
+from evenflow.search import make_auto, plan_work
+from evenflow.simulate import Hardware, free_transfers, step_seconds
+from tests.property.cases import NO_MEMORY, NO_RANK_COST
+from tests.search.uneven import uneven_case
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_never_slower_than_the_best_named_schedule_under_the_same_cap(seed):
+    case = uneven_case(seed, most_ranks=5)
+    found = make_auto(case.stage_rank, case.microbatches, case.hardware, case.caps)
+    verify(found.program, case.hardware.memory, case.caps)
+    assert found.step_s == step_seconds(found.program, case.hardware)
+    assert found.step_s >= found.bound_s * (1 - 1e-9)
+    assert found.step_s <= case.best_named()[0] * (1 + 1e-12)
+
+
+def test_equals_the_best_of_all_orders_where_they_can_be_counted():
+    """Two ranks, two microbatches: every order of every rank is tried; auto finds a best one."""
+    for seed in range(4):
+        random = Random(seed)
+        stages = [StageCost(f, i + w, i, w) for f, i, w in ([random.uniform(0.5, 2) for _ in range(3)] for _ in "ab")]
+        hardware = Hardware(stages, [NO_RANK_COST] * 2, free_transfers(), [NO_MEMORY] * 2)
+        best = min(
+            step_seconds(program, hardware)
+            for first in _orders(0)
+            for second in _orders(1)
+            if _runs(program := lower((first, second), (0, 1), 2, plan_work((0, 1), 2, hardware)))
+        )
+        found = make_auto((0, 1), 2, hardware, [1e9, 1e9])
+        assert found.step_s == pytest.approx(best, rel=1e-9)
+
+
+def _orders(stage):
+    actions = [kind(stage, k) for kind in (Forward, InputBackward, WeightBackward) for k in (0, 1)]
+    for order in permutations(actions):
+        place_of = {action: at for at, action in enumerate(order)}
+        in_turn = all(
+            place_of[Forward(stage, k)] < place_of[InputBackward(stage, k)] < place_of[WeightBackward(stage, k)]
+            for k in (0, 1)
+        )
+        if in_turn and all(place_of[kind(stage, 0)] < place_of[kind(stage, 1)] for kind in {type(a) for a in actions}):
+            yield order
+
+
+def _runs(program):
+    try:
+        verify(program)
+    except Exception:
+        return False
+    return True
+
+
+def test_the_order_bound_is_met_where_nothing_can_idle():
+    stages = [StageCost(1.0, 2.0, 1.0, 1.0)] * 3
+    hardware = Hardware(stages, [RankCost(0.5, 1.0)] * 3, LinkCost(0.0, float("inf")), [NO_MEMORY] * 3)
+    found = make_auto((0, 1, 2), 12, hardware, [1e9] * 3)
+    assert found.gap == pytest.approx(0.0, abs=1e-9)
+    assert found.step_s == pytest.approx(2 + 36 + 0.5 + 1.0)
+
+
+def test_caps_that_differ_by_rank_are_kept_and_too_small_ones_named():
+    case = uneven_case(5, most_ranks=4)
+    ranks = len(case.caps)
+    one_f_one_b = build_program("1f1b" if misfit("1f1b", case.stage_rank) is None else "gpipe", case.stage_rank, 4)
+    caps = [1.0 * peak_bytes(one_f_one_b, case.hardware.memory, rank) for rank in range(ranks)]
+    found = make_auto(case.stage_rank, 4, case.hardware, caps)
+    verify(found.program, case.hardware.memory, caps)
+    with pytest.raises(ImpossibleError, match=r"no schedule fits: rank \d needs .* of 1 B"):
+        make_auto(case.stage_rank, 4, case.hardware, [1.0] * ranks)
+
+
+@pytest.mark.parametrize("placement", ["loop", "v"])
+def test_takes_stages_in_any_placement(placement):
+    random = Random(placement)
+    stage_rank = place(placement, 3, 7)
+    stages = [
+        StageCost(1.0, 2.0, 1.0, 1.0) if random.random() < 0.5 else StageCost(1.5, 2.0, 1.5, 0.5) for _ in range(7)
+    ]
+    hardware = Hardware(stages, [NO_RANK_COST] * 3, LinkCost(0.05, float("inf")), [NO_MEMORY] * 7)
+    found = make_auto(stage_rank, 5, hardware, [1e9] * 3)
+    named = [
+        step_seconds(build_program(name, stage_rank, 5), hardware)
+        for name, own in SCHEDULES.items()
+        if misfit(name, stage_rank) is None and not own.by_costs
+    ]
+    assert found.step_s <= min(named)
