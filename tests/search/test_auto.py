@@ -14,7 +14,7 @@ from evenflow.program.actions import Forward, InputBackward, WeightBackward
 from evenflow.search import make_auto, plan_work
 from evenflow.simulate import Hardware, free_transfers, step_seconds
 from tests.property.cases import NO_MEMORY, NO_RANK_COST
-from tests.search.uneven import uneven_case
+from benchmarks.uneven import uneven_case
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -37,9 +37,8 @@ from evenflow.units import format_bytes
 
 _EFFORT = 0.25  # of what ZB-2p spends on settings
 _IMPROVED = 2  # list schedules that are improved
-_ACTIONS_TIMED = 150_000  # in improving each
-_CLOSE = 1.03  # a named schedule that looks slower than the best by more than this is not simulated
-_TIGHTER = 3  # times that a list schedule is made anew under smaller caps if its program holds too much
+_ACTIONS_TIMED = 100_000  # in improving each
+_TIGHTER = 4  # times that a list schedule is made anew under smaller caps if its program holds too much
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +100,7 @@ class _Auto:
         self.hardware, self.caps = hardware, caps
         self.work = plan_work(stage_rank, microbatches, hardware, caps)
         self.norms = [cost.norm_s for cost in hardware.ranks]
+        self.least_after = hardware.reduce_s + min(cost.optimizer_s for cost in hardware.ranks)
         self.best: AutoSchedule | None = None
         self.bound_s = order_bound_s(self.work, hardware)
         self.simulated = 0
@@ -113,7 +113,8 @@ class _Auto:
         for listing in listings:
             self._judge_listing(listing)
         for quick, name, order in named:
-            if self.best is None or quick <= self.best.step_s * _CLOSE:
+            # The quick look leaves out whatever may hold an action up, so no simulation of the whole is shorter.
+            if self.best is None or quick + self.least_after < self.best.step_s:
                 self._judge(order, "costs" if SCHEDULES[name].by_costs else "even", name)
         if self.best is None:
             need = self.least_over[1] if self.least_over else "no order of the stages keeps under the caps"
@@ -133,36 +134,42 @@ class _Auto:
                 yield self._objective(order_times(encode(order, self.work), self.work))[0], name, order
 
     def _judge_listing(self, listing: Listing) -> None:
-        """Improve a list schedule and judge it; where its program holds too much, list it under smaller caps."""
-        work = self.work
-        evaluations = _ACTIONS_TIMED // (3 * work.stages * work.microbatches)
-        coded = listing.coded
+        """Judge a list schedule as it is and improved; where its program holds too much, listed under smaller caps."""
+        work, coded = self.work, listing.coded
         for _ in range(_TIGHTER):
-            coded, _ = improve(work, coded, self._objective, evaluations)
-            over = self._judge(decode(coded, work), "costs", "list")
+            program = lower(decode(coded, work), self.stage_rank, self.microbatches, work)
+            over = self._over(program, "a list schedule")
             if not any(over):
-                return
+                break
             work = replace(work, cap=tuple(cap - more for cap, more in zip(work.cap, over, strict=True)))
             listed = list_schedule(work, listing.policy)
             if listed is None:
                 return
             coded = listed[0]
+        improved, _ = improve(work, coded, self._objective, _ACTIONS_TIMED // (3 * work.stages * work.microbatches))
+        if not self._judge(decode(improved, work), "costs", "list"):
+            self._judge(decode(coded, work), "costs", "list")
 
-    def _judge(self, order: Order, posting: Posting, name: str) -> list[float]:
-        """Simulate a candidate if it fits; returns by how much each rank is over its cap."""
+    def _judge(self, order: Order, posting: Posting, name: str) -> bool:
+        """Simulate a candidate and keep the best; whether it fits."""
         program = lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
+        if any(self._over(program, name)):
+            return False
         verify(program)
+        self.simulated += 1
+        step_s = step_seconds(program, self.hardware)
+        if self.best is None or step_s < self.best.step_s:
+            self.best = AutoSchedule(program, order, posting, step_s, self.bound_s, name, self.simulated)
+        return True
+
+    def _over(self, program: Program, name: str) -> list[float]:
+        """By how much each rank is over its cap."""
         over = [max(need - cap, 0.0) for need, cap in zip(self._peaks(program), self.caps, strict=True)]
         if any(over):
             worst = max(range(len(over)), key=over.__getitem__)
             need = self.caps[worst] + over[worst]
             text = f"rank {worst} needs {format_bytes(need)} of {format_bytes(self.caps[worst])} with {name}"
             self.least_over = min(self.least_over or (over[worst], text), (over[worst], text))
-            return over
-        self.simulated += 1
-        step_s = step_seconds(program, self.hardware)
-        if self.best is None or step_s < self.best.step_s:
-            self.best = AutoSchedule(program, order, posting, step_s, self.bound_s, name, self.simulated)
         return over
 
     def _peaks(self, program: Program) -> list[int]:

@@ -64,6 +64,8 @@ def _searched_schedule(problem: Problem) -> str:
     """The schedule under which splits are compared: where the order depends on costs, one much like it."""
     if not problem.made_for_costs:
         return problem.schedule
+    if problem.schedule == "zb-v":
+        return problem.schedule  # for equal costs
     return "zb-h1" if placement_of(problem.stage_rank) == "one" else "interleaved"
 
 

@@ -55,7 +55,7 @@ SCHEDULES: dict[str, Schedule] = {
     "zb-h2": Schedule(zb_h2, "ZB-H2", halves=True),
     "zb-1p": Schedule(zb_1p, "ZB-1p", _ANY, exactly=False, halves=True, by_costs=True),
     "zb-2p": Schedule(zb_2p, "ZB-2p", _ANY, exactly=False, halves=True, by_costs=True),
-    "zb-v": Schedule(zb_v, "ZB-V", ("v",), 2, halves=True),
+    "zb-v": Schedule(zb_v, "ZB-V", ("v",), 2, halves=True, by_costs=True),
 }
 AUTO = "auto"  # made by `search` for a plan's own costs, with the simulator as judge
 FORWARD_ONLY = Schedule(forward_only, "forward only", _ANY, exactly=False)

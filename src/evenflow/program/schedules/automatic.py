@@ -26,11 +26,10 @@ from evenflow.program.work import Work
 
 # What a search may cost, the same on every machine and in every run: actions listed and timed in all. A long step is
 # searched on fewer microbatches, as its middle repeats itself, and only the best settings are tried on all of them.
-_ACTIONS, _ACTIONS_LONG = 600_000, 300_000
-_LEAST = 24  # listings that are made in any case
+_ACTIONS, _ACTIONS_LONG = 600_000, 250_000
+_LEAST = 20  # listings that are made in any case
 _LONG = 4  # microbatches a rank from which a step of more than so many actions is long
 _MANY = 1_600
-_STARTS = 8  # settings of the grid from which ranks are varied
 _FINALISTS = 4
 
 Objective = Callable[[OrderTimes], tuple[float, ...]]
@@ -47,16 +46,19 @@ class Listing:
 
 def zb_1p(work: Work) -> Order:
     """The compute order of each rank, none of which holds more than p microbatches."""
-    return _capped(work, work.ranks, effort=0.25)  # under so tight a cap there is little to choose
+    return capped(work, work.ranks, effort=0.25)  # under so tight a cap there is little to choose
 
 
 def zb_2p(work: Work) -> Order:
     """The compute order of each rank, none of which holds more than 2p microbatches."""
-    return _capped(work, 2 * work.ranks, effort=1.0)
+    return capped(work, 2 * work.ranks, effort=1.0)
 
 
-def _capped(work: Work, microbatches: int, effort: float) -> Order:
-    """A microbatch on a rank counts one; its stages have equal parts, of which half is left between I and W."""
+def capped(work: Work, microbatches: int, effort: float) -> Order:
+    """The order of the shortest span found in which no rank holds more than so many microbatches.
+
+    A microbatch on a rank counts one; its stages have equal parts, of which half is left between I and W.
+    """
     share = tuple(1.0 / work.stage_rank.count(rank) for rank in work.stage_rank)
     return _shortest_span(
         replace(work, saved=share, pending=tuple(own / 2 for own in share), cap=(float(microbatches),) * work.ranks),
@@ -102,7 +104,7 @@ def _list(work: Work, policy: Policy, objective: Objective) -> Listing | None:
 
 
 def _search(work: Work, objective: Objective, most: int) -> list[Listing]:
-    """Try the grid, then vary the ranks of its best settings; at most so many listings are made."""
+    """Try the grid, vary its best settings rank by rank; at most so many listings are made."""
     tried: dict[Policy, Listing | None] = {}
 
     def attempt(policy: Policy) -> Listing | None:
@@ -115,7 +117,10 @@ def _search(work: Work, objective: Objective, most: int) -> list[Listing]:
             break
         attempt(policy)
     starts = sorted((own for own in tried.values() if own is not None), key=lambda own: own.score)
-    for start in starts[:_STARTS]:
+    families: dict[tuple[float, bool], Listing] = {}  # the best of each way to wait: they end in different places
+    for start in starts:
+        families.setdefault((start.policy.patience, start.policy.most == start.policy.target), start)
+    for start in families.values():
         best = start
         while (better := next(_better(best, attempt), None)) is not None:
             best = better

@@ -15,7 +15,6 @@ in loop placement, or in V.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import inf
 
 from evenflow.cost import StageCost
 from evenflow.program.actions import Backward, Compute, Forward, InputBackward, Order, WeightBackward
@@ -57,7 +56,8 @@ def _warm_up(held: tuple[int, ...], stages: int, groups: tuple[range, ...]) -> i
 def _listed(work: Work) -> Order:
     """Stages in V, or not equally many on all ranks: no rule fits all of these, so the order is played out.
 
-    A whole backward is an input half of two seconds with a weight half of none right after it.
+    A whole backward is an input half of two seconds with a weight half of none right after it. Forwards may run ahead
+    by so much and no further, whatever it would bring: else memory would grow with the number of microbatches.
     """
     even = replace(even_work(work.stage_rank, work.microbatches), costs=(StageCost(1.0, 2.0, 2.0, 0.0),) * work.stages)
     groups = groups_of(work.microbatches, work.ranks)
@@ -65,7 +65,7 @@ def _listed(work: Work) -> Order:
     at_once = (0.0,) * work.ranks
     listed = [
         one
-        for extra in (0.0, 2.0, inf)
+        for extra in (0, 2, 2 * work.ranks)
         for deep_first in (True, False)
         if (one := list_schedule(even, Policy(target, tuple(own + extra for own in target), at_once, 0.0, deep_first)))
     ]

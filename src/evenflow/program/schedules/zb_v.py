@@ -9,7 +9,8 @@ A microbatch comes back to rank 0 for its last stage, so its backward begins the
 holds equally early. Where F = I = W and m >= 2p - 1 no rank idles between its own first and last action, and none
 holds more than p microbatches (Qi et al. 2024, arXiv:2405.15362, section 3.3; Qi et al. 2023, arXiv:2401.10241,
 section 6). The papers draw it; here it is listed: of forwards the deeper stage first, weight halves in the gaps,
-under the cap of p microbatches, for F = I = W.
+under the cap of p microbatches. Drawn for F = I = W it idles much where they differ, so the best list schedule for
+the given costs under the same cap is taken where that has the shorter span.
 """
 
 from __future__ import annotations
@@ -19,19 +20,30 @@ from itertools import product
 from math import inf
 
 from evenflow.program.actions import Order
+from evenflow.program.schedules.automatic import capped
 from evenflow.program.schedules.listing import Policy, list_schedule
-from evenflow.program.times import decode
+from evenflow.program.times import decode, encode, order_times
 from evenflow.program.work import Work, even_work
 
 
 def zb_v(work: Work) -> Order:
     """The compute order of each rank; rank r of p holds stages r and 2p - 1 - r."""
-    p = work.ranks
-    even = replace(even_work(work.stage_rank, work.microbatches), cap=(float(p),) * p)
+    drawn = [encode(order, work) for order in _drawn(work.stage_rank, work.microbatches)]
+    if work.costs != even_work(work.stage_rank, work.microbatches).costs:
+        drawn.append(encode(capped(work, work.ranks, effort=0.25), work))
+    return decode(min(drawn, key=lambda coded: order_times(coded, work).longest_span), work)
+
+
+def _drawn(stage_rank: tuple[int, ...], microbatches: int) -> list[Order]:
+    """The orders for F = I = W with the shortest span; a few settings serve all sizes."""
+    even = even_work(stage_rank, microbatches)
+    p = even.ranks
+    even = replace(even, cap=(float(p),) * p)
     backlogs = ((inf,) * p, (2.0,) * p, tuple(2.0 * rank for rank in range(p)))
     listed = [
         one
         for target, backlog in product((1, 2 * p - 1, 2 * p), backlogs)
         if (one := list_schedule(even, Policy((target,) * p, (2.0 * p,) * p, backlog))) is not None
     ]
-    return decode(min(listed, key=lambda one: one[1].longest_span)[0], work)
+    shortest = min(times.longest_span for _, times in listed)
+    return [decode(coded, even) for coded, times in listed if times.longest_span == shortest]
