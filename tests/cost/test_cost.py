@@ -17,16 +17,24 @@ from evenflow.cost import (
     stage_costs,
 )
 from evenflow.errors import InputError
-from evenflow.program import build_program, peak_bytes, rank_memory
+from evenflow.program import build_program, evaluation_program, peak_bytes, peak_forms, rank_memory, ranks_text
 from evenflow.spec import parse_cluster, this_machine
 from evenflow.spec.cluster import local_cluster
 from tests.property.cases import cluster_of, costs_of, model_of
 
-COSTS = costs_of([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], norm=[0.1, 0.2, 0.3], optimizer=[1.0, 2.0, 4.0], stage_s=(0.5, 0.25))
+COSTS = costs_of(
+    [1.0, 2.0, 3.0],
+    [4.0, 5.0, 6.0],
+    input_half=[1.0, 2.0, 3.0],
+    norm=[0.1, 0.2, 0.3],
+    optimizer=[1.0, 2.0, 4.0],
+    stage_s=(0.5, 0.25),
+)
 
 
 def test_a_stage_costs_its_layers_and_itself():
-    assert stage_costs(COSTS, [(0,), (1, 2)]) == (StageCost(1.5, 4.25), StageCost(5.5, 11.25))
+    """What a stage's backward costs beside its layers falls into the half that others wait for."""
+    assert stage_costs(COSTS, [(0,), (1, 2)]) == (StageCost(1.5, 4.25, 1.25, 3.0), StageCost(5.5, 11.25, 5.25, 6.0))
 
 
 def test_a_rank_updates_the_layers_of_all_its_stages():
@@ -47,11 +55,15 @@ def test_analytic_costs_are_flops_over_what_a_device_reaches():
     costs = analytic_costs(model_of(3, parameter_bytes=[0, 400, 800]), cluster_of(4))
     assert [own.forward_s for own in costs.layers] == pytest.approx([1000 / 0.5e9] * 3)
     assert [own.backward_s for own in costs.layers] == pytest.approx([2000 / 0.5e9] * 3)
+    assert [own.weight_s for own in costs.layers] == pytest.approx([1000 / 0.5e9] * 3)
+    assert [own.input_s + own.weight_s for own in costs.layers] == pytest.approx(
+        [own.backward_s for own in costs.layers]
+    )
     assert costs.layers[2].optimizer_s == pytest.approx(2 * costs.layers[1].optimizer_s)
     assert costs.layers[0].norm_s == 0
     assert costs.reduce_s == pytest.approx(6e-6)
     assert analytic_costs(model_of(3), cluster_of(1)).reduce_s == 0
-    assert set(costs.origin) == {"layers", "link", "optimizer", "memory"}
+    assert set(costs.origin) == {"layers", "halves", "link", "optimizer", "memory"}
     assert "measured" not in costs.origin.values()
 
 
@@ -59,6 +71,7 @@ MODEL = model_of(
     4,
     parameter_bytes=[40, 20, 24, 80],
     saved_bytes=[8, 30, 34, 50],
+    pending_bytes=[3, 16, 20, 25],
     passing_bytes=[9, 40, 5, 60],
     output_bytes=10,
 )
@@ -69,6 +82,7 @@ def test_memory_of_a_stage_by_hand():
     first = MemoryModel(MODEL).stage([0, 1, 2])
     assert (first.parameter_bytes, first.state_bytes) == (84, 336)
     assert (first.input_bytes, first.output_bytes, first.saved_bytes) == (0, 10, 72)
+    assert first.pending_bytes == 39
     assert (first.forward_peak_bytes, first.backward_peak_bytes) == (48, 6)
     last = MemoryModel(MODEL).stage([3])
     assert (last.input_bytes, last.output_bytes, last.saved_bytes) == (10, 0, 40)
@@ -99,9 +113,59 @@ def test_the_account_of_a_rank_by_hand():
     memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
     # RECV_F0, F0, B0, SEND_B0, RELEASE_B0, NORM, STEP
     held = rank_memory(program, memory, 1)
-    assert [own.after_bytes - 320 for own in held] == [10, 50, 10, 10, 0, 0, 0]
-    assert [own.peak_bytes - 320 for own in held] == [10, 70, 110, 10, 10, 0, 0]
+    assert (held.after_bytes - 320).tolist() == [10, 50, 10, 10, 0, 0, 0]
+    assert (held.peak_bytes - 320).tolist() == [10, 70, 110, 10, 10, 0, 0]
     assert peak_bytes(program, memory, 1) == 430
+
+
+def test_the_account_of_halves_by_hand():
+    """As above; between I and W 25 bytes are pending and the input stays, beside the gradient of it."""
+    program = build_program("zb-h1", 2, 1)
+    memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
+    # RECV_F0, F0, I0, SEND_B0, W0, RELEASE_B0, NORM, STEP
+    held = rank_memory(program, memory, 1)
+    assert ranks_text(program.ranks).splitlines()[1].startswith("1RECV_F0 1F0 1I0 1SEND_B0 1W0 1RELEASE_B0 NORM")
+    assert (held.after_bytes - 320).tolist() == [10, 50, 45, 45, 10, 0, 0, 0]
+    assert (held.peak_bytes - 320).tolist() == [10, 70, 110, 45, 45, 10, 0, 0]
+
+
+def test_the_account_of_an_evaluation_by_hand():
+    """Nothing is kept: F frees its input, and the output goes when it has been sent."""
+    program = evaluation_program((0, 1), 1)
+    memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
+    # F0, SEND_F0, RELEASE_F0 on rank 0; RECV_F0, F0 on rank 1
+    first, last = (rank_memory(program, memory, rank) for rank in (0, 1))
+    assert (first.after_bytes - 336).tolist() == [10, 10, 0]
+    assert (first.peak_bytes - 336).tolist() == [48, 10, 10]
+    assert (last.after_bytes - 320).tolist() == [10, 0]
+    assert (last.peak_bytes - 320).tolist() == [10, 70]
+
+
+def test_a_tensor_handed_over_on_one_rank_is_held_once():
+    """Stages of layer 0 and 1 on a rank (V, stages 1 and 2 of 4 on rank 1): no room is made for what is there."""
+    program = build_program("zb-v", 2, 1)
+    memory = MemoryModel(MODEL).stages([(0,), (1,), (2,), (3,)])
+    held = rank_memory(program, memory, 1)
+    state = 4 * (20 + 24)
+    tokens = ranks_text(program.ranks).splitlines()[1].split()
+    after = dict(zip(tokens, (held.after_bytes - state).tolist(), strict=True))
+    # Layer 1 saves 20 beside its input, layer 2 24; each boundary is 10.
+    assert after["1RECV_F0"] == 10
+    assert after["1F0"] == 10 + 20 + 10
+    assert after["2RECV_B0"] == after["1F0"] + 10
+    assert after["2F0"] == after["2RECV_B0"] + 24 + 10
+    assert after["STEP"] == 0
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zb-h1", "zb-h2", "zb-1p"])
+def test_the_forms_of_a_peak_come_to_the_peak_for_any_stage(schedule):
+    """The planner asks every run of layers what it would hold, from a few forms instead of a whole program."""
+    program = build_program(schedule, 3, 5)
+    for layers in ([(0,), (1,), (2, 3)], [(0, 1), (2,), (3,)], [(0,), (1, 2), (3,)]):
+        memory = MemoryModel(MODEL).stages(layers)
+        for stage in range(3):
+            forms = peak_forms(program, stage)
+            assert max(form.bytes(memory[stage]) for form in forms) == peak_bytes(program, memory, stage)
 
 
 def _profile(model, cluster):

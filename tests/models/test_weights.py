@@ -50,7 +50,7 @@ def test_shards_open_in_transformers_and_read_back(config: PretrainedConfig, tmp
     shards = []
     for rank, stage in enumerate(stages):
         draw_weights(stage, seed=1)
-        shards.append(write_weights(stage, folder, rank, 3))
+        shards.append(write_weights([stage], folder, rank, 3))
     write_index(folder, shards)
     config.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -68,7 +68,7 @@ def test_shards_open_in_transformers_and_read_back(config: PretrainedConfig, tmp
 def test_missing_misshapen_and_damaged_tensors_are_named(config: PretrainedConfig, tmp_path: Path) -> None:
     stage = build_stage(config, [1])
     draw_weights(stage, seed=1)
-    write_weights(stage, tmp_path, 0, 1)
+    write_weights([stage], tmp_path, 0, 1)
     file = tmp_path / "model.safetensors"
     good = load_file(file)
     name = "model.layers.0.mlp.up_proj.weight"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,12 @@ def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
     """Train a split model for some steps."""
     runs = 0
 
-    def run(config: dict[str, Any], split: list[list[int]], **payload: Any) -> SplitRun:
+    def run(
+        config: dict[str, Any], split: list[list[int]], stage_rank: Sequence[int] | None = None, **payload: Any
+    ) -> SplitRun:
         nonlocal runs
+        placed = list(stage_rank or range(len(split)))
+        ranks = max(placed) + 1
         runs += 1
         folder = tmp_path / f"run-{runs}"
         folder.mkdir()
@@ -39,13 +43,20 @@ def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
         group = server.start(
             "parity",
             "tests.parity.ranks:run",
-            len(split),
-            {**defaults, **payload, "config": dict(config), "split": split, "folder": str(folder)},
+            ranks,
+            {
+                **defaults,
+                **payload,
+                "config": dict(config),
+                "split": split,
+                "stage_rank": placed,
+                "folder": str(folder),
+            },
         )
         results = dict(item for item in group.messages() if item is not None)
         gradients: dict[str, torch.Tensor] = {}
         weights: dict[str, torch.Tensor] = {}
-        for rank in range(len(split)):
+        for rank in range(ranks):
             gradients |= load_file(folder / f"gradients-{rank}.safetensors")
             weights |= load_file(folder / f"weights-{rank}.safetensors")
         return SplitRun(
@@ -53,7 +64,7 @@ def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
             norms=[step[1] for step in results[0]["steps"]],
             gradients=gradients,
             weights=weights,
-            buffers=[results[rank]["buffers"] for rank in range(len(split))],
+            buffers=[results[rank]["buffers"] for rank in range(ranks)],
         )
 
     return run

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from evenflow.cost import RankCost, StageCost, StageMemory
 from evenflow.execute import Executor
 from evenflow.launch import Channel
 from evenflow.models import build_stage, draw_weights
-from evenflow.program import build_program, verify
+from evenflow.program import AUTO, SCHEDULES, Program, build_program, stages_of, verify
 from evenflow.runtime import Optimizer, OptimizerSettings, connect
+from evenflow.search import make_auto, plan_work
+from evenflow.simulate import Hardware, free_transfers
 
 
 def tokens_of(step: int, microbatch: int, batch: int, seq: int, vocabulary: int) -> torch.Tensor:
@@ -28,14 +33,16 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     split: list[list[int]] = payload["split"]
     config = AutoConfig.for_model(payload["config"].pop("model_type"), **payload["config"])
     folder = Path(payload["folder"])
-    transport = connect(rank, len(split), folder / "rendezvous", 60)
-    stage = build_stage(config, split[rank])
-    draw_weights(stage, payload["seed"])
-    program = build_program(payload["schedule"], len(split), payload["microbatches"])
+    program = program_of(payload["schedule"], payload["stage_rank"], payload["microbatches"])
     verify(program)
-    optimizer = GradientKeeper(stage.named_model_parameters(), stage.anatomy.parameters, OptimizerSettings())
+    transport = connect(rank, len(program.ranks), folder / "rendezvous", 60)
+    stages = {number: build_stage(config, split[number]) for number in stages_of(program.stage_rank, rank)}
+    for stage in stages.values():
+        draw_weights(stage, payload["seed"])
+    parameters = {name: own for stage in stages.values() for name, own in stage.named_model_parameters().items()}
+    optimizer = GradientKeeper(parameters, next(iter(stages.values())).anatomy.parameters, OptimizerSettings())
     batch, seq = payload["shape"]
-    executor = Executor(program, rank, {rank: stage}, transport, optimizer, (batch, seq, config.hidden_size))
+    executor = Executor(program, rank, stages, transport, optimizer, (batch, seq, config.hidden_size))
     results = []
     for step in range(1, payload["steps"] + 1):
         result = executor.run_step(
@@ -44,9 +51,25 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         results.append([result.loss, result.grad_norm])
     transport.close()
     save_file(optimizer.first, folder / f"gradients-{rank}.safetensors")
-    weights = {name: parameter.detach() for name, parameter in stage.named_model_parameters().items()}
+    weights = {name: parameter.detach() for name, parameter in parameters.items()}
     save_file(weights, folder / f"weights-{rank}.safetensors")
     channel.send({"kind": "result", "steps": results, "buffers": executor.pool.made})
+
+
+def program_of(schedule: str, stage_rank: Sequence[int], microbatches: int) -> Program:
+    """The program of a schedule; one that depends on costs gets stages that all differ."""
+    chance = Random(len(stage_rank))
+    stages = []
+    for _ in stage_rank:
+        forward, half, weight = (chance.uniform(0.5, 2.0) for _ in range(3))
+        stages.append(StageCost(forward, half + weight, half, weight))
+    ranks = max(stage_rank) + 1
+    nothing = StageMemory(0, 0, 0, 0, 0, 0, 0, 0)
+    hardware = Hardware(stages, [RankCost(0.0, 0.0)] * ranks, free_transfers(), [nothing] * len(stages))
+    if schedule == AUTO:
+        return make_auto(tuple(stage_rank), microbatches, hardware, [1.0] * ranks).program
+    work = plan_work(tuple(stage_rank), microbatches, hardware) if SCHEDULES[schedule].by_costs else None
+    return build_program(schedule, stage_rank, microbatches, work)
 
 
 class GradientKeeper(Optimizer):

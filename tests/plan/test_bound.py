@@ -6,11 +6,10 @@ from random import Random
 
 import pytest
 
-from evenflow.cost import MemoryModel
 from evenflow.plan import step_bound
 from evenflow.program import SCHEDULES, build_program
-from evenflow.search import try_split
-from tests.property.cases import all_splits, costs_of, model_of, random_costs
+from evenflow.simulate import step_seconds
+from tests.property.cases import all_splits, costs_of, model_of, random_costs, split_hardware
 
 
 @pytest.mark.parametrize("with_link", [False, True], ids=["free", "costly"])
@@ -20,14 +19,14 @@ def test_no_split_and_no_schedule_is_faster(schedule, with_link):
     for seed in range(60):
         random = Random(seed)
         layers = random.randint(2, 7)
-        stages = random.randint(1, layers)
+        ranks = random.randint(1, layers // SCHEDULES[schedule].stages_per_rank)
         microbatches = random.choice([1, 2, 3, 5, 8])
         costs = random_costs(random, layers, with_link=with_link)
-        memory = MemoryModel(model_of(layers, output_bytes=random.randint(1, 50)))
-        program = build_program(schedule, stages, microbatches)
-        bound = step_bound(costs, stages, microbatches)
-        for split in all_splits(layers, stages):
-            step = try_split(split, program, costs, memory).step_s
+        model = model_of(layers, output_bytes=random.randint(1, 50))
+        program = build_program(schedule, ranks, microbatches)
+        bound = step_bound(costs, ranks, microbatches)
+        for split in all_splits(layers, program.stages):
+            step = step_seconds(program, split_hardware(program, split, costs, model))
             assert step >= bound * (1 - 1e-9), (seed, split)
             closest = min(closest, step / bound)
     assert closest < 1.02, "a bound that nothing comes near says nothing"
@@ -37,7 +36,8 @@ def test_one_device_takes_as_long_as_all_its_work():
     costs = costs_of([1.0, 2.0, 3.0], [2.0, 3.0, 5.0], norm=[0.1, 0.2, 0.3], optimizer=[1.0, 1.0, 2.0])
     work = 4 * (1 + 2 + 3 + 2 + 3 + 5) + 0.6 + 4.0
     assert step_bound(costs, 1, 4) == pytest.approx(work)
-    step = try_split(((0, 1, 2),), build_program("1f1b", 1, 4), costs, MemoryModel(model_of(3))).step_s
+    program = build_program("1f1b", 1, 4)
+    step = step_seconds(program, split_hardware(program, ((0, 1, 2),), costs, model_of(3)))
     assert step == pytest.approx(work)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -36,6 +37,7 @@ from evenflow.program import (
     verify,
 )
 from evenflow.simulate import simulate, step_seconds
+from evenflow.timeline import idle_by_cause
 from tests.property.cases import random_costs, random_model, split_hardware
 from tests.property.machine import run
 from tests.property.strategies import any_program, seeds
@@ -84,8 +86,9 @@ def test_no_simulated_step_beats_any_ranks_own_work_and_its_seconds_alone_are_th
     hardware = _hardware(program, seed)
     timeline = simulate(program, hardware)
     assert step_seconds(program, hardware) == pytest.approx(timeline.step_s, rel=1e-12)
-    for own in timeline.ranks:
+    for own, causes in zip(timeline.ranks, idle_by_cause(timeline), strict=True):
         assert own.idle_s >= -1e-9
+        assert sum(causes.values()) == pytest.approx(own.idle_s, abs=1e-9)
     alone = [_own_seconds(program, hardware, rank) for rank in range(len(program.ranks))]
     if hardware.at_once is None:
         assert [own.wall_s for own in timeline.ranks] == pytest.approx([timeline.step_s] * len(alone))
@@ -93,6 +96,19 @@ def test_no_simulated_step_beats_any_ranks_own_work_and_its_seconds_alone_are_th
     else:
         assert timeline.step_s >= sum(alone) / hardware.at_once * (1 - 1e-9)
         assert all(own.busy_s >= least * (1 - 1e-9) for own, least in zip(timeline.ranks, alone, strict=True))
+
+
+@modest
+@given(any_program, seeds)
+def test_the_engine_for_what_is_shared_agrees_with_the_other_where_nothing_is(program, seed):
+    """A wire that one edge shares with none makes time be walked from event to event."""
+    hardware = replace(_hardware(program, seed), links=Links(LinkCost(0.2, 40.0)), at_once=None)
+    alone = replace(hardware, links=Links(LinkCost(0.2, 40.0), shared=(frozenset({(0, 1)}), frozenset({(1, 0)}))))
+    one, other = simulate(program, hardware), simulate(program, alone)
+    for ours, theirs in zip(one.ranks, other.ranks, strict=True):
+        assert (ours.begin_s, ours.end_s) == pytest.approx((theirs.begin_s, theirs.end_s))
+        assert ours.starts == pytest.approx(theirs.starts)
+        assert ours.ends == pytest.approx(theirs.ends)
 
 
 def _own_seconds(program, hardware, rank):
@@ -198,7 +214,7 @@ def test_receive_buffers_do_not_grow_with_microbatches(schedule, ranks):
     for turns in (5, 10):
         m = turns * (max(ranks) + 1)
         most.append(_most_received(lower(compute_order(schedule, ranks, m), ranks, m)))
-    assert most[0] == most[1]
+    assert max(most[1]) <= max(most[0])
     assert max(most[1]) <= 2 * ranks.count(0) + 2
 
 

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from benchmarks.uneven import uneven_case
 from evenflow.cost import LinkCost, RankCost, StageCost
 from evenflow.errors import ImpossibleError
 from evenflow.program import SCHEDULES, build_program, lower, misfit, peak_bytes, place, verify
@@ -14,7 +15,6 @@ from evenflow.program.actions import Forward, InputBackward, WeightBackward
 from evenflow.search import make_auto, plan_work
 from evenflow.simulate import Hardware, free_transfers, step_seconds
 from tests.property.cases import NO_MEMORY, NO_RANK_COST
-from benchmarks.uneven import uneven_case
 
 
 @pytest.mark.parametrize("seed", range(12))

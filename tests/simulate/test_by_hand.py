@@ -23,7 +23,7 @@ def _run(program, output_bytes=0, links=None, **more):
     spans = {}
     for rank, own in enumerate(timeline.ranks):
         for event in own.events:
-            spans[rank, action_text(event.action)] = pytest.approx((event.start_s, event.end_s))
+            spans[rank, action_text(event.action)] = (round(event.start_s, 9), round(event.end_s, 9))
     return timeline, spans
 
 

@@ -7,53 +7,61 @@ from random import Random
 
 import pytest
 
-from evenflow.cost import LinkCost, MemoryModel, RankCost, StageCost
+from evenflow.cost import LinkCost, RankCost, StageCost
 from evenflow.errors import ProgramError
-from evenflow.program import SCHEDULES, Forward, Step, build_program
-from evenflow.search import try_split
-from evenflow.simulate import free_transfers, simulate
-from evenflow.timeline import Event, Figure, RankTimeline, Timeline, compare, idle_by_cause, waits
+from evenflow.program import (
+    SCHEDULES,
+    Forward,
+    InputBackward,
+    Norm,
+    ReceiveForward,
+    ReleaseForward,
+    Step,
+    action_text,
+    build_program,
+    evaluation_program,
+)
+from evenflow.simulate import simulate
+from evenflow.timeline import Figure, RankTimeline, Timeline, compare, idle_by_cause, waits
 from tests.property.cases import (
     NO_MEMORY,
-    NO_RANK_COST,
     all_splits,
-    boundary_memory,
+    hardware_of,
+    program_of,
     random_costs,
     random_model,
+    split_hardware,
 )
 
 
 def _simulated(schedule, stages, microbatches, link=None, output_bytes=0, ranks=None, reduce_s=0.0):
-    p = len(stages)
-    return simulate(
-        build_program(schedule, p, microbatches),
-        stages,
-        ranks or [NO_RANK_COST] * p,
-        link or free_transfers(),
-        boundary_memory(p, output_bytes),
-        reduce_s,
-    )
+    program = build_program(schedule, tuple(range(len(stages))), microbatches)
+    more = {"ranks": ranks} if ranks else {}
+    return simulate(program, hardware_of(program, stages, link, output_bytes, reduce_s=reduce_s, **more))
+
+
+def _cost(forward_s, backward_s):
+    return StageCost(forward_s, backward_s, backward_s / 2, backward_s / 2)
 
 
 def _random_timeline(seed, with_link=True):
     random = Random(seed)
-    layers = random.randint(2, 7)
-    stages = random.randint(1, min(layers, 5))
-    program = build_program(random.choice(list(SCHEDULES)), stages, random.choice([1, 2, 3, 6, 9]))
-    split = random.choice(list(all_splits(layers, stages)))
+    ranks, microbatches = random.randint(1, 4), random.choice([1, 2, 3, 6, 9])
+    program = build_program(random.choice(list(SCHEDULES)), ranks, microbatches)
+    layers = program.stages + random.randint(0, 2)
+    split = random.choice(list(all_splits(layers, program.stages)))
     costs = random_costs(random, layers, with_link=with_link)
-    return try_split(split, program, costs, MemoryModel(random_model(random, layers))).timeline
+    return simulate(program, split_hardware(program, split, costs, random_model(random, layers)))
 
 
 @pytest.mark.parametrize("seed", range(100))
 def test_every_second_of_every_rank_has_one_name(seed):
     timeline = _random_timeline(seed)
-    for rank, own in enumerate(timeline.ranks):
-        found = waits(timeline, rank)
+    for own, found, causes in zip(timeline.ranks, waits(timeline), idle_by_cause(timeline), strict=True):
         assert all(wait.seconds > 0 for wait in found)
         assert all((wait.peer is None) == (wait.cause != "waiting") for wait in found)
         assert own.busy_s + own.optimizer_s + sum(wait.seconds for wait in found) == pytest.approx(own.wall_s)
-        assert sum(idle_by_cause(timeline, rank).values()) == pytest.approx(own.idle_s, abs=1e-9)
+        assert sum(causes.values()) == pytest.approx(own.idle_s, abs=1e-9)
         assert own.wall_s == pytest.approx(timeline.step_s)
     assert 0 <= timeline.idle_fraction < 1
     assert timeline.idle_fraction == pytest.approx(
@@ -65,8 +73,7 @@ def test_every_second_of_every_rank_has_one_name(seed):
 def test_where_transfers_are_free_nobody_waits_for_one(seed):
     """What remains is a rank waiting for a rank, also where RELEASE holds up a sender that is ahead."""
     timeline = _random_timeline(seed, with_link=False)
-    for rank in range(len(timeline.ranks)):
-        causes = idle_by_cause(timeline, rank)
+    for causes in idle_by_cause(timeline):
         assert causes.get("transfer", 0.0) == pytest.approx(0.0, abs=1e-9)
         assert causes.get("reduction", 0.0) == pytest.approx(0.0, abs=1e-9)
 
@@ -76,42 +83,84 @@ def test_a_sender_that_a_slow_receiver_holds_up_waits_for_that_rank():
 
     Rank 0 computes F0..F3 until 4, waits for 7 s, computes F4, and so on; no transfer takes any time.
     """
-    timeline = _simulated("gpipe", [StageCost(1.0, 1.0), StageCost(10.0, 1.0)], 6)
-    assert set(idle_by_cause(timeline, 0)) == {"waiting for rank 1"}
+    timeline = _simulated("gpipe", [_cost(1.0, 1.0), _cost(10.0, 1.0)], 6)
+    assert set(idle_by_cause(timeline)[0]) == {"waiting for rank 1"}
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
-def test_a_slow_rank_is_the_one_waited_for(schedule):
+@pytest.mark.parametrize(("schedule", "slow_waits_s"), [("1f1b", 3.0), ("gpipe", 3.0), ("zb-h1", 1.0), ("zb-2p", 1.0)])
+def test_a_slow_rank_is_the_one_waited_for(schedule, slow_waits_s):
     """Rank 1 of 3 takes thrice as long as the others: they wait for it, it waits for the first tensor."""
-    stages = [StageCost(1.0, 2.0), StageCost(3.0, 6.0), StageCost(1.0, 2.0)]
+    stages = [_cost(1.0, 2.0), _cost(3.0, 6.0), _cost(1.0, 2.0)]
     timeline = _simulated(schedule, stages, 6)
-    first, slow, last = (idle_by_cause(timeline, rank) for rank in range(3))
+    first, slow, last = idle_by_cause(timeline)
     assert next(iter(first)) == "waiting for rank 1"
     assert next(iter(last)) == "waiting for rank 1"
     assert first["waiting for rank 1"] > 0.5 * timeline.ranks[0].wall_s
-    assert slow["waiting for rank 0"] == pytest.approx(1.0 + 2.0)  # F0 of rank 0; its last backward, for the norm
+    # F0 of rank 0; its last backward, for the norm, where that is not its own weight half's time as well.
+    assert slow["waiting for rank 0"] == pytest.approx(slow_waits_s)
     assert timeline.ranks[1].idle_s < 0.15 * timeline.ranks[1].wall_s
 
 
 def test_a_gap_is_split_where_the_peer_was_done():
     """Rank 1's first input is made at 2 s and arrives 0.5 s later."""
-    timeline = _simulated("1f1b", [StageCost(2.0, 1.0), StageCost(1.0, 1.0)], 1, LinkCost(0.5, float("inf")))
-    first = [wait for wait in waits(timeline, 1) if wait.action == Forward(1, 0)]
+    timeline = _simulated("1f1b", [_cost(2.0, 1.0), _cost(1.0, 1.0)], 1, LinkCost(0.5, float("inf")))
+    first = [wait for wait in waits(timeline)[1] if wait.action == Forward(1, 0)]
     assert [(wait.cause, wait.peer, wait.seconds) for wait in first] == [
         ("waiting", 0, pytest.approx(2.0)),
         ("transfer", None, pytest.approx(0.5)),
     ]
 
 
+def _first_wait(timeline, rank, token):
+    """What held up an action first: cause, peer, the peer's action, seconds."""
+    wait = next(wait for wait in waits(timeline)[rank] if action_text(wait.action) == token)
+    return wait.cause, wait.peer, wait.peer_action and action_text(wait.peer_action), pytest.approx(wait.seconds)
+
+
+def test_who_is_waited_for_is_named_with_what_it_does():
+    """Two stages on each rank, rank 1 slow, one microbatch: F 0-1, 1-4, 4-5, 5-8, then backwards of twice that."""
+    program = build_program("zb-v", 2, 1)
+    timeline = simulate(program, hardware_of(program, [_cost(1.0, 2.0), *[_cost(3.0, 6.0)] * 2, _cost(1.0, 2.0)]))
+    assert _first_wait(timeline, 1, "1F0") == ("waiting", 0, "0F0", 1.0)
+    assert _first_wait(timeline, 0, "3F0") == ("waiting", 1, "2F0", 6.0)
+    # I of stage 3 ends at 9; its W, 9-10, is work; rank 1's I of stages 2 and 1 take 3 s each and end at 15.
+    assert _first_wait(timeline, 1, "2I0") == ("waiting", 0, "3I0", 2.0)
+    assert _first_wait(timeline, 0, "0I0") == ("waiting", 1, "1I0", 5.0)
+    assert not [wait for wait in waits(timeline)[1] if wait.action in (Forward(2, 0), InputBackward(1, 0))]
+
+
+def test_a_release_waits_for_the_receive_and_then_for_the_transfer():
+    """Rank 1 asks for the second output only at 4; a transfer takes 2 s; rank 0 stands in RELEASE from 2 to 6."""
+    text = (
+        "0F0 0SEND_F0 0F1 0SEND_F1 0RELEASE_F1 0RELEASE_F0 0RECV_B0 0RECV_B1 0B0 0B1 NORM STEP\n"
+        "1RECV_F0 1F0 1RECV_F1 1F1 1B0 1SEND_B0 1B1 1SEND_B1 1RELEASE_B0 1RELEASE_B1 NORM STEP\n"
+    )
+    program = program_of(text, (0, 1), 2)
+    timeline = simulate(program, hardware_of(program, [_cost(1.0, 1.0)] * 2, LinkCost(0.0, 1.0), 2))
+    held = [wait for wait in waits(timeline)[0] if wait.action == ReleaseForward(0, 1)]
+    assert [(wait.cause, wait.peer, wait.peer_action, wait.seconds) for wait in held] == [
+        ("waiting", 1, ReceiveForward(1, 1), pytest.approx(2.0)),
+        ("transfer", None, None, pytest.approx(2.0)),
+    ]
+
+
+def test_a_norm_that_waits_for_its_ranks_reductions_is_held_up_by_them():
+    """One rank, its gradients at 3, added over the replicas until 5."""
+    program = build_program("1f1b", 1, 1, reduces=True)
+    timeline = simulate(program, hardware_of(program, [_cost(1.0, 2.0)], reduce_grad_s=[2.0]))
+    assert [(w.cause, w.action, w.seconds) for w in waits(timeline)[0]] == [("reduction", Norm(), pytest.approx(2.0))]
+    assert idle_by_cause(timeline) == ({"reduction": pytest.approx(2.0)},)
+
+
 def test_a_step_waits_for_the_slowest_norm_and_then_for_the_reduction():
     ranks = [RankCost(0.5, 1.0), RankCost(3.0, 1.0)]
-    timeline = _simulated("1f1b", [StageCost(1.0, 1.0)] * 2, 1, ranks=ranks, reduce_s=0.25)
+    timeline = _simulated("1f1b", [_cost(1.0, 1.0)] * 2, 1, ranks=ranks, reduce_s=0.25)
     # Rank 0 ends its norm at 4.5, rank 1 at 6.
-    assert [(w.cause, w.peer, w.seconds) for w in waits(timeline, 0) if w.action == Step()] == [
+    assert [(w.cause, w.peer, w.seconds) for w in waits(timeline)[0] if w.action == Step()] == [
         ("waiting", 1, pytest.approx(1.5)),
         ("reduction", None, pytest.approx(0.25)),
     ]
-    assert [(w.cause, w.peer, w.seconds) for w in waits(timeline, 1) if w.action == Step()] == [
+    assert [(w.cause, w.peer, w.seconds) for w in waits(timeline)[1] if w.action == Step()] == [
         ("reduction", None, pytest.approx(0.25)),
     ]
 
@@ -120,9 +169,9 @@ def test_time_between_actions_that_nobody_caused_is_overhead():
     """A measured single rank: 0.1 s before its forward and 0.2 s before its norm."""
     program = build_program("1f1b", 1, 1)
     times = [(0.1, 1.1), (1.1, 3.1), (3.3, 3.4), (3.4, 3.9)]
-    events = tuple(Event(action, *span) for action, span in zip(program.ranks[0], times, strict=True))
-    timeline = Timeline("measured", program, (RankTimeline(0.0, 3.9, events, 0),))
-    assert idle_by_cause(timeline, 0) == {"overhead": pytest.approx(0.3)}
+    own = RankTimeline(0.0, 3.9, program.ranks[0], *map(tuple, zip(*times, strict=True)), 0)
+    timeline = Timeline("measured", program, (own,))
+    assert idle_by_cause(timeline)[0] == {"overhead": pytest.approx(0.3)}
     assert timeline.ranks[0].busy_s == pytest.approx(3.0)
     assert timeline.ranks[0].optimizer_s == pytest.approx(0.6)
     assert timeline.idle_fraction == pytest.approx(0.3 / 3.9)
@@ -136,28 +185,39 @@ def test_seconds_add_up_where_posting_takes_time_too(seed):
     ranks = []
     for actions in program.ranks:
         clock = begin = random.uniform(-1.0, 0.0)
-        events = []
-        for action in actions:
-            start = clock + random.choice([0.0, random.uniform(0.0, 2.0)])
-            clock = start + random.uniform(0.0, 1.0)
-            events.append(Event(action, start, clock))
-        ranks.append(RankTimeline(begin, clock, tuple(events), 0))
+        starts, ends = [], []
+        for _ in actions:
+            starts.append(clock + random.choice([0.0, random.uniform(0.0, 2.0)]))
+            clock = starts[-1] + random.uniform(0.0, 1.0)
+            ends.append(clock)
+        ranks.append(RankTimeline(begin, clock, actions, tuple(starts), tuple(ends), 0))
     timeline = Timeline("measured", program, tuple(ranks))
-    for rank, own in enumerate(ranks):
-        found = waits(timeline, rank)
+    for own, found in zip(ranks, waits(timeline), strict=True):
         assert all(wait.seconds > -1e-12 for wait in found)
         assert own.busy_s + own.optimizer_s + sum(wait.seconds for wait in found) == pytest.approx(own.wall_s)
 
 
+def test_an_evaluation_waits_for_inputs_and_for_the_last_rank():
+    """Three ranks, two microbatches: rank 0 is done at 2, rank 1 at 3, rank 2 at 4."""
+    program = evaluation_program((0, 1, 2), 2)
+    timeline = simulate(program, hardware_of(program, [_cost(1.0, 2.0)] * 3))
+    assert [own.idle_s for own in timeline.ranks] == pytest.approx([2.0, 2.0, 2.0])
+    assert idle_by_cause(timeline) == (
+        {"waiting for rank 2": pytest.approx(2.0)},
+        {"waiting for rank 0": pytest.approx(1.0), "waiting for rank 2": pytest.approx(1.0)},
+        {"waiting for rank 1": pytest.approx(2.0)},
+    )
+
+
 def test_imbalance_is_the_busiest_over_the_mean():
-    timeline = _simulated("1f1b", [StageCost(1.0, 2.0), StageCost(1.0, 2.0), StageCost(2.0, 4.0)], 4)
+    timeline = _simulated("1f1b", [_cost(1.0, 2.0), _cost(1.0, 2.0), _cost(2.0, 4.0)], 4)
     assert [own.busy_s for own in timeline.ranks] == pytest.approx([12, 12, 24])
     assert timeline.imbalance == pytest.approx(24 / 16)
 
 
 def test_ranks_wait_longest_cause_first():
-    timeline = _simulated("1f1b", [StageCost(1.0, 2.0)] * 3, 2, LinkCost(0.2, float("inf")))
-    seconds = list(idle_by_cause(timeline, 1).values())
+    timeline = _simulated("1f1b", [_cost(1.0, 2.0)] * 3, 2, LinkCost(0.2, float("inf")))
+    seconds = list(idle_by_cause(timeline)[1].values())
     assert seconds == sorted(seconds, reverse=True)
 
 
@@ -177,8 +237,8 @@ def test_a_timeline_held_against_itself_has_no_error():
 
 
 def test_a_slower_rank_shows_in_its_own_actions_and_figures():
-    predicted = _simulated("1f1b", [StageCost(1.0, 2.0)] * 2, 2)
-    measured = _simulated("1f1b", [StageCost(1.0, 2.0), StageCost(1.5, 2.0)], 2)
+    predicted = _simulated("1f1b", [_cost(1.0, 2.0)] * 2, 2)
+    measured = _simulated("1f1b", [_cost(1.0, 2.0), _cost(1.5, 2.0)], 2)
     comparison = compare(predicted, measured)
     assert [figure.error for figure in comparison.busy_s] == pytest.approx([0.0, 1 / 6])
     wrong = {(own.rank, own.action) for own in comparison.actions if abs(own.length.error) > 1e-9}
@@ -190,13 +250,13 @@ def test_a_slower_rank_shows_in_its_own_actions_and_figures():
 @pytest.mark.parametrize("other", [("1f1b", 2, 3), ("gpipe", 2, 4), ("1f1b", 3, 4)])
 def test_timelines_of_different_programs_are_not_compared(other):
     schedule, p, m = other
-    stages = [StageCost(1.0, 2.0)]
+    stages = [_cost(1.0, 2.0)]
     with pytest.raises(ProgramError, match="not of the same program"):
         compare(_simulated("1f1b", stages * 2, 4), _simulated(schedule, stages * p, m))
 
 
 def test_memory_after_each_event_is_known():
-    timeline = _simulated("1f1b", [StageCost(1.0, 2.0)] * 2, 3, output_bytes=8)
+    timeline = _simulated("1f1b", [_cost(1.0, 2.0)] * 2, 3, output_bytes=8)
     for own in timeline.ranks:
         assert len(own.memory) == len(own.events)
         assert max(own.memory) <= own.peak_bytes

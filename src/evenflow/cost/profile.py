@@ -56,7 +56,7 @@ class Profile:
             peak_flops=self.peak_flops,
             origin={
                 "layers": "measured",
-                "halves": "analytic",
+                "halves": "measured",
                 "link": "measured",
                 "optimizer": "measured",
                 "memory": "analytic",

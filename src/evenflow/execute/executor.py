@@ -80,6 +80,7 @@ class Executor:
         boundary: tuple[int, ...],
     ) -> None:
         self.program = program
+        self.rank = rank
         self.actions = program.ranks[rank]
         self.transport = transport
         self.optimizer = optimizer
@@ -88,7 +89,8 @@ class Executor:
         self._receives: dict[Action, tuple[Transfer, Tensor]] = {}
         self._sends: dict[Action, Transfer] = {}
         self._outputs: dict[Action, Tensor] = {}
-        self._inputs: dict[tuple[int, int], Tensor] = {}
+        self._gradients: dict[tuple[int, int], Tensor] = {}  # of stages' inputs
+        self._buffers: dict[tuple[int, int], list[Tensor]] = {}  # from the pool, by who reads them
         self._last_stage = program.stages - 1
         self._finished = time.perf_counter()
 
@@ -116,10 +118,14 @@ class Executor:
                     output = self.runners[stage].forward(microbatch, hidden, labels)
                     if stage < self._last_stage:
                         self._outputs[action] = output
-                case Backward(stage, microbatch):
-                    gradient = self._arrived(ReceiveBackward(stage, microbatch), stage < self._last_stage)
+                case Backward(stage, microbatch) | InputBackward(stage, microbatch):
+                    gradient = self._output_gradient(stage, microbatch)
                     start = clock()
                     self._backward(action, gradient)
+                case WeightBackward(stage, microbatch):
+                    start = clock()
+                    self.runners[stage].weight_backward(microbatch)
+                    self._free(stage, microbatch)
                 case Norm():
                     start = clock()
                     norms = self.optimizer.gradient_norms()
@@ -127,8 +133,10 @@ class Executor:
                     norms, loss, stop = self._combine(norms, want_stop)
                     start = clock()
                     grad_norm = self.optimizer.step(norms, learning_rate)
-                case InputBackward() | WeightBackward() | ReduceTied() | ReduceGrad():
-                    raise AssertionError(f"{action} is not run yet; `train` refuses schedules that have it")
+                case ReduceTied() | ReduceGrad():
+                    raise AssertionError(
+                        f"{action} is not run yet; programs for one replica of untied stages have none"
+                    )
                 case _:
                     start = clock()
                     self._communicate(action)
@@ -137,28 +145,53 @@ class Executor:
         return StepResult(loss, grad_norm, stop, begin, tuple(spans))
 
     def _input(self, stage: int, microbatch: int, tokens: Callable[[int], Tensor]) -> Tensor:
-        received = self._arrived(ReceiveForward(stage, microbatch), stage > 0)
-        if received is None:
+        """A stage's input: token ids, what was received, or the output of the stage before on this rank."""
+        if stage == 0:
             return tokens(microbatch)
-        self._inputs[stage, microbatch] = received
-        return received
+        if self._is_here(stage - 1):
+            return self._outputs.pop(Forward(stage - 1, microbatch))
+        buffer = self._arrived(ReceiveForward(stage, microbatch))
+        self._buffers[stage, microbatch] = [buffer]
+        return buffer
 
-    def _arrived(self, receive: ReceiveForward | ReceiveBackward, expected: bool) -> Tensor | None:
-        """Wait for a receive; None where nothing crosses."""
-        if not expected:
+    def _output_gradient(self, stage: int, microbatch: int) -> Tensor | None:
+        """The gradient of a stage's output: received, or made on this rank; None on the last stage."""
+        if stage == self._last_stage:
             return None
+        if self._is_here(stage + 1):
+            return self._gradients.pop((stage + 1, microbatch))
+        return self._arrived(ReceiveBackward(stage, microbatch))
+
+    def _is_here(self, stage: int) -> bool:
+        return self.program.stage_rank[stage] == self.rank
+
+    def _arrived(self, receive: ReceiveForward | ReceiveBackward) -> Tensor:
+        """Wait for a receive."""
         transfer, buffer = self._receives.pop(receive)
         transfer.wait()
         return buffer
 
-    def _backward(self, action: Backward, gradient: Tensor | None) -> None:
-        """Run a backward, then give its buffers back: nobody reads them any more."""
-        input_gradient = self.runners[action.stage].backward(action.microbatch, gradient)
-        if gradient is not None:
-            self.pool.give_back(gradient)
+    def _backward(self, action: Backward | InputBackward, gradient: Tensor | None) -> None:
+        """Run a backward, then give back the buffers that nobody reads any more."""
+        stage, microbatch = action.stage, action.microbatch
+        runner = self.runners[stage]
+        halves = isinstance(action, InputBackward)
+        run = runner.input_backward if halves else runner.backward
+        input_gradient = run(microbatch, gradient)
         if input_gradient is not None:
-            self._outputs[action] = input_gradient
-            self.pool.give_back(self._inputs.pop((action.stage, action.microbatch)))
+            self._gradients[stage, microbatch] = input_gradient
+        if gradient is not None and stage < self._last_stage and not self._is_here(stage + 1):
+            if halves and runner.weight_gradients.holds(microbatch, gradient):
+                self._buffers.setdefault((stage, microbatch), []).append(gradient)
+            else:
+                self.pool.give_back(gradient)
+        if not halves:
+            self._free(stage, microbatch)
+
+    def _free(self, stage: int, microbatch: int) -> None:
+        """Give back the buffers that a microbatch was received into."""
+        for buffer in self._buffers.pop((stage, microbatch), ()):
+            self.pool.give_back(buffer)
 
     def _communicate(
         self,
@@ -170,7 +203,7 @@ class Executor:
                 output = self._outputs[Forward(stage, microbatch)]
                 self._sends[action] = self.transport.send(output, stage_rank[stage + 1], self._tag(action))
             case SendBackward(stage, microbatch):
-                output = self._outputs[Backward(stage, microbatch)]
+                output = self._gradients[stage, microbatch]
                 self._sends[action] = self.transport.send(output, stage_rank[stage - 1], self._tag(action))
             case ReceiveForward(stage, microbatch):
                 self._post(action, stage_rank[stage - 1], self._tag(SendForward(stage - 1, microbatch)))
@@ -181,7 +214,7 @@ class Executor:
                 del self._outputs[Forward(stage, microbatch)]
             case ReleaseBackward(stage, microbatch):
                 self._sends.pop(SendBackward(stage, microbatch)).wait()
-                del self._outputs[Backward(stage, microbatch)]
+                del self._gradients[stage, microbatch]
             case _:
                 assert_never(action)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from evenflow.models import Stage
+from evenflow.runtime import WeightGradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class StageRunner:
 
     def __init__(self, stage: Stage, microbatches: int) -> None:
         self.stage = stage
+        self.weight_gradients = WeightGradients(stage)
         self.losses: dict[int, Tensor] = {}
         self._share = 1.0 / microbatches
         self._flights: dict[int, _Flight] = {}
@@ -51,7 +53,7 @@ class StageRunner:
         return detached
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
-        """Accumulate a microbatch's weight gradients.
+        """Accumulate a microbatch's weight gradients and make that of its input.
 
         Args:
             microbatch: its number.
@@ -64,6 +66,15 @@ class StageRunner:
         seed = torch.tensor(self._share) if gradient is None else gradient
         torch.autograd.backward((flight.root,), (seed,))
         return None if flight.leaf is None else flight.leaf.grad
+
+    def input_backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+        """As `backward`, but the gradients of linear layers' weights are put off for `weight_backward`."""
+        with self.weight_gradients.put_off(microbatch):
+            return self.backward(microbatch, gradient)
+
+    def weight_backward(self, microbatch: int) -> None:
+        """Accumulate the weight gradients that `input_backward` put off."""
+        self.weight_gradients.run(microbatch)
 
     def mean_loss(self) -> float:
         """The mean loss over the step's microbatches, and forget them."""

@@ -1,10 +1,11 @@
-"""Times real layers: forward, backward, norm and update of each kind of layer, on one of many busy ranks."""
+"""Times real layers: F, B, I, W, norm and update of each kind of layer, on one of many busy ranks."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from evenflow.models import Stage, build_stage, draw_weights
-from evenflow.runtime import Optimizer, OptimizerSettings
+from evenflow.runtime import Optimizer, OptimizerSettings, WeightGradients
 
 # Blocks are timed two in a row: what a single one would find in the cache, a stage's do not.
 _IN_A_ROW = 2
@@ -28,6 +29,8 @@ class LayerTimes:
 
     forward_s: float
     backward_s: float
+    input_s: float
+    weight_s: float
     norm_s: float
     optimizer_s: float
 
@@ -43,7 +46,7 @@ def rank_clock(threads: int, has_own_cores: bool) -> Clock:
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
-    """How often to time: at least `least` rounds, then until `seconds` are over."""
+    """How often to time: at least `least` rounds of each kind, then until `seconds` are over."""
 
     least: int = 7
     seconds: float = 6.0
@@ -54,8 +57,11 @@ class _TimedStage:
     """A stage that holds one kind of layer, and how long its passes took in each round."""
 
     stage: Stage
-    forwards: list[float]
-    backwards: list[float]
+    weight_gradients: WeightGradients
+    forwards: list[float] = field(default_factory=list)
+    backwards: list[float] = field(default_factory=list)
+    inputs: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
 
 
 def time_layers(
@@ -99,6 +105,8 @@ def time_layers(
         costs[signature] = LayerTimes(
             forward_s=max(median(own.forwards) - empty_forward, 0.0) / count,
             backward_s=max(median(own.backwards) - empty_backward, 0.0) / count,
+            input_s=max(median(own.inputs) - empty_backward, 0.0) / count,
+            weight_s=median(own.weights) / count,
             norm_s=norm / count,
             optimizer_s=update / count,
         )
@@ -108,7 +116,7 @@ def time_layers(
 def _build(config: PretrainedConfig, layers: Sequence[int]) -> _TimedStage:
     stage = build_stage(config, layers)
     draw_weights(stage, seed=0)
-    return _TimedStage(stage.train(), [], [])
+    return _TimedStage(stage.train(), WeightGradients(stage))
 
 
 def _time_rounds(
@@ -120,7 +128,10 @@ def _time_rounds(
     clock: Clock,
     together: Callable[[], None],
 ) -> None:
-    """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten."""
+    """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten.
+
+    In every other round the backward is run in halves.
+    """
     batch, seq, hidden = shape
     ids = torch.randint(0, config.get_text_config().vocab_size, (batch, seq))
     states, gradient = torch.randn(batch, seq, hidden), torch.randn(batch, seq, hidden)
@@ -129,17 +140,24 @@ def _time_rounds(
     together()
     rounds = 0
     end = time.perf_counter() + repeats.seconds
-    while rounds < repeats.least + _WARM_UP_ROUNDS or time.perf_counter() < end:
+    while rounds < 2 * (repeats.least + _WARM_UP_ROUNDS) or time.perf_counter() < end:
         for own in order:
             leaf = ids if own.stage.is_first else states.detach().requires_grad_()
             start = clock()
             output = own.stage(leaf, ids)
             middle = clock()
-            if output.requires_grad:
-                torch.autograd.backward(output, None if own.stage.is_last else gradient)
-            if rounds >= _WARM_UP_ROUNDS:
+            halves = rounds % 2 == 1
+            with own.weight_gradients.put_off(0) if halves else nullcontext():
+                if output.requires_grad:
+                    torch.autograd.backward(output, None if own.stage.is_last else gradient)
+            then = clock()
+            if halves:
+                own.weight_gradients.run(0)
+            if rounds >= 2 * _WARM_UP_ROUNDS:
                 own.forwards.append(middle - start)
-                own.backwards.append(clock() - middle)
+                (own.inputs if halves else own.backwards).append(then - middle)
+                if halves:
+                    own.weights.append(clock() - then)
             del output
         rounds += 1
 

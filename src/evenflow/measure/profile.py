@@ -17,7 +17,7 @@ from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
 from evenflow.launch import cores_of_ranks, shared_server
 from evenflow.models import ModelSource
-from evenflow.spec import Cluster, Layer, Model, this_machine
+from evenflow.spec import Cluster, Model, this_machine
 
 
 def measure_profile(
@@ -109,15 +109,12 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
     def middle(values: Sequence[float]) -> float:
         return float(median(values))
 
-    def layer_cost(number: int, layer: Layer) -> LayerCost:
-        forward, backward, norm, update = (
-            middle([result["layers"][number][part] for result in results]) for part in range(4)
+    layers = tuple(
+        LayerCost(
+            **{part: middle([result["layers"][layer][part] for result in results]) for part in LayerCost.__slots__}
         )
-        # The halves are not measured apart: the measured backward is split as its FLOPs are.
-        weight = backward * layer.weight_flops / layer.backward_flops if layer.backward_flops else 0.0
-        return LayerCost(forward, backward, backward - weight, weight, norm, update)
-
-    layers = tuple(layer_cost(number, layer) for number, layer in enumerate(model.layers))
+        for layer in range(len(model.layers))
+    )
     # A rank without a partner reports a free link; it has measured nothing.
     links = [result["link"] for result in results if result["link"][1] > 0] or [[0.0, 0.0]]
     slowness = middle([link[1] for link in links])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     channel.send(
         {
             "kind": "result",
-            "layers": [[cost.forward_s, cost.backward_s, cost.norm_s, cost.optimizer_s] for cost in layers],
+            "layers": [asdict(times) for times in layers],
             "stage": [stage_forward, stage_backward],
             "link": [link.latency_s, 1 / link.bytes_per_s],
             "reduce_s": reduce_s,

@@ -63,16 +63,17 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
         )
 
 
-def write_weights(stage: Stage, folder: Path, rank: int, ranks: int) -> dict[str, int]:
-    """Write this stage's tensors as one shard, under the names that transformers reads.
+def write_weights(stages: Sequence[Stage], folder: Path, rank: int, ranks: int) -> dict[str, int]:
+    """Write these stages' tensors as one shard, under the names that transformers reads.
 
     Returns:
         The bytes of each tensor in the shard.
     """
-    tensors: dict[str, Tensor] = {**stage.named_model_parameters(), **stage.named_model_buffers()}
-    written = {
-        name: tensor.detach().contiguous() for name, tensor in revert_weight_conversion(stage.model, tensors).items()
-    }
+    written: dict[str, Tensor] = {}
+    for stage in stages:
+        tensors: dict[str, Tensor] = {**stage.named_model_parameters(), **stage.named_model_buffers()}
+        reverted = revert_weight_conversion(stage.model, tensors)
+        written |= {name: tensor.detach().contiguous() for name, tensor in reverted.items()}
     save_file(written, folder / shard_name(rank, ranks), metadata={"format": "pt"})
     return {name: tensor.nbytes for name, tensor in written.items()}
 

@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evenflow.errors import ProgramError
 from evenflow.program.actions import (
     Action,
     Backward,
@@ -45,6 +46,7 @@ from evenflow.program.actions import (
     WeightBackward,
 )
 from evenflow.program.program import Program
+from evenflow.program.text import action_text
 from evenflow.program.times import OrderTimes, encode, order_times
 from evenflow.program.work import Work, even_work
 
@@ -75,8 +77,12 @@ def lower(
         forward_only: whether there is no backward and no update.
         reduces: whether weight gradients are added over data-parallel replicas.
         tied: groups of stages that share weights; those that are all on one rank need nothing added.
+
+    Raises:
+        ProgramError: an action's stage is not on its rank, or its microbatch does not exist.
     """
     ranks = tuple(stage_rank)
+    _check_places(order, ranks, microbatches)
     apart = tuple(tuple(group) for group in tied if len({ranks[stage] for stage in group}) > 1)
     work = work or even_work(ranks, microbatches)
     times = order_times(encode(order, work), work)
@@ -93,6 +99,16 @@ def lower(
         reduces=reduces,
         tied=apart,
     )
+
+
+def _check_places(order: Order, ranks: tuple[int, ...], microbatches: int) -> None:
+    """What all that follows takes for granted; `verify` has the rest."""
+    for rank, actions in enumerate(order):
+        for action in actions:
+            if not 0 <= action.stage < len(ranks) or ranks[action.stage] != rank:
+                raise ProgramError(f"rank {rank}: {action_text(action)}: stage {action.stage} is not on this rank")
+            if not 0 <= action.microbatch < microbatches:
+                raise ProgramError(f"rank {rank}: {action_text(action)}: microbatches run from 0 to {microbatches - 1}")
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from evenflow.runtime.memory import MemoryMeter
 from evenflow.runtime.optimizer import Optimizer, OptimizerSettings
 from evenflow.runtime.transport import AloneTransport, Transfer, Transport, connect
+from evenflow.runtime.weight_gradients import WeightGradients
 
 __all__ = [
     "AloneTransport",
@@ -11,5 +12,6 @@ __all__ = [
     "OptimizerSettings",
     "Transfer",
     "Transport",
+    "WeightGradients",
     "connect",
 ]

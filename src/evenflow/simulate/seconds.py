@@ -61,11 +61,13 @@ class NodeCosts:
         seconds: how long it lasts.
         own: the part of that which its action computes; the rest is overhead.
         lag: for a transfer, how long before its arrival its wire is free again.
+        begin_s: when time begins: when the first rank's step before ended, counted from when the last one's did.
     """
 
     seconds: Floats
     own: Floats
     lag: Floats
+    begin_s: float
 
 
 def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
@@ -74,6 +76,7 @@ def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
     speeds = np.ones(index.ranks) if hardware.speeds is None else np.array(hardware.speeds, dtype=np.float64)
     stages = hardware.own_stages(program.stage_rank)
     optimizer = np.array([cost.optimizer_s for cost in hardware.ranks]) / speeds
+    begin = np.zeros(index.ranks) if program.forward_only else optimizer - optimizer.min()
     compute = (
         [cost.forward_s for cost in stages],
         [cost.backward_s for cost in stages],
@@ -90,7 +93,7 @@ def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
             hardware.reduce_tied_s or [0.0] * index.tied,
             np.array([cost.norm_s for cost in hardware.ranks]) / speeds,
             optimizer,
-            optimizer - optimizer.max() if not program.forward_only else np.zeros(index.ranks),
+            begin,
             [hardware.reduce_s],
         ]
     )
@@ -102,7 +105,7 @@ def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
         own[transfers] = latency + own[transfers] * slowness
         lag[transfers] = latency
     seconds = own + hardware.overhead_s * graph.actions if hardware.overhead_s else own
-    return NodeCosts(seconds, own, lag)
+    return NodeCosts(seconds, own, lag, -float(begin.max()))
 
 
 def _edges(edges: NDArray[np.int64], ranks: int, links: LinkCost | Links) -> tuple[Floats, Floats]:

@@ -36,8 +36,8 @@ class _Play:
         self.overhead = (costs.seconds - costs.own).tolist()
         self.computes = _computing(graph)
         self.wire = _shared_wires(graph, shared)
-        self.wire_free = [0.0] * len(shared)
-        self.start, self.end = [0.0] * nodes, [0.0] * nodes
+        self.wire_free = [costs.begin_s] * len(shared)
+        self.start, self.end = [costs.begin_s] * nodes, [costs.begin_s] * nodes
         self.missing = [len(set(needs) - {0}) for needs in self.needs]
         self.waiting: list[list[int]] = [[] for _ in range(nodes)]
         for node, needs in enumerate(self.needs):

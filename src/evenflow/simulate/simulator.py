@@ -82,14 +82,16 @@ def _node_times(program: Program, costs: NodeCosts, hardware: Hardware) -> tuple
     if crowded or (isinstance(links, Links) and links.shared):
         processors = min(hardware.at_once or len(program.ranks), len(program.ranks))
         return play_shared(program.graph, costs, processors, links.shared if isinstance(links, Links) else ())
-    ends = np.array(_play(program, costs))
-    return ends - costs.own, ends
+    graph, ends = program.graph, np.array(_play(program, costs))
+    # Not the end less the seconds: in floats that would be a little off the end of what stands before it.
+    ready = np.maximum(np.maximum(ends[graph.after], ends[graph.needs]), ends[graph.also] - costs.lag)
+    return ready + (costs.seconds - costs.own), ends
 
 
 def _play(program: Program, costs: NodeCosts) -> list[float]:
     """One pass over the graph: when each node ends."""
     graph = program.graph
-    end = [0.0]
+    end = [costs.begin_s]
     add = end.append
     columns = (graph.after, graph.needs, graph.also, costs.lag, costs.seconds)
     for after, needs, also, lag, seconds in zip(*(column[1:].tolist() for column in columns), strict=True):

@@ -5,6 +5,7 @@
 * A RELEASE is split likewise, at the moment when its peer posted the receive.
 * NORM's gap is a reduction where the program reduces gradients.
 * STEP's gap is split at the moment when the last rank had its norm: what follows is the reduction.
+* A rank that is done before the step's end, as in an evaluation, waits for the last one.
 
 What remains is overhead: posting sends, fetching the batch, the loop itself.
 """
@@ -36,6 +37,7 @@ from evenflow.timeline.timeline import Timeline
 
 Cause = Literal["waiting", "transfer", "reduction", "overhead"]
 _CAUSES: tuple[Cause, ...] = ("waiting", "transfer", "reduction", "overhead")
+_NOTHING = 1e-12  # a part of the step that is no time: where floats are subtracted from floats
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -106,7 +108,7 @@ def _find(timeline: Timeline) -> _Idle:
     start = np.concatenate([np.array(own.starts, dtype=np.float64) for own in timeline.ranks])
     end = np.concatenate([np.array(own.ends, dtype=np.float64) for own in timeline.ranks])
     before = np.concatenate([[own.begin_s, *own.ends[:-1]] for own in timeline.ranks if own.ends])
-    gap = start - before
+    gap = np.maximum(start - before, 0.0)  # a simulated start may lie a float's last bits before the end before it
     rows = np.arange(len(start))
     maker = _makers(program)
     is_step, is_norm = table.is_kind(Step), table.is_kind(Norm)
@@ -130,14 +132,17 @@ def _find(timeline: Timeline) -> _Idle:
     overhead = overhead + np.where(takes_time | is_release, 0.0, end - start)
     causes = np.where(is_step | is_norm, _CAUSES.index("reduction"), _CAUSES.index("transfer"))
     nobody = np.full_like(rows, -1)
+    ends = np.unique(table.begins)[1:] - 1  # each rank's last row
+    tail = np.array([own.end_s - own.ends[-1] for own in timeline.ranks if own.ends])
     parts = (
         _Idle(rows, np.full_like(rows, _CAUSES.index("waiting")), maker, waited),
         _Idle(rows, causes, nobody, rest),
         _Idle(rows, np.full_like(rows, _CAUSES.index("overhead")), nobody, overhead),
+        _Idle(ends, np.full_like(ends, _CAUSES.index("waiting")), np.full_like(ends, ends[np.argmax(end[ends])]), tail),
     )
     whole = [np.concatenate([getattr(part, name) for part in parts]) for name in _Idle.__slots__]
     order = np.argsort(whole[0], kind="stable")
-    keep = order[whole[3][order] != 0]
+    keep = order[np.abs(whole[3][order]) > _NOTHING * (end.max() - start.min())]
     return _Idle(*(column[keep] for column in whole))
 
 

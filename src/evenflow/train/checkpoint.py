@@ -94,22 +94,21 @@ def newest_checkpoint(run: Path) -> tuple[Path, RunState] | None:
     return complete[-1], state
 
 
-def write_shard(folder: Path, rank: int, stage: Stage, optimizer: Optimizer) -> None:
+def write_shard(folder: Path, rank: int, stages: Sequence[Stage], optimizer: Optimizer) -> None:
     """Write one rank's weights and moments."""
-    own_tensors = {**stage.named_model_parameters(), **stage.named_model_buffers()}
+    own_tensors = _own_tensors(stages)
     tensors = {f"weight/{name}": own.detach().contiguous() for name, own in own_tensors.items()}
     save_file({**tensors, **optimizer.moments()}, folder / f"rank-{rank}.safetensors")
 
 
 @torch.no_grad()
-def read_shards(folder: Path, step: int, stage: Stage, optimizer: Optimizer) -> None:
-    """Take this stage's weights and moments from whichever ranks saved them.
+def read_shards(folder: Path, step: int, stages: Sequence[Stage], optimizer: Optimizer) -> None:
+    """Take these stages' weights and moments from whichever ranks saved them.
 
     Raises:
         InputError: a tensor is missing or misshapen, or a file unreadable.
     """
-    own_tensors: dict[str, torch.Tensor] = {**stage.named_model_parameters(), **stage.named_model_buffers()}
-    wanted = {f"weight/{name}": own for name, own in own_tensors.items()}
+    wanted = {f"weight/{name}": own for name, own in _own_tensors(stages).items()}
     moments: dict[str, torch.Tensor] = {}
     found: set[str] = set()
     for file in sorted(folder.glob("rank-*.safetensors")):
@@ -133,6 +132,15 @@ def read_shards(folder: Path, step: int, stage: Stage, optimizer: Optimizer) -> 
     if missing:
         raise InputError(f"{folder} lacks {min(missing)} ({len(missing)} of {len(wanted)} tensors); another run's?")
     optimizer.set_moments(moments, step)
+
+
+def _own_tensors(stages: Sequence[Stage]) -> dict[str, torch.Tensor]:
+    """All parameters and saved buffers of one rank, by name."""
+    return {
+        name: tensor
+        for stage in stages
+        for name, tensor in (*stage.named_model_parameters().items(), *stage.named_model_buffers().items())
+    }
 
 
 def publish(partial: Path, run: Path, state: RunState, ranks: int) -> Path:

@@ -51,18 +51,18 @@ def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, met
     channel.send({"kind": "doing", "what": "meeting the other ranks"})
     transport = connect(rank, len(plan.ranks), Path(payload["rendezvous"]), timeout_s)
     channel.send({"kind": "doing", "what": "building its stage"})
-    stage = _build(rank, payload, plan)
-    optimizer = Optimizer(stage.named_model_parameters(), stage.anatomy.parameters, OptimizerSettings())
+    stages = {number: _build(number, payload, plan) for number in plan.ranks[rank].stages}
+    held = tuple(stages.values())
+    parameters = {name: own for stage in held for name, own in stage.named_model_parameters().items()}
+    optimizer = Optimizer(parameters, held[0].anatomy.parameters, OptimizerSettings())
     hidden: int = payload["hidden_size"]
-    executor = Executor(
-        program, rank, {rank: stage}, transport, optimizer, (plan.micro_batch_size, plan.seq_length, hidden)
-    )
+    executor = Executor(program, rank, stages, transport, optimizer, (plan.micro_batch_size, plan.seq_length, hidden))
     store = TokenStore.open(Path(payload["tokens"]))
     steps: int = payload["steps"]
     done: int = payload["done_steps"]
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
-        read_shards(Path(payload["checkpoint"]), done, stage, optimizer)
+        read_shards(Path(payload["checkpoint"]), done, held, optimizer)
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = learning_rate(step, steps, payload["learning_rate"])
@@ -83,15 +83,15 @@ def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, met
         if result.stop:
             break
     channel.send({"kind": "doing", "what": "saving its state"})
-    write_shard(Path(payload["checkpoint_out"]), rank, stage, optimizer)
-    sizes = write_weights(stage, Path(payload["model_out"]), rank, len(plan.ranks))
+    write_shard(Path(payload["checkpoint_out"]), rank, held, optimizer)
+    sizes = write_weights(held, Path(payload["model_out"]), rank, len(plan.ranks))
     channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
 
 
-def _build(rank: int, payload: dict[str, Any], plan: Plan) -> Stage:
+def _build(number: int, payload: dict[str, Any], plan: Plan) -> Stage:
     source = find_model(payload["config"])
-    stage = build_stage(source.config, plan.stages[rank].layers)
+    stage = build_stage(source.config, plan.stages[number].layers)
     draw_weights(stage, payload["seed"])
     if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])

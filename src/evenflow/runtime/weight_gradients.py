@@ -1,0 +1,119 @@
+"""Weight gradients put off: what splits a backward into I and W, at the linear layers.
+
+A linear layer's backward makes two products: the gradient of its input, which the layer before waits for, and that
+of its weight, which nobody waits for before the optimizer. Here the first is made at once, and for the second
+(input, output gradient) are queued: for I until W asks for them, for a whole backward they are used on the spot. The
+graph is never run twice, so a recomputed block runs its forward twice, not once more for each of its layers.
+
+Weight gradients are accumulated by one kernel, `addmm`, in every schedule: sums that are made differently differ in
+their last bits, and runs under different schedules would drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class _PutOff:
+    """What a linear layer's weight gradient is made from."""
+
+    linear: nn.Linear
+    hidden: Tensor
+    gradient: Tensor
+
+
+class WeightGradients:
+    """The queue of one stage: weight gradients are made at once, or put off for a microbatch."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        """Have all linear layers of `stage` leave their weight gradients here."""
+        self._queues: dict[int, list[_PutOff]] = {}
+        self._current: list[_PutOff] | None = None
+        for module in stage.modules():
+            if type(module) is nn.Linear or type(module) is _QueuedLinear:
+                module.__class__ = _QueuedLinear
+                module.weight_gradients = self  # type: ignore[assignment]  # a plain attribute, no submodule
+
+    @contextmanager
+    def put_off(self, microbatch: int) -> Iterator[None]:
+        """Within, weight gradients are kept for `run`."""
+        self._current = self._queues.setdefault(microbatch, [])
+        try:
+            yield
+        finally:
+            self._current = None
+
+    def run(self, microbatch: int) -> None:
+        """Make the weight gradients that were put off, and let go of what they are made from."""
+        queue = self._queues.pop(microbatch)
+        queue.reverse()
+        while queue:
+            _accumulate(queue.pop())
+
+    def holds(self, microbatch: int, tensor: Tensor) -> bool:
+        """Whether a queue keeps the memory of `tensor`."""
+        storage = tensor.untyped_storage().data_ptr()
+        return any(
+            storage in (own.hidden.untyped_storage().data_ptr(), own.gradient.untyped_storage().data_ptr())
+            for own in self._queues.get(microbatch, ())
+        )
+
+    def add(self, linear: nn.Linear, hidden: Tensor, gradient: Tensor) -> None:
+        """Take what a linear layer's backward leaves."""
+        own = _PutOff(linear, hidden, gradient)
+        if self._current is None:
+            _accumulate(own)
+        else:
+            self._current.append(own)
+
+
+class _QueuedLinear(nn.Linear):
+    """A linear layer whose weight gradient goes to a queue."""
+
+    weight_gradients: WeightGradients
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Linear`."""
+        if not torch.is_grad_enabled() or not self.weight.requires_grad:
+            return super().forward(input)
+        output: Tensor = _Product.apply(input, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
+        return output
+
+
+class _Product(torch.autograd.Function):
+    """hidden @ weight.T + bias, with a backward that makes the input's gradient alone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, linear: _QueuedLinear) -> Tensor:
+        ctx.linear = linear
+        ctx.save_for_backward(hidden, weight)
+        return functional.linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        hidden, weight = ctx.saved_tensors
+        ctx.linear.weight_gradients.add(ctx.linear, hidden, gradients[0])
+        return gradients[0].matmul(weight) if ctx.needs_input_grad[0] else None, None, None, None
+
+
+@torch.no_grad()
+def _accumulate(own: _PutOff) -> None:
+    weight = own.linear.weight
+    bias: Tensor | None = own.linear.bias
+    gradient = own.gradient.reshape(-1, own.gradient.shape[-1])
+    hidden = own.hidden.reshape(-1, own.hidden.shape[-1])
+    if weight.grad is None:
+        weight.grad = gradient.t() @ hidden
+    else:
+        weight.grad.addmm_(gradient.t(), hidden)
+    if bias is not None and bias.requires_grad:
+        total = gradient.sum(0)
+        bias.grad = total if bias.grad is None else bias.grad.add_(total)
