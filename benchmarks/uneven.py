@@ -21,12 +21,16 @@ class UnevenCase:
     hardware: Hardware
     caps: list[float]
 
-    def best_named(self) -> tuple[float, str]:
-        """The fastest named schedule under the caps, and its step; infinite where none fits."""
+    def best_named(self, drawn: bool = False) -> tuple[float, str]:
+        """The fastest named schedule under the caps, and its step; infinite where none fits.
+
+        Args:
+            drawn: only those that are drawn once for all costs.
+        """
         best = (float("inf"), "none")
         work = plan_work(self.stage_rank, self.microbatches, self.hardware)
         for name, schedule in SCHEDULES.items():
-            if misfit(name, self.stage_rank) is not None:
+            if misfit(name, self.stage_rank) is not None or (drawn and schedule.by_costs):
                 continue
             program = build_program(name, self.stage_rank, self.microbatches, work if schedule.by_costs else None)
             peaks = [peak_bytes(program, self.hardware.memory, rank) for rank in range(len(self.caps))]

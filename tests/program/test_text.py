@@ -13,18 +13,26 @@ from evenflow.program import (
     Action,
     Backward,
     Forward,
+    InputBackward,
     Norm,
     ReceiveBackward,
     ReceiveForward,
+    ReduceGrad,
+    ReduceTied,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
     SendForward,
     Step,
+    WeightBackward,
     action_kind,
     action_text,
     build_program,
+    order_csv,
+    order_text,
     parse_action,
+    parse_order,
+    parse_order_csv,
     parse_ranks,
     ranks_text,
 )
@@ -32,12 +40,16 @@ from evenflow.program import (
 TOKENS = {
     "2F0": Forward(2, 0),
     "10B31": Backward(10, 31),
+    "1I3": InputBackward(1, 3),
+    "0W5": WeightBackward(0, 5),
     "0SEND_F3": SendForward(0, 3),
     "1RECV_F3": ReceiveForward(1, 3),
     "1SEND_B0": SendBackward(1, 0),
     "0RECV_B12": ReceiveBackward(0, 12),
     "0RELEASE_F3": ReleaseForward(0, 3),
     "7RELEASE_B2": ReleaseBackward(7, 2),
+    "3REDUCE_TIED": ReduceTied(3),
+    "12REDUCE_GRAD": ReduceGrad(12),
     "NORM": Norm(),
     "STEP": Step(),
 }
@@ -63,10 +75,11 @@ def test_pytorch_reads_our_tokens_as_we_do_or_not_at_all(token):
         read = theirs._Action.from_str(token)
         action = TOKENS[token]
         assert not isinstance(action, Norm | Step)
+        microbatch = getattr(action, "microbatch", None)
         assert (read.stage_index, read.computation_type.value, read.microbatch_index) == (
             action.stage,
             word,
-            action.microbatch,
+            microbatch,
         )
         assert str(read) == token
     else:
@@ -77,7 +90,13 @@ def test_pytorch_reads_our_tokens_as_we_do_or_not_at_all(token):
 
 @pytest.mark.parametrize(
     "token",
-    ["", "F0", "2F", "2f0", "2FREE0", "2I0", "-1F0", "2F0 ", "2F0x", "0NORM0", "norm", "2SEND0", "SEND_F"],
+    [
+        *("F0", "2F", "2f0", "2FREE0", "2U0", "-1F0", "2F0x", "0NORM0", "norm", "2SEND0", "SEND_F"),
+        *("2REDUCE_GRAD0", "2REDUCE", "REDUCE_TIED", "2W"),
+        "",
+        "2F0 ",
+        "(0F0;1B0)OVERLAP_F_B",
+    ],
 )
 def test_what_is_no_action_is_refused_with_the_words_that_are(token):
     with pytest.raises(ProgramError, match=r"is not an action; actions look like 2F0 and .*RECV_B.*NORM") as caught:
@@ -87,12 +106,15 @@ def test_what_is_no_action_is_refused_with_the_words_that_are(token):
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
-@pytest.mark.parametrize(("p", "m"), [(1, 1), (2, 3), (4, 8), (12, 11)])
+@pytest.mark.parametrize(("p", "m"), [(1, 1), (2, 3), (4, 8), (7, 11)])
 def test_programs_round_trip(schedule, p, m):
-    ranks = build_program(schedule, p, m).ranks
-    text = ranks_text(ranks)
+    program = build_program(schedule, p, m, reduces=True, tied=[(0, 1)] if p > 1 else ())
+    text = ranks_text(program.ranks)
     assert text.count("\n") == p
-    assert parse_ranks(text) == ranks
+    assert parse_ranks(text) == program.ranks
+    order = program.compute_order()
+    assert parse_order(order_text(order)) == order
+    assert parse_order_csv(order_csv(order)) == order
 
 
 def test_comments_and_empty_lines_are_passed_over():
@@ -105,6 +127,20 @@ def test_comments_and_empty_lines_are_passed_over():
 def test_an_error_names_the_line_as_an_editor_counts_it():
     with pytest.raises(ProgramError, match=r"line 4: '1G0' is not an action"):
         parse_ranks("# header\n0F0 0B0\n\n1F0 1G0 1B0\n")
+
+
+def test_an_order_is_compute_alone():
+    with pytest.raises(ProgramError, match=r"^rank 1: '1SEND_F0' is not a compute action; 2F0, 2B0, 2I0 or 2W0 are$"):
+        parse_order(("0F0 0B0", "1F0 1SEND_F0"))
+    with pytest.raises(ProgramError, match=r"^row 2, column 3: 'NORM' is not a compute action"):
+        parse_order_csv("0F0,0B0\n1F0,,NORM\n")
+
+
+def test_csv_as_pytorch_writes_it_idles_and_overlaps():
+    """Empty cells are its idle time; a forward and a backward in one cell are two actions here, one after another."""
+    theirs = "0F0,,0F1 ,(0F2;0B0)OVERLAP_F_B,0I1,,0W1\r\n,,\r\n"
+    assert order_text(parse_order_csv(theirs)) == ("0F0 0F1 0F2 0B0 0I1 0W1", "")
+    assert order_csv(parse_order_csv(theirs)) == "0F0,0F1,0F2,0B0,0I1,0W1\n\n"
 
 
 def test_actions_are_inert():

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.errors import ProgramError
-from evenflow.program import Program, lower, ranks_text, verify
+from evenflow.program import (
+    Backward,
+    Forward,
+    InputBackward,
+    Program,
+    WeightBackward,
+    lower,
+    ranks_text,
+    verify,
+)
 from evenflow.program.times import encode, order_times
 from evenflow.simulate import simulate
 from tests.property.cases import random_costs, random_model, split_hardware
@@ -93,6 +102,38 @@ def test_whatever_is_left_out_done_twice_or_done_elsewhere_both_refuse(program, 
     assert _refusal(broken) is not None
     with pytest.raises(ProgramError):
         verify(broken)
+
+
+@st.composite
+def orders_of_anything(draw):
+    """Compute actions that nobody counted, some of stages and microbatches that there are not."""
+    stage_rank, microbatches = draw(placements_nobody_designed()), draw(st.integers(1, 3))
+    kinds = st.sampled_from([Forward, Backward, InputBackward, WeightBackward])
+    actions = st.builds(
+        lambda kind, stage, microbatch: kind(stage, microbatch),
+        kinds,
+        st.integers(0, len(stage_rank)),
+        st.integers(0, microbatches),
+    )
+    ranks = max(stage_rank) + 1
+    order = draw(st.lists(st.lists(actions, max_size=6).map(tuple), min_size=ranks, max_size=ranks))
+    return tuple(order), stage_rank, microbatches
+
+
+@settings(deadline=None, max_examples=300)
+@given(orders_of_anything(), st.booleans())
+def test_an_order_from_anywhere_is_refused_with_a_reason_or_runs(case, reduces):
+    """Orders come from files: whatever stands there, lowering and verify must not break."""
+    order, stage_rank, microbatches = case
+    try:
+        program = lower(order, stage_rank, microbatches, reduces=reduces)
+        verify(program)
+    except ProgramError as error:
+        reason = str(error)
+    else:
+        reason = None
+        run(program)
+    assert reason is None or "\n" not in reason
 
 
 def _agree(program: Program) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import evenflow
 from evenflow.cost import Costs
 from evenflow.files import load_metrics, load_plan, load_profile, load_ranks, load_timelines, save_plan
+from evenflow.program import action_kind
 from evenflow.search import equal_split, make_plan
 from evenflow.spec import Batch
 from evenflow.spec.cluster import local_cluster
@@ -136,6 +137,17 @@ def test_weights_beside_the_config_are_loaded(run: RunResult, job: Job) -> None:
         replace(job, model=str(run.out / "model"), out=job.out.parent / "scratch", steps=1, from_scratch=True)
     )
     assert scratch.metrics[0].loss == run.metrics[0].loss
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "zb-h1", "zb-v", "auto"])
+def test_every_kind_of_schedule_trains_to_the_same_bits(run: RunResult, job: Job, schedule: str) -> None:
+    own = evenflow.train(replace(job, out=job.out.parent / schedule, schedule=schedule))
+    assert own.plan.schedule == schedule
+    assert [step.loss for step in own.metrics] == [step.loss for step in run.metrics]
+    assert [step.grad_norm for step in own.metrics] == [step.grad_norm for step in run.metrics]
+    kinds = {action_kind(action) for rank in own.measured.ranks for action in rank.actions}
+    assert ({"I", "W"} <= kinds) == schedule.startswith("zb") or schedule == "auto"
+    assert len(own.plan.stages) == (4 if schedule in ("interleaved", "zb-v") else 2)
 
 
 def test_a_given_plan_is_followed(run: RunResult, job: Job) -> None:

@@ -76,7 +76,8 @@ def lower(
         work: what actions and transfers cost; by default a second and nothing.
         forward_only: whether there is no backward and no update.
         reduces: whether weight gradients are added over data-parallel replicas.
-        tied: groups of stages that share weights; those that are all on one rank need nothing added.
+        tied: groups of stages that share weights; those that are all on one rank need nothing added, but their
+            gradients are complete only when all of them have theirs.
 
     Raises:
         ProgramError: an action's stage is not on its rank, or its microbatch does not exist.
@@ -87,7 +88,7 @@ def lower(
     work = work or even_work(ranks, microbatches)
     times = order_times(encode(order, work), work)
     receives = _place_receives(order, ranks, times)
-    reductions = None if forward_only else _place_reductions(order, ranks, times, apart, reduces)
+    reductions = None if forward_only else _place_reductions(order, ranks, times, tied, reduces)
     return Program(
         stage_rank=ranks,
         microbatches=microbatches,
@@ -163,7 +164,8 @@ def _place_reductions(
             slots[ranks[stage]] = max(slots[ranks[stage]], last[stage])
         for stage in group:
             last[stage] = slots[ranks[stage]]
-            placed[ranks[stage]][last[stage]].append(ReduceTied(stage))
+            if len({ranks[own] for own in group}) > 1:
+                placed[ranks[stage]][last[stage]].append(ReduceTied(stage))
     for stage in sorted(last) if reduces else ():
         placed[ranks[stage]][last[stage]].append(ReduceGrad(stage))
     return placed

@@ -37,7 +37,7 @@ from evenflow.units import format_bytes
 
 _EFFORT = 0.25  # of what ZB-2p spends on settings
 _IMPROVED = 2  # list schedules that are improved
-_ACTIONS_TIMED = 100_000  # in improving each
+_ACTIONS_TIMED = 150_000  # in improving each
 _TIGHTER = 4  # times that a list schedule is made anew under smaller caps if its program holds too much
 
 

@@ -1,6 +1,7 @@
 """Schedules by name. A new one is one file here and one line in `SCHEDULES`.
 
 A schedule is a function from `Work` (stages on ranks, microbatches, costs) to each rank's compute actions in order.
+In the pictures of these files every action takes one column of time, and a dot is a column in which a rank waits.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Two ranks, four stages (rank 0: 0 and 3, rank 1: 1 and 2), three microbatches; a stage's number stands before F, I or W:
 
-    rank 0 | 0F0 0F1 0F2 3F0 3I0 3W0 3F1 0I0 3I1 0W0 3W1 3F2 3I2 0I1 3W2 0I2 0W1 0W2
-    rank 1 |     1F0 2F0 1F1 2F1 2I0 1I0 2W0 1W0 1F2 2F2 2I1 1I1 2I2 1I2 2W1 1W1 2W2 1W2
+    rank 0 | 0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 0I0 3W1 0I1 0W0 3F2 3I2 0W1 3W2 0I2 0W2
+    rank 1 |     1F0 2F0 1F1 2F1 2I0 1I0 2W0 2I1 1I1 1F2 2F2 1W0 2W1 2I2 1I2 1W1 2W2 1W2
 
 A microbatch comes back to rank 0 for its last stage, so its backward begins there, and every rank frees what it
 holds equally early. Where F = I = W and m >= 2p - 1 no rank idles between its own first and last action, and none
