@@ -33,4 +33,4 @@ def test_no_file_is_left_without_its_case():
 
 def test_every_schedule_that_no_search_makes_has_a_case():
     fixed = {name for name, schedule in SCHEDULES.items() if not schedule.by_costs}
-    assert {case.schedule for case in CASES} == fixed | {FORWARD_ONLY}
+    assert {case.schedule for case in CASES} >= fixed | {FORWARD_ONLY}

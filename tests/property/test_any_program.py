@@ -204,7 +204,8 @@ def _most_received(program: Program) -> list[int]:
 
 
 # GPipe on several stages a rank takes all microbatches through a stage before the next one, and their tensors wait.
-FIXED = [(name, default_stage_rank(name, p)) for name in SCHEDULES for p in (2, 3, 4) if not SCHEDULES[name].by_costs]
+SEARCHED = ("zb-1p", "zb-2p")
+FIXED = [(name, default_stage_rank(name, p)) for name in SCHEDULES for p in (2, 3, 4) if name not in SEARCHED]
 FIXED += [("interleaved", place(how, p, stages)) for p, stages in [(2, 5), (3, 7), (4, 12)] for how in ("loop", "v")]
 
 

@@ -67,8 +67,8 @@ def order_times(coded: Coded, work: Work) -> OrderTimes:
     arrival[:microbatches] = [0.0] * microbatches
     arrival[2 * size - microbatches :] = [0.0] * microbatches
     waiting = [-1] * (2 * size)
-    lag_forward = [*_lags(work), 0.0]
-    lag_backward = [0.0, *_lags(work)]
+    lag_forward = [*work.lag, 0.0]
+    lag_backward = [0.0, *work.lag]
     start: list[list[float]] = [[] for _ in coded]
     end: list[list[float]] = [[] for _ in coded]
     clock = [0.0] * len(coded)
@@ -105,9 +105,3 @@ def order_times(coded: Coded, work: Work) -> OrderTimes:
         starts += [inf] * stuck
         ends += [inf] * stuck
     return OrderTimes(start, end)
-
-
-def _lags(work: Work) -> list[float]:
-    """Seconds from each stage to the next; none where both are on one rank."""
-    pairs = zip(work.stage_rank, work.stage_rank[1:], work.transfer_s, strict=False)
-    return [0.0 if one == other else seconds for one, other, seconds in pairs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import inf
 
 from evenflow.cost import StageCost, StageMemory
@@ -47,6 +48,12 @@ class Work:
     def rank_stages(self) -> tuple[tuple[int, ...], ...]:
         """The stages of each rank."""
         return tuple(stages_of(self.stage_rank, rank) for rank in range(self.ranks))
+
+    @cached_property
+    def lag(self) -> tuple[float, ...]:
+        """Seconds from each stage to the one after it: a transfer, or nothing where both are on one rank."""
+        pairs = zip(pairwise(self.stage_rank), self.transfer_s, strict=True)
+        return tuple(0.0 if one == other else seconds for (one, other), seconds in pairs)
 
     @cached_property
     def seconds(self) -> tuple[tuple[float, ...], ...]:

@@ -18,19 +18,15 @@ def order_bound_s(work: Work, hardware: Hardware) -> float:
     begin = [cost.optimizer_s - slowest_update for cost in hardware.ranks]
     forward = [cost.forward_s for cost in work.costs]
     backward = [min(cost.backward_s, cost.input_s + cost.weight_s) for cost in work.costs]
-    lag = [
-        0.0 if one == other else seconds
-        for one, other, seconds in zip(work.stage_rank, work.stage_rank[1:], work.transfer_s, strict=False)
-    ]
     arrival = begin[work.stage_rank[0]]
     reached: dict[int, float] = {}
     for stage, rank in enumerate(work.stage_rank):
         reached.setdefault(rank, max(arrival, begin[rank]))
-        arrival += forward[stage] + (lag[stage] if stage < len(lag) else 0.0)
+        arrival += forward[stage] + (work.lag[stage] if stage < len(work.lag) else 0.0)
     norm_at = 0.0
     for rank, held in enumerate(work.rank_stages):
         own = sum(work.microbatches * (forward[stage] + backward[stage]) for stage in held)
         norm_at = max(norm_at, reached[rank] + own + hardware.ranks[rank].norm_s)
-    back = sum(min(cost.input_s, cost.backward_s) for cost in work.costs[1:]) + sum(lag) + backward[0]
+    back = sum(min(cost.input_s, cost.backward_s) for cost in work.costs[1:]) + sum(work.lag) + backward[0]
     norm_at = max(norm_at, arrival + back + hardware.ranks[work.stage_rank[0]].norm_s)
     return norm_at + hardware.reduce_s + slowest_update

@@ -63,9 +63,13 @@ def make_plan(
         limit=limit,
         at_once=cluster.at_once,
     )
-    solution = solve(problem, split)
+    return _assemble(model, cluster, batch, problem, solve(problem, split), began)
+
+
+def _assemble(model: Model, cluster: Cluster, batch: Batch, problem: Problem, solution: Solution, began: float) -> Plan:
+    """The plan that a solution makes."""
+    costs, step_s = problem.costs, solution.timeline.step_s
     lower_bound = step_bound(costs, cluster.at_once, batch.microbatches)
-    step_s = solution.timeline.step_s
     return Plan(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -73,13 +77,13 @@ def make_plan(
         threads=cluster.threads,
         at_once=cluster.at_once,
         axes=Axes(pp=cluster.devices),
-        schedule=schedule,
+        schedule=problem.schedule,
         order=None if solution.order is None else order_text(solution.order),
         posting=solution.posting,
         micro_batch_size=batch.micro_batch_size,
         microbatches=batch.microbatches,
         seq_length=batch.seq_length,
-        memory_limit=limit,
+        memory_limit=int(problem.limit),
         layers=_layer_plans(model, costs),
         stage_forward_s=costs.stage_forward_s,
         stage_backward_s=costs.stage_backward_s,

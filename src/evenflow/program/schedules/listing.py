@@ -53,10 +53,7 @@ class _Play:
         self.last_stage, self.microbatches = stages - 1, work.microbatches
         self.stage_rank, self.seconds = work.stage_rank, work.seconds
         self.saved, self.pending_part = work.saved, work.pending
-        self.lag = [
-            0.0 if one == other else seconds
-            for one, other, seconds in zip(work.stage_rank, work.stage_rank[1:], work.transfer_s, strict=False)
-        ]
+        self.lag = work.lag
         # A rank's stages in the order in which their forwards are preferred.
         self.preferred = tuple(held[::-1] if policy.deep_first else held for held in work.rank_stages)
         self.most = [max(most, len(held)) for most, held in zip(policy.most, work.rank_stages, strict=True)]

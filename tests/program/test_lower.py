@@ -1,0 +1,119 @@
+"""Why: lowering decides when every transfer, release and reduction begins; each of its rules is seen once by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from evenflow.cost import StageCost
+from evenflow.errors import ProgramError
+from evenflow.program import (
+    Backward,
+    Forward,
+    Norm,
+    ReduceGrad,
+    ReduceTied,
+    ReleaseForward,
+    SendForward,
+    Step,
+    action_text,
+    build_program,
+    evaluation_program,
+    even_work,
+    lower,
+    parse_order,
+    ranks_text,
+    verify,
+)
+
+
+def _rank(program, rank):
+    return ranks_text(program.ranks).splitlines()[rank]
+
+
+def test_a_receive_is_posted_when_its_tensor_is_made_and_not_before():
+    """Rank 0 makes its outputs at 1, 2, 3 and 4. Rank 1 computes F0 from 1 to 2, then B0 until 4, F1 until 5.
+
+    What is made at 2 and 3 is received from 2 on, between F0 and B0; what is made at 4, between B0 and F1.
+    """
+    order = parse_order(("0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3", "1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3"))
+    actions = [token for token in _rank(lower(order, (0, 1), 4), 1).split() if not token.startswith("1SEND")]
+    assert actions[:7] == ["1RECV_F0", "1F0", "1RECV_F1", "1RECV_F2", "1B0", "1RECV_F3", "1F1"]
+
+
+def test_costs_say_when_a_tensor_is_made():
+    """A forward of 10 s on rank 0: its second output is made when rank 1 has long been done with all before it."""
+    order = parse_order(("0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1B1"))
+    slow = replace(even_work((0, 1), 2), costs=(StageCost(10.0, 1.0, 0.5, 0.5), StageCost(1.0, 2.0, 1.0, 1.0)))
+    fast = replace(slow, costs=(StageCost(0.1, 1.0, 0.5, 0.5), StageCost(1.0, 2.0, 1.0, 1.0)))
+    assert _rank(lower(order, (0, 1), 2, slow), 1).startswith("1RECV_F0 1F0 1RECV_F1 1B0")
+    assert _rank(lower(order, (0, 1), 2, fast), 1).startswith("1RECV_F0 1RECV_F1 1F0 1B0")
+    for work in (slow, fast):
+        verify(lower(order, (0, 1), 2, work))
+
+
+def test_receives_stand_in_the_order_of_the_sends_whatever_is_needed_first():
+    """Rank 0 sends microbatch 0 first; rank 1 uses 1 first: it receives 0 before it."""
+    order = parse_order(("0F0 0F1 0B1 0B0", "1F1 1F0 1B1 1B0"))
+    actions = _rank(lower(order, (0, 1), 2), 1).split()
+    assert actions.index("1RECV_F0") < actions.index("1RECV_F1") < actions.index("1F1")
+
+
+def test_a_third_tensor_waits_until_the_first_has_left():
+    actions = build_program("gpipe", 2, 4).ranks[0]
+    assert actions.index(ReleaseForward(0, 0)) == actions.index(Forward(0, 2)) - 1
+    assert actions.index(SendForward(0, 1)) < actions.index(ReleaseForward(0, 0))
+
+
+def test_neighbours_on_one_rank_send_each_other_nothing():
+    text = ranks_text(build_program("gpipe", (0, 0), 2).ranks)
+    assert text == "0F0 0F1 1F0 1F1 1B0 1B1 0B0 0B1 NORM STEP\n"
+
+
+def test_an_evaluation_has_no_backward_and_no_update():
+    assert ranks_text(evaluation_program((0, 1), 1).ranks) == "0F0 0SEND_F0 0RELEASE_F0\n1RECV_F0 1F0\n"
+
+
+def test_gradients_are_reduced_right_after_the_last_of_them():
+    program = build_program("interleaved", 2, 2, reduces=True)
+    first = program.ranks[0]
+    assert first[first.index(ReduceGrad(2)) - 2 : first.index(ReduceGrad(2))][0] == Backward(2, 1)
+    assert first.index(ReduceGrad(2)) < first.index(Backward(0, 0))
+    assert first[-2:] == (Norm(), Step())
+
+
+def test_all_ranks_add_the_gradients_of_tied_weights_in_one_order():
+    """Rank 0 is done with stage 3 before stage 0, rank 1 with stage 2 before stage 1: 1 and 3 end last and go last."""
+    program = build_program("zb-v", 2, 4, tied=[(1, 3), (0, 2)])
+    started = [[own.stage for own in actions if isinstance(own, ReduceTied)] for actions in program.ranks]
+    group = {0: "A", 2: "A", 1: "B", 3: "B"}
+    assert sorted(map(len, started)) == [2, 2]
+    assert [group[stage] for stage in started[0]] == [group[stage] for stage in started[1]]
+    verify(program)
+
+
+def test_a_weight_that_two_stages_of_a_rank_share_is_reduced_when_both_have_their_gradients():
+    """V: the embedding (stage 0) and the head (stage 3) are on rank 0, and stage 3 is done first."""
+    apart, shared = (build_program("zb-v", 2, 3, reduces=True, tied=tied).ranks[0] for tied in ((), [(0, 3)]))
+    last = max(apart.index(ReduceGrad(0)), apart.index(ReduceGrad(3)))
+    assert apart.index(ReduceGrad(3)) < apart.index(ReduceGrad(0)) == last
+    tokens = [action_text(own) for own in shared]
+    at = tokens.index("0REDUCE_GRAD")
+    assert tokens[at + 1] == "3REDUCE_GRAD"
+    assert tokens.index("0W2") < at
+    assert not any("REDUCE_TIED" in token for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("0F0 0B0", "0F0"), "rank 1: 0F0: stage 0 is not on this rank"),
+        (("0F0 5B0", ""), "rank 0: 5B0: stage 5 is not on this rank"),
+        (("0F0 0B1", ""), "rank 0: 0B1: microbatches run from 0 to 0"),
+    ],
+)
+def test_an_order_of_what_there_is_not_is_refused(lines, message):
+    with pytest.raises(ProgramError) as caught:
+        lower(parse_order(lines), (0, 1), 1)
+    assert str(caught.value) == message
