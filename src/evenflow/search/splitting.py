@@ -8,7 +8,7 @@ gets shorter. Where ranks hold several stages the partition evens out stages; th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from evenflow.search.problem import Problem, Split
 
 # Actions that a search may simulate in all: some seconds of work; beyond it the best so far is taken.
 _MOST_ACTIONS = 2_000_000
+_SECOND = 400  # splits two moves away that are looked at where none at one move is better
 
 
 def find_split(problem: Problem, program: Program) -> tuple[Candidate, int]:
@@ -34,7 +35,7 @@ def find_split(problem: Problem, program: Program) -> tuple[Candidate, int]:
     improved = True
     while improved:
         improved = False
-        for split in _neighbours(best.split):
+        for split in chain(_neighbours(best.split), islice(_second_neighbours(best.split), _SECOND)):
             if split in seen or considered >= most:
                 continue
             seen.add(split)
@@ -42,6 +43,7 @@ def find_split(problem: Problem, program: Program) -> tuple[Candidate, int]:
             considered += 1
             if _rank_of(candidate, problem.limit) < _rank_of(best, problem.limit):
                 best, improved = candidate, True
+                break
     return best, considered
 
 
@@ -70,6 +72,12 @@ def _needs(problem: Problem, program: Program) -> NDArray[np.float64]:
         for (first, end), own in runs.items():
             needs[stage, first, end] = max(form.bytes(own) for form in forms)
     return needs
+
+
+def _second_neighbours(split: Split) -> Iterator[Split]:
+    """Every split two moves away: what lies behind a split that is worse than both its neighbours."""
+    for neighbour in _neighbours(split):
+        yield from _neighbours(neighbour)
 
 
 def _neighbours(split: Split) -> Iterator[Split]:
