@@ -27,8 +27,9 @@ from evenflow.program import (
     peak_bytes,
     verify,
 )
-from evenflow.program.schedules.automatic import Listing, best_listings
-from evenflow.program.schedules.improve import improve
+from evenflow.program.schedules.automatic import best_listings
+from evenflow.program.schedules.halves import in_halves
+from evenflow.program.schedules.improve import counted_peak, improve
 from evenflow.program.schedules.listing import list_schedule
 from evenflow.program.times import OrderTimes, decode, encode, order_times
 from evenflow.search.order_bound import order_bound_s
@@ -36,7 +37,8 @@ from evenflow.simulate import Hardware, step_seconds
 from evenflow.units import format_bytes
 
 _EFFORT = 0.25  # of what ZB-2p spends on settings
-_IMPROVED = 2  # list schedules that are improved
+_LISTED = 2  # list schedules that are judged
+_IMPROVED = 2  # candidates that are improved
 _ACTIONS_TIMED = 150_000  # in improving each
 _TIGHTER = 4  # times that a list schedule is made anew under smaller caps if its program holds too much
 
@@ -51,7 +53,7 @@ class AutoSchedule:
         posting: by which times its receives are posted.
         step_s: seconds of its simulated step.
         bound_s: no order of these stages is faster.
-        based_on: the named schedule that it is, or `list`.
+        based_on: the named schedule that it is or comes from, or `list`.
         simulated: how many programs were simulated.
     """
 
@@ -94,11 +96,23 @@ def make_auto(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware
     return _Auto(stage_rank, microbatches, hardware, caps).run()
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An order, the quick look at its step, and by which times its receives are posted."""
+
+    quick: float
+    name: str
+    order: Order
+    posting: Posting
+
+
 class _Auto:
     def __init__(self, stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: list[float]) -> None:
         self.stage_rank, self.microbatches = stage_rank, microbatches
         self.hardware, self.caps = hardware, caps
         self.work = plan_work(stage_rank, microbatches, hardware, caps)
+        self.state = [cap - room for cap, room in zip(caps, self.work.cap, strict=True)]
+        self.least_saved = [min(self.work.saved[stage] for stage in held) for held in self.work.rank_stages]
         self.norms = [cost.norm_s for cost in hardware.ranks]
         self.least_after = hardware.reduce_s + min(cost.optimizer_s for cost in hardware.ranks)
         self.best: AutoSchedule | None = None
@@ -107,18 +121,19 @@ class _Auto:
         self.least_over: tuple[float, str] | None = None
 
     def run(self) -> AutoSchedule:
-        """Judge all candidates, the most promising first."""
-        named = sorted(self._named(), key=lambda one: one[0])
-        listings = best_listings(self.work, self._objective, _EFFORT, keep=_IMPROVED)
-        for listing in listings:
-            self._judge_listing(listing)
-        for quick, name, order in named:
+        """Judge all candidates, the most promising first; then improve the best of those that fit."""
+        candidates = sorted([*self._named(), *self._listed()], key=lambda one: one.quick)
+        fitting: list[_Candidate] = []
+        for one in candidates:
             # The quick look leaves out whatever may hold an action up, so no simulation of the whole is shorter.
-            if self.best is None or quick + self.least_after < self.best.step_s:
-                self._judge(order, "costs" if SCHEDULES[name].by_costs else "even", name)
+            can_win = self.best is None or one.quick + self.least_after < self.best.step_s
+            if (can_win or len(fitting) < _IMPROVED) and self._judge(one):
+                fitting.append(one)
         if self.best is None:
             need = self.least_over[1] if self.least_over else "no order of the stages keeps under the caps"
             raise ImpossibleError(f"no schedule fits: {need}")
+        for one in fitting[:_IMPROVED]:
+            self._improve(one)
         return replace(self.best, simulated=self.simulated)
 
     def _objective(self, times: OrderTimes) -> tuple[float, ...]:
@@ -126,40 +141,61 @@ class _Auto:
         ends = [own[-1] for own in times.end if own]
         return max(end + norm for end, norm in zip(ends, self.norms, strict=True)), sum(ends)
 
-    def _named(self) -> Iterator[tuple[float, str, Order]]:
-        """Named schedules that can run these stages, with the quick look at their step."""
-        for name in SCHEDULES:
+    def _candidate(self, name: str, order: Order, posting: Posting) -> _Candidate:
+        return _Candidate(self._objective(order_times(encode(order, self.work), self.work))[0], name, order, posting)
+
+    def _named(self) -> Iterator[_Candidate]:
+        """Named schedules that can run these stages, as they are and with whole backwards in halves."""
+        for name, schedule in SCHEDULES.items():
             if misfit(name, self.stage_rank) is None:
                 order = compute_order(name, self.stage_rank, self.microbatches, self.work)
-                yield self._objective(order_times(encode(order, self.work), self.work))[0], name, order
+                yield self._candidate(name, order, "costs" if schedule.by_costs else "even")
+                if not schedule.halves:
+                    yield self._candidate(f"{name} in halves", in_halves(order), "costs")
 
-    def _judge_listing(self, listing: Listing) -> None:
-        """Judge a list schedule as it is and improved; where its program holds too much, listed under smaller caps."""
-        work, coded = self.work, listing.coded
-        for _ in range(_TIGHTER):
-            program = lower(decode(coded, work), self.stage_rank, self.microbatches, work)
-            over = self._over(program, "a list schedule")
-            if not any(over):
-                break
-            work = replace(work, cap=tuple(cap - more for cap, more in zip(work.cap, over, strict=True)))
-            listed = list_schedule(work, listing.policy)
-            if listed is None:
-                return
-            coded = listed[0]
-        improved, _ = improve(work, coded, self._objective, _ACTIONS_TIMED // (3 * work.stages * work.microbatches))
-        if not self._judge(decode(improved, work), "costs", "list"):
-            self._judge(decode(coded, work), "costs", "list")
+    def _listed(self) -> Iterator[_Candidate]:
+        """List schedules; where a program holds too much, listed again under smaller caps."""
+        for listing in best_listings(self.work, self._objective, _EFFORT, keep=_LISTED):
+            work, coded = self.work, listing.coded
+            for attempt in range(_TIGHTER):
+                order = decode(coded, work)
+                over = self._over(lower(order, self.stage_rank, self.microbatches, work), "a list schedule")
+                if not any(over):
+                    yield self._candidate("list", order, "costs")
+                    break
+                # A rank that is hardly over may hold a whole microbatch less only under a cap that is much smaller.
+                more = [excess and excess + attempt * self.least_saved[rank] / 4 for rank, excess in enumerate(over)]
+                work = replace(work, cap=tuple(cap - less for cap, less in zip(work.cap, more, strict=True)))
+                listed = list_schedule(work, listing.policy)
+                if listed is None:
+                    break
+                coded = listed[0]
 
-    def _judge(self, order: Order, posting: Posting, name: str) -> bool:
+    def _improve(self, one: _Candidate) -> None:
+        """Exchange actions of a candidate that fits, in the memory that its program leaves."""
+        work, coded = self.work, encode(one.order, self.work)
+        program = lower(one.order, self.stage_rank, self.microbatches, work)
+        beside = [
+            peak - counted_peak(actions, work) - state
+            for peak, actions, state in zip(self._peaks(program), coded, self.state, strict=True)
+        ]
+        work = replace(work, cap=tuple(cap - own for cap, own in zip(work.cap, beside, strict=True)))
+        evaluations = _ACTIONS_TIMED // sum(map(len, coded))
+        improved, _ = improve(work, coded, self._objective, evaluations)
+        if improved != coded:
+            self._judge(self._candidate(f"{one.name}, improved", decode(improved, work), "costs"))
+
+    def _judge(self, one: _Candidate) -> bool:
         """Simulate a candidate and keep the best; whether it fits."""
-        program = lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
-        if any(self._over(program, name)):
+        work = self.work if one.posting == "costs" else None
+        program = lower(one.order, self.stage_rank, self.microbatches, work)
+        if any(self._over(program, one.name)):
             return False
         verify(program)
         self.simulated += 1
         step_s = step_seconds(program, self.hardware)
         if self.best is None or step_s < self.best.step_s:
-            self.best = AutoSchedule(program, order, posting, step_s, self.bound_s, name, self.simulated)
+            self.best = AutoSchedule(program, one.order, one.posting, step_s, self.bound_s, one.name, self.simulated)
         return True
 
     def _over(self, program: Program, name: str) -> list[float]:

@@ -1,12 +1,12 @@
-"""A rank's order with the backward in halves: some forwards, then one input half and one forward in turn."""
+"""Orders with the backward in halves."""
 
 from __future__ import annotations
 
-from evenflow.program.actions import Compute, Forward, InputBackward, WeightBackward
+from evenflow.program.actions import Backward, Compute, Forward, InputBackward, Order, WeightBackward
 
 
 def halves(stage: int, microbatches: int, warm_up: int, delay: int) -> tuple[Compute, ...]:
-    """The order of one stage alone on its rank.
+    """The order of one stage alone on its rank: some forwards, then one input half and one forward in turn.
 
     Args:
         stage: the stage.
@@ -24,3 +24,22 @@ def halves(stage: int, microbatches: int, warm_up: int, delay: int) -> tuple[Com
             order.append(Forward(stage, warm_up + microbatch))
     left = range(max(microbatches - delay, 0), microbatches)
     return (*order, *(WeightBackward(stage, microbatch) for microbatch in left))
+
+
+def in_halves(order: Order) -> Order:
+    """The same order with every whole backward as its two halves, one right after the other.
+
+    Nobody computes earlier or later, but the gradient leaves a weight half earlier.
+    """
+    return tuple(
+        tuple(
+            part
+            for action in actions
+            for part in (
+                (InputBackward(action.stage, action.microbatch), WeightBackward(action.stage, action.microbatch))
+                if isinstance(action, Backward)
+                else (action,)
+            )
+        )
+        for actions in order
+    )

@@ -111,19 +111,22 @@ def _moved(coded: Coded, move: _Move, work: Work) -> Coded | None:
 
 
 def _fits(actions: list[int], rank: int, work: Work) -> bool:
-    cap = work.cap[rank] + 1e-9 * max(abs(work.cap[rank]), 1.0)
-    size, held = work.stages * work.microbatches, 0.0
+    return counted_peak(actions, work) <= work.cap[rank] + 1e-9 * max(abs(work.cap[rank]), 1.0)
+
+
+def counted_peak(actions: list[int], work: Work) -> float:
+    """The most that a rank's actions keep at once, counted as `Work` counts it."""
+    size, held, peak = work.stages * work.microbatches, 0.0, 0.0
     saved, pending = work.saved, work.pending
     for number in actions:
         code, stage = number // size, number // work.microbatches % work.stages
         if code == FORWARD:
             held += saved[stage]
-            if held > cap:
-                return False
+            peak = max(peak, held)
         elif code == INPUT:
             held += pending[stage] - saved[stage]
         elif code == WEIGHT:
             held -= pending[stage]
         else:
             held -= saved[stage]
-    return True
+    return peak
