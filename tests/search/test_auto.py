@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from random import Random
 
@@ -12,7 +13,10 @@ from evenflow.cost import LinkCost, RankCost, StageCost
 from evenflow.errors import ImpossibleError
 from evenflow.program import SCHEDULES, build_program, lower, misfit, peak_bytes, place, verify
 from evenflow.program.actions import Forward, InputBackward, WeightBackward
-from evenflow.search import make_auto, plan_work
+from evenflow.program.schedules.improve import counted_peak
+from evenflow.program.schedules.listing import Policy, list_schedule
+from evenflow.program.times import decode
+from evenflow.search import make_auto, order_bound_s, plan_work
 from evenflow.simulate import Hardware, free_transfers, step_seconds
 from tests.property.cases import NO_MEMORY, NO_RANK_COST
 
@@ -41,6 +45,7 @@ def test_equals_the_best_of_all_orders_where_they_can_be_counted():
         )
         found = make_auto((0, 1), 2, hardware, [1e9, 1e9])
         assert found.step_s == pytest.approx(best, rel=1e-9)
+        assert found.bound_s <= best * (1 + 1e-9)
 
 
 def _orders(stage):
@@ -61,6 +66,23 @@ def _runs(program):
     except Exception:
         return False
     return True
+
+
+def test_no_order_that_keeps_under_the_caps_is_faster_than_the_bound():
+    """Random list schedules, each under the very memory that it needs, in any placement."""
+    for seed in range(300):
+        chance = Random(seed)
+        case = uneven_case(seed, most_ranks=5)
+        ranks = len(case.caps)
+        work = plan_work(case.stage_rank, case.microbatches, case.hardware)
+        target = tuple(chance.randint(1, 12) for _ in range(ranks))
+        backlog = tuple(float(chance.randint(0, 9)) for _ in range(ranks))
+        listed = list_schedule(work, Policy(target, tuple(map(float, target)), backlog, chance.random()))
+        assert listed is not None
+        caps = tuple(counted_peak(actions, work) for actions in listed[0])
+        program = lower(decode(listed[0], work), case.stage_rank, case.microbatches, work)
+        bound = order_bound_s(replace(work, cap=caps), case.hardware)
+        assert step_seconds(program, case.hardware) >= bound * (1 - 1e-9), seed
 
 
 def test_the_order_bound_is_met_where_nothing_can_idle():

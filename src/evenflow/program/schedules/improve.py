@@ -9,9 +9,13 @@ neighbourhood that Nowicki and Smutnicki 1996, Management Science 42(6), give fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
 
 from evenflow.program.times import BACKWARD, FORWARD, INPUT, WEIGHT, Coded, OrderTimes, order_times
 from evenflow.program.work import Work
+
+_SHAKEN = 3  # ranks on which an exchange is made to leave a place where none helps
 
 Objective = Callable[[OrderTimes], tuple[float, ...]]
 _Move = tuple[int, int, int]  # on a rank, the action at one position goes to another
@@ -26,25 +30,65 @@ def improve(work: Work, coded: Coded, objective: Objective, evaluations: int) ->
         objective: what is to fall, of an order's times.
         evaluations: how many orders may be timed.
     """
-    best = [list(actions) for actions in coded]
-    times = order_times(best, work)
-    score = objective(times)
+    chance = Random(0)  # the same in every run
+    start = [list(actions) for actions in coded]
+    best = found = _Improved(start, order_times(start, work), objective(order_times(start, work)))
+    left = evaluations
+    while left > 0:
+        found, left = _descend(found, work, objective, left)
+        if found.score < best.score:
+            best = found
+        shaken = _shaken(best, work, chance)
+        if shaken is None:
+            break
+        times = order_times(shaken, work)
+        found, left = _Improved(shaken, times, objective(times)), left - 1
+    return best.coded, best.score
+
+
+@dataclass(frozen=True, slots=True)
+class _Improved:
+    """An order, its times, and how good it is (less is better)."""
+
+    coded: Coded
+    times: OrderTimes
+    score: tuple[float, ...]
+
+
+def _descend(found: _Improved, work: Work, objective: Objective, left: int) -> tuple[_Improved, int]:
+    """Take the first exchange that helps, again and again; returns how many evaluations are left."""
     improved = True
-    while improved and evaluations > 0:
+    while improved and left > 0:
         improved = False
-        for move in _moves(best, times, work):
-            changed = _moved(best, move, work)
+        for move in _moves(found.coded, found.times, work):
+            changed = _moved(found.coded, move, work)
             if changed is None:
                 continue
-            evaluations -= 1
-            new_times = order_times(changed, work)
-            new_score = objective(new_times)
-            if new_score < score:
-                best, times, score, improved = changed, new_times, new_score, True
+            left -= 1
+            times = order_times(changed, work)
+            score = objective(times)
+            if score < found.score:
+                found, improved = _Improved(changed, times, score), True
                 break
-            if evaluations <= 0:
+            if left <= 0:
                 break
-    return best, score
+    return found, left
+
+
+def _shaken(found: _Improved, work: Work, chance: Random) -> Coded | None:
+    """Some exchanges on the critical path, whether they help or not: a way out of where none helps."""
+    coded: Coded | None = None
+    moves = list(_moves(found.coded, found.times, work))
+    chance.shuffle(moves)
+    ranks: set[int] = set()
+    for move in moves:
+        if move[0] in ranks or len(ranks) == _SHAKEN:
+            continue  # positions are those before the first exchange
+        changed = _moved(coded or found.coded, move, work)
+        if changed is not None:
+            coded = changed
+            ranks.add(move[0])
+    return coded
 
 
 def _moves(coded: Coded, times: OrderTimes, work: Work) -> Iterator[_Move]:
@@ -61,7 +105,7 @@ def _moves(coded: Coded, times: OrderTimes, work: Work) -> Iterator[_Move]:
 def _blocks(coded: Coded, times: OrderTimes, work: Work) -> Iterator[tuple[int, int, int]]:
     """Runs of actions on one rank along the critical path that ends last: rank, first and last position."""
     where = {number: (rank, at) for rank, actions in enumerate(coded) for at, number in enumerate(actions)}
-    rank = max(range(len(coded)), key=lambda own: times.end[own][-1] - times.start[own][0])
+    rank = max(range(len(coded)), key=lambda own: times.end[own][-1])
     at = last = len(coded[rank]) - 1
     while at >= 0:
         before = times.end[rank][at - 1] if at else 0.0
