@@ -91,6 +91,8 @@ def test_all_ranks_add_the_gradients_of_tied_weights_in_one_order():
     assert sorted(map(len, started)) == [2, 2]
     assert [group[stage] for stage in started[0]] == [group[stage] for stage in started[1]]
     verify(program)
+    program = build_program("interleaved", 2, 2, tied=[(0, 1), (2, 3)])  # stages 2 and 3 are done before 0 and 1
+    assert [[own.stage for own in rank if isinstance(own, ReduceTied)] for rank in program.ranks] == [[2, 0], [3, 1]]
 
 
 def test_a_weight_that_two_stages_of_a_rank_share_is_reduced_when_both_have_their_gradients():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from evenflow.errors import ProgramError
-from evenflow.program import ReduceTied, WeightBackward, build_program, verify
+from evenflow.program import ReduceTied, WeightBackward, build_program, parse_ranks, ranks_text, verify
 from tests.program.lines import after, moved, refusal_of, with_rank, without
 from tests.property.cases import program_of
 
@@ -251,6 +251,18 @@ def test_reductions_that_the_ranks_start_in_another_order_wait_for_ever():
         refusal_of(with_rank(good, 0, tuple(first)))
         == "deadlock: rank 0 at NORM, rank 1 at NORM wait for each other for ever"
     )
+
+
+def test_replicas_come_after_all_that_a_rank_adds_to_a_tied_weight():
+    """Stages 0 and 3 are on rank 0 and tied to stage 1: one addition, which begins when both have started it."""
+    good = build_program("zb-v", 2, 1, reduces=True, tied=[(0, 1, 3)])
+    verify(good)
+    tokens = ranks_text(good.ranks).splitlines()[0]
+    early = parse_ranks(moved(tokens, "0REDUCE_GRAD", before="3REDUCE_TIED"))[0]
+    reason = "rank 0: 0REDUCE_GRAD: the gradients of tied weights are not complete"
+    assert refusal_of(with_rank(good, 0, early)) == reason
+    early = parse_ranks(moved(tokens, "3REDUCE_GRAD", before="3REDUCE_TIED"))[0]
+    assert refusal_of(with_rank(good, 0, early)) == reason.replace("0REDUCE", "3REDUCE")
 
 
 def test_who_is_tied_must_exist_and_be_in_one_group():

@@ -25,6 +25,7 @@ from evenflow.program import (
     ReleaseForward,
     SendBackward,
     SendForward,
+    WeightBackward,
     compute_order,
     default_stage_rank,
     lower,
@@ -53,6 +54,25 @@ def test_every_schedule_lowers_to_a_program_that_is_legal_runs_and_reads_back(pr
     assert parse_ranks(ranks_text(program.ranks)) == program.ranks
     order = program.compute_order()
     assert parse_order_csv(order_csv(order)) == order
+
+
+@modest
+@given(any_program)
+def test_the_graphs_nodes_stand_behind_what_they_wait_for_and_every_action_is_on_it(program):
+    graph, table = program.graph, program.table
+    nodes = np.arange(1, len(graph.after))
+    for needs in (graph.after, graph.needs, graph.also):
+        assert (needs[1:] < nodes).all()
+    own = graph.row_node[graph.row_node >= 0]
+    assert len(set(own.tolist())) == len(own)
+    assert graph.actions.sum() == len(table.kind)
+    assert (graph.edge >= 0).sum() == table.is_kind(SendForward, SendBackward).sum()
+    actions = [action for rank in program.ranks for action in rank]
+    for code, kind in ((0, Forward), (1, Backward), (2, InputBackward), (3, WeightBackward)):
+        assert [type(actions[row]) for row in np.flatnonzero(table.kind == code)] == [kind] * (table.kind == code).sum()
+        rows = table.rows(kind, program.stages, program.microbatches)
+        for stage, microbatch in np.argwhere(rows >= 0):
+            assert actions[rows[stage, microbatch]] == kind(stage, microbatch)
 
 
 def _hardware(program: Program, seed: int):

@@ -144,6 +144,19 @@ def test_a_release_waits_for_the_receive_and_then_for_the_transfer():
     ]
 
 
+def test_a_measured_release_waits_until_the_peer_begins_to_receive():
+    """Rank 0 stands in RELEASE from 1 to 3; rank 1 posts its receive from 2.0 to 2.3."""
+    text = "0F0 0SEND_F0 0RELEASE_F0 0RECV_B0 0B0 NORM STEP\n1RECV_F0 1F0 1B0 1SEND_B0 1RELEASE_B0 NORM STEP\n"
+    program = program_of(text, (0, 1), 1)
+    starts = ((0, 1, 1, 3, 7, 8, 8), (2, 3, 4, 6, 6, 7, 8))
+    ends = ((1, 1, 3, 3, 8, 8, 8), (2.3, 4, 6, 6, 7, 7, 8))
+    measured = [RankTimeline(0.0, 8.0, *columns, 0) for columns in zip(program.ranks, starts, ends, strict=True)]
+    held = [wait for wait in waits(Timeline("measured", program, tuple(measured)))[0] if wait.peer_action]
+    assert [(wait.peer_action, wait.seconds) for wait in held if wait.action == ReleaseForward(0, 0)] == [
+        (ReceiveForward(1, 0), pytest.approx(1.0))
+    ]
+
+
 def test_a_norm_that_waits_for_its_ranks_reductions_is_held_up_by_them():
     """One rank, its gradients at 3, added over the replicas until 5."""
     program = build_program("1f1b", 1, 1, reduces=True)
