@@ -189,7 +189,7 @@ def test_what_each_schedule_runs_on_says_so():
             "1F1B runs one stage on each rank: 2 stages on 2 ranks, not 4; interleaved takes several",
         ),
         ("1f1b", (1, 0), "1F1B needs its stages in one placement, not on the ranks [1, 0]"),
-        ("zb-h1", (0, 0), "ZB-H1 runs one stage on each rank: 1 stages on 1 ranks, not 2"),
+        ("zb-h1", (0, 0), "ZB-H1 runs one stage on each rank: 1 stage on 1 rank, not 2"),
         ("zb-v", (0, 1, 1), "ZB-V runs 2 stages on each rank: 4 stages on 2 ranks, not 3"),
         ("zb-v", (0, 1, 0, 1), "ZB-V needs its stages in v placement, not on the ranks [0, 1, 0, 1]"),
         ("gpipe", (0, 0, 1), "GPipe needs its stages in one or loop or v placement, not on the ranks [0, 0, 1]"),

@@ -1,7 +1,8 @@
 """A proven lower bound of the step: no contiguous split of indivisible layers and no schedule is faster.
 
 Of all devices let d compute at full speed at once. Let each run m microbatches, layer l take f_l + b_l
-seconds for each, and n_l for its norm and o_l for its update once a step. From one step's norm to the next:
+seconds for each (b_l the lesser of the whole backward and its halves), and n_l for its norm and o_l for its update
+once a step. From one step's norm to the next:
 
 * d devices share all work: the step is at least sum over l of (m (f_l + b_l) + n_l + o_l) / d;
 * one device does all of layer l; meanwhile it may update the layer while the first microbatch comes
@@ -21,7 +22,8 @@ def step_bound(costs: Costs, at_once: int, microbatches: int) -> float:
     busiest = 0.0
     before = 0.0
     for layer in costs.layers:
-        work = microbatches * (layer.forward_s + layer.backward_s) + layer.norm_s
+        backward = min(layer.backward_s, layer.input_s + layer.weight_s)
+        work = microbatches * (layer.forward_s + backward) + layer.norm_s
         shared += (work + layer.optimizer_s) / at_once
         busiest = max(busiest, max(layer.optimizer_s, before) + work)
         before += layer.forward_s

@@ -90,9 +90,11 @@ def misfit(name: str, stage_rank: Sequence[int]) -> str | None:
     if schedule.exactly and stages != ranks * schedule.stages_per_rank:
         each = "one stage" if schedule.stages_per_rank == 1 else f"{schedule.stages_per_rank} stages"
         more = "; interleaved takes several" if name == "1f1b" else ""
+        wanted = ranks * schedule.stages_per_rank
+        stages_text, ranks_text = ("stage", "stages")[wanted > 1], ("rank", "ranks")[ranks > 1]
         return (
-            f"{schedule.title} runs {each} on each rank: {ranks * schedule.stages_per_rank} stages "
-            f"on {ranks} ranks, not {stages}{more}"
+            f"{schedule.title} runs {each} on each rank: {wanted} {stages_text} on {ranks} {ranks_text}, "
+            f"not {stages}{more}"
         )
     fits = ranks == 1 or placement in schedule.placements  # on a single rank all placements are the same
     if not fits:
