@@ -1,0 +1,99 @@
+"""Why: gradients put off must be those that autograd would have made, whatever a block does with its linear layers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from evenflow.runtime import WeightGradients
+
+
+class _Block(nn.Module):
+    """A layer used twice, one without bias, one with frozen weight, one with frozen bias; counts its forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(8, 8)
+        self.plain = nn.Linear(8, 8, bias=False)
+        self.frozen = nn.Linear(8, 8)
+        self.frozen.weight.requires_grad_(False)
+        self.half_frozen = nn.Linear(8, 8)
+        self.half_frozen.bias.requires_grad_(False)
+        self.forwards = 0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.forwards += 1
+        mixed = self.plain(torch.relu(self.twice(self.twice(hidden))))
+        return mixed + self.frozen(hidden) + self.half_frozen(hidden)
+
+
+def _run(block: _Block, hidden: Tensor, recompute: bool) -> Tensor:
+    out = checkpoint(block, hidden, use_reentrant=False) if recompute else block(hidden)
+    assert isinstance(out, Tensor)
+    return out.square().sum()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("input_needs_gradient", [False, True])
+@pytest.mark.parametrize("halves", [False, True])
+def test_gradients_are_autograds(recompute: bool, input_needs_gradient: bool, halves: bool) -> None:
+    torch.manual_seed(0)
+    whole = _Block()
+    own = copy.deepcopy(whole)
+    hidden = torch.randn(3, 5, 8)
+    theirs = hidden.clone().requires_grad_(input_needs_gradient)
+    ours = hidden.clone().requires_grad_(input_needs_gradient)
+    queue = WeightGradients(own)
+    for microbatch in range(2):
+        _run(whole, theirs, recompute=False).backward()
+        loss = _run(own, ours, recompute)
+        if not halves:
+            loss.backward()
+            continue
+        before = own.plain.weight.grad
+        with queue.put_off(microbatch):
+            loss.backward()
+        assert own.plain.weight.grad is before  # nothing is made before it is asked for
+        queue.run(microbatch)
+    for (name, expected), (_, found) in zip(whole.named_parameters(), own.named_parameters(), strict=True):
+        if expected.grad is None:
+            assert found.grad is None, name
+        else:
+            assert found.grad is not None, name
+            assert torch.allclose(found.grad, expected.grad, rtol=1e-5, atol=1e-5), name
+    if input_needs_gradient:
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_a_recomputed_block_runs_its_forward_at_most_twice() -> None:
+    """PyTorch's own split runs it once more for every group of parameters: 11 times for 2."""
+    block = _Block()
+    queue = WeightGradients(block)
+    hidden = torch.randn(2, 4, 8, requires_grad=True)
+    loss = _run(block, hidden, recompute=True)
+    with queue.put_off(0):
+        loss.backward()
+    queue.run(0)
+    assert block.forwards == 2
+
+
+def test_it_knows_whose_memory_it_keeps_and_lets_go_of_it() -> None:
+    block = nn.Sequential(nn.Linear(4, 4))
+    queue = WeightGradients(block)
+    hidden = torch.randn(2, 4, requires_grad=True)
+    gradient = torch.randn(2, 4)
+    output = block(hidden)
+    with queue.put_off(7):
+        output.backward(gradient)
+    assert queue.holds(7, gradient)
+    assert queue.holds(7, hidden)
+    assert not queue.holds(7, torch.randn(2, 4))
+    assert not queue.holds(6, gradient)
+    queue.run(7)
+    assert not queue.holds(7, gradient)
