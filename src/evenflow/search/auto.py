@@ -39,7 +39,7 @@ from evenflow.units import format_bytes
 _EFFORT = 0.25  # of what ZB-2p spends on settings
 _LISTED = 2  # list schedules that are judged
 _IMPROVED = 2  # candidates that are improved
-_ACTIONS_TIMED = 150_000  # in improving each
+_ACTIONS_TIMED = 100_000  # in improving each
 _TIGHTER = 4  # times that a list schedule is made anew under smaller caps if its program holds too much
 
 
@@ -98,12 +98,13 @@ def make_auto(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """An order, the quick look at its step, and by which times its receives are posted."""
+    """An order, the quick look at its step, by which times its receives are posted, and its program once it is made."""
 
     quick: float
     name: str
     order: Order
     posting: Posting
+    program: Program | None = None
 
 
 class _Auto:
@@ -159,9 +160,10 @@ class _Auto:
             work, coded = self.work, listing.coded
             for attempt in range(_TIGHTER):
                 order = decode(coded, work)
-                over = self._over(lower(order, self.stage_rank, self.microbatches, work), "a list schedule")
+                program = self._lowered(order, "costs")
+                over = self._over(program, "a list schedule")
                 if not any(over):
-                    yield self._candidate("list", order, "costs")
+                    yield replace(self._candidate("list", order, "costs"), program=program)
                     break
                 # A rank that is hardly over may hold a whole microbatch less only under a cap that is much smaller.
                 more = [excess and excess + attempt * self.least_saved[rank] / 4 for rank, excess in enumerate(over)]
@@ -174,7 +176,7 @@ class _Auto:
     def _improve(self, one: _Candidate) -> None:
         """Exchange actions of a candidate that fits, in the memory that its program leaves."""
         work, coded = self.work, encode(one.order, self.work)
-        program = lower(one.order, self.stage_rank, self.microbatches, work)
+        program = one.program if one.posting == "costs" and one.program else self._lowered(one.order, "costs")
         beside = [
             peak - counted_peak(actions, work) - state
             for peak, actions, state in zip(self._peaks(program), coded, self.state, strict=True)
@@ -187,8 +189,7 @@ class _Auto:
 
     def _judge(self, one: _Candidate) -> bool:
         """Simulate a candidate and keep the best; whether it fits."""
-        work = self.work if one.posting == "costs" else None
-        program = lower(one.order, self.stage_rank, self.microbatches, work)
+        program = one.program or self._lowered(one.order, one.posting)
         if any(self._over(program, one.name)):
             return False
         verify(program)
@@ -197,6 +198,9 @@ class _Auto:
         if self.best is None or step_s < self.best.step_s:
             self.best = AutoSchedule(program, one.order, one.posting, step_s, self.bound_s, one.name, self.simulated)
         return True
+
+    def _lowered(self, order: Order, posting: Posting) -> Program:
+        return lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
 
     def _over(self, program: Program, name: str) -> list[float]:
         """By how much each rank is over its cap."""
