@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -11,12 +12,14 @@ from evenflow.errors import ProgramError
 from evenflow.program import (
     Backward,
     Forward,
+    InputBackward,
     Norm,
     ReduceGrad,
     ReduceTied,
     ReleaseForward,
     SendForward,
     Step,
+    WeightBackward,
     action_text,
     build_program,
     evaluation_program,
@@ -51,6 +54,42 @@ def test_costs_say_when_a_tensor_is_made():
     assert _rank(lower(order, (0, 1), 2, fast), 1).startswith("1RECV_F0 1RECV_F1 1F0 1B0")
     for work in (slow, fast):
         verify(lower(order, (0, 1), 2, work))
+
+
+def _played(chance, ranks, stages, microbatches):
+    """An order in which everything can happen, as chance has it; where stages are, too."""
+    stage_rank = (*range(ranks), *(chance.randrange(ranks) for _ in range(stages - ranks)))
+    order = [[] for _ in range(ranks)]
+    kinds = (Forward, InputBackward, WeightBackward)
+    todo = {kind(s, k) for kind in kinds for s in range(stages) for k in range(microbatches)}
+    done = set()
+    while todo:
+        can = [
+            own
+            for own in todo
+            if (isinstance(own, Forward) and (own.stage == 0 or Forward(own.stage - 1, own.microbatch) in done))
+            or (
+                isinstance(own, InputBackward)
+                and Forward(own.stage, own.microbatch) in done
+                and (own.stage == stages - 1 or InputBackward(own.stage + 1, own.microbatch) in done)
+            )
+            or (isinstance(own, WeightBackward) and InputBackward(own.stage, own.microbatch) in done)
+        ]
+        taken = chance.choice(sorted(can, key=action_text))
+        order[stage_rank[taken.stage]].append(taken)
+        todo.remove(taken)
+        done.add(taken)
+    return tuple(map(tuple, order)), stage_rank
+
+
+def test_actions_that_take_no_time_are_told_apart():
+    """Moments are equal then: a receive after an action that must come later would never be posted."""
+    for seed in range(1200):
+        chance = Random(seed)
+        ranks, microbatches = chance.randint(2, 4), chance.randint(3, 6)
+        order, stage_rank = _played(chance, ranks, ranks + chance.randint(1, 4), microbatches)
+        work = even_work(stage_rank, microbatches)
+        verify(lower(order, stage_rank, microbatches, replace(work, costs=(StageCost(0, 0, 0, 0),) * work.stages)))
 
 
 def test_receives_stand_in_the_order_of_the_sends_whatever_is_needed_first():

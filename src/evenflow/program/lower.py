@@ -116,7 +116,7 @@ def _check_places(order: Order, ranks: tuple[int, ...], microbatches: int) -> No
 class _Message:
     """A tensor on its way: when it is made, and before which compute action its receive is posted."""
 
-    made_s: float
+    made: tuple[float, int]
     slot: int
     receive: _Receive
 
@@ -125,14 +125,15 @@ def _place_receives(order: Order, ranks: tuple[int, ...], times: OrderTimes) -> 
     """For each rank and each of its compute actions, the receives to post before it."""
     needed_at = [{_needs(action): at for at, action in enumerate(actions)} for actions in order]
     edges: dict[tuple[int, int], list[_Message]] = {}
-    for rank, (actions, ends) in enumerate(zip(order, times.end, strict=True)):
-        for action, end in zip(actions, ends, strict=True):
+    done = _moments(times)
+    for rank, actions in enumerate(order):
+        for action, made in zip(actions, zip(times.end[rank], times.turn[rank], strict=True), strict=True):
             receive = _arrives_as(action, ranks)
             if receive is None or receive not in needed_at[target := ranks[receive.stage]]:
                 continue
             latest = max(needed_at[target][receive] - 1, 0)
-            slot = min(bisect_right(times.end[target], end * (1 + 1e-12)), latest)
-            edges.setdefault((rank, target), []).append(_Message(end, slot, receive))
+            slot = min(bisect_right(done[target], made), latest)
+            edges.setdefault((rank, target), []).append(_Message(made, slot, receive))
     placed: list[list[list[_Message]]] = [[[] for _ in actions] for actions in order]
     for (_, target), messages in edges.items():
         slot = len(order[target])
@@ -141,8 +142,20 @@ def _place_receives(order: Order, ranks: tuple[int, ...], times: OrderTimes) -> 
         for message in messages:
             placed[target][message.slot].append(message)
     return [
-        [[message.receive for message in sorted(slot, key=lambda own: own.made_s)] for slot in slots]
-        for slots in placed
+        [[message.receive for message in sorted(slot, key=lambda own: own.made)] for slot in slots] for slots in placed
+    ]
+
+
+def _moments(times: OrderTimes) -> list[list[tuple[float, int]]]:
+    """When each compute action is done, to be compared with when a tensor is made.
+
+    An action that ends just when the tensor is made began before that, so it cannot wait for it, unless it takes no
+    time. Those that take none are told apart by an order in which all can happen: a receive that is posted after an
+    action that has to come later would never be posted.
+    """
+    return [
+        [(end, turn if start == end else -1) for start, end, turn in zip(starts, ends, turns, strict=True)]
+        for starts, ends, turns in zip(times.start, times.end, times.turn, strict=True)
     ]
 
 

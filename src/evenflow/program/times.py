@@ -6,8 +6,9 @@ which tensors lie about for how long, and the search for schedules to compare th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
+from typing import TypeVar
 
 from evenflow.program.actions import Backward, Compute, Forward, InputBackward, Order, WeightBackward
 from evenflow.program.table import CODES
@@ -16,16 +17,26 @@ from evenflow.program.work import Work
 # A compute action as one number: (code * stages + stage) * microbatches + microbatch.
 Coded = list[list[int]]
 
+Number = TypeVar("Number", int, float)
+
 _COMPUTE: tuple[type[Compute], ...] = (Forward, Backward, InputBackward, WeightBackward)
 FORWARD, BACKWARD, INPUT, WEIGHT = range(4)
 
 
 @dataclass(frozen=True, slots=True)
 class OrderTimes:
-    """Start and end of each rank's compute actions, by position; infinite for what a deadlock keeps from running."""
+    """When each rank's compute actions run, by position.
+
+    Attributes:
+        start: seconds; infinite for what a deadlock keeps from running.
+        end: seconds.
+        turn: an order of all actions of all ranks in which they can run one by one: what tells moments apart that are
+            equal, where actions take no time (empty where nobody asked).
+    """
 
     start: list[list[float]]
     end: list[list[float]]
+    turn: list[list[int]] = field(default_factory=list)
 
     @property
     def makespan(self) -> float:
@@ -63,14 +74,13 @@ def order_times(coded: Coded, work: Work) -> OrderTimes:
     size = stages * microbatches
     seconds = [own for code in work.seconds for own in code]
     # When the tensor that an action needs arrives: by (whether backward, stage, microbatch); the ends need none.
-    arrival = [inf] * (2 * size)
-    arrival[:microbatches] = [0.0] * microbatches
-    arrival[2 * size - microbatches :] = [0.0] * microbatches
+    arrival = [0.0] * microbatches + [inf] * (2 * (size - microbatches)) + [0.0] * microbatches
     waiting = [-1] * (2 * size)
-    lag_forward = [*work.lag, 0.0]
-    lag_backward = [0.0, *work.lag]
+    lag_forward, lag_backward = [*work.lag, 0.0], [0.0, *work.lag]
     start: list[list[float]] = [[] for _ in coded]
     end: list[list[float]] = [[] for _ in coded]
+    turn: list[list[int]] = [[] for _ in coded]
+    turns = 0
     clock = [0.0] * len(coded)
     ready = list(range(len(coded)))[::-1]
     while ready:
@@ -89,6 +99,8 @@ def order_times(coded: Coded, work: Work) -> OrderTimes:
             starts.append(now)
             now += seconds[place]
             ends.append(now)
+            turn[rank].append(turns)
+            turns += 1
             if code == FORWARD and stage < stages - 1:
                 gives, lag = number + microbatches, lag_forward[stage]
             elif code in (BACKWARD, INPUT) and stage:
@@ -100,8 +112,13 @@ def order_times(coded: Coded, work: Work) -> OrderTimes:
                 ready.append(waiting[gives])
                 waiting[gives] = -1
         clock[rank] = now
-    for actions, starts, ends in zip(coded, start, end, strict=True):
-        stuck = len(actions) - len(ends)
-        starts += [inf] * stuck
-        ends += [inf] * stuck
-    return OrderTimes(start, end)
+    _fill(coded, start, inf)
+    _fill(coded, end, inf)
+    _fill(coded, turn, turns)
+    return OrderTimes(start, end, turn)
+
+
+def _fill(coded: Coded, columns: list[list[Number]], value: Number) -> None:
+    """What a deadlock kept from running."""
+    for actions, column in zip(coded, columns, strict=True):
+        column += [value] * (len(actions) - len(column))
