@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from random import Random
 
 from evenflow.program.times import BACKWARD, FORWARD, INPUT, WEIGHT, Coded, OrderTimes, order_times
@@ -41,8 +42,9 @@ def improve(work: Work, coded: Coded, objective: Objective, evaluations: int) ->
         shaken = _shaken(best, work, chance)
         if shaken is None:
             break
-        times = order_times(shaken, work)
-        found, left = _Improved(shaken, times, objective(times)), left - 1
+        times, left = order_times(shaken, work), left - 1
+        # Several exchanges may make a deadlock, whose critical path would lead round in a circle.
+        found = best if times.makespan == inf else _Improved(shaken, times, objective(times))
     return best.coded, best.score
 
 
