@@ -97,3 +97,11 @@ def test_it_knows_whose_memory_it_keeps_and_lets_go_of_it() -> None:
     assert not queue.holds(6, gradient)
     queue.run(7)
     assert not queue.holds(7, gradient)
+
+
+def test_an_output_may_be_changed_in_place() -> None:
+    linear = nn.Sequential(nn.Linear(4, 4))
+    WeightGradients(linear)
+    hidden = torch.randn(2, 3, 4, requires_grad=True)
+    linear(hidden).relu_().sum().backward()
+    assert linear[0].weight.grad is not None

@@ -84,8 +84,10 @@ class _QueuedLinear(nn.Linear):
         """As `nn.Linear`."""
         if not torch.is_grad_enabled() or not self.weight.requires_grad:
             return super().forward(input)
-        output: Tensor = _Product.apply(input, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
-        return output
+        # Flat, since the output would else be a view made inside the function, which may not be changed in place.
+        flat = input.reshape(-1, input.shape[-1])
+        output: Tensor = _Product.apply(flat, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
+        return output.view(*input.shape[:-1], output.shape[-1])
 
 
 class _Product(torch.autograd.Function):
