@@ -23,6 +23,8 @@ class SplitRun:
     gradients: dict[str, torch.Tensor]
     weights: dict[str, torch.Tensor]
     buffers: list[int]
+    host_buffers: list[int]
+    peaks: list[int]
 
 
 @pytest.fixture
@@ -65,6 +67,8 @@ def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
             gradients=gradients,
             weights=weights,
             buffers=[results[rank]["buffers"] for rank in range(ranks)],
+            host_buffers=[results[rank]["host_buffers"] for rank in range(ranks)],
+            peaks=[results[rank]["peak"] for rank in range(ranks)],
         )
 
     return run

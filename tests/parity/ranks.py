@@ -15,8 +15,22 @@ from evenflow.cost import RankCost, StageCost, StageMemory
 from evenflow.execute import Executor
 from evenflow.launch import Channel
 from evenflow.models import build_stage, draw_weights
-from evenflow.program import AUTO, SCHEDULES, Program, build_program, stages_of, verify
-from evenflow.runtime import Optimizer, OptimizerSettings, connect
+from evenflow.program import AUTO, SCHEDULES, Program, build_program, lower, parse_order, stages_of, verify
+from evenflow.runtime import (
+    EdgeGroupTransport,
+    Optimizer,
+    OptimizerSettings,
+    StagedTransport,
+    Transport,
+    carry,
+    choose_transport,
+    connect,
+    edges_of,
+    memory_meter,
+    rank_device,
+    to_device,
+    use_device,
+)
 from evenflow.search import make_auto, plan_work
 from evenflow.simulate import Hardware, free_transfers
 
@@ -33,12 +47,19 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     split: list[list[int]] = payload["split"]
     config = AutoConfig.for_model(payload["config"].pop("model_type"), **payload["config"])
     folder = Path(payload["folder"])
-    program = program_of(payload["schedule"], payload["stage_rank"], payload["microbatches"])
+    if "order" in payload:
+        program = lower(parse_order(payload["order"]), tuple(payload["stage_rank"]), payload["microbatches"])
+    else:
+        program = program_of(payload["schedule"], payload["stage_rank"], payload["microbatches"])
     verify(program)
-    transport = connect(rank, len(program.ranks), folder / "rendezvous", 60)
+    device = rank_device(rank, payload.get("gpus", 0))
+    use_device(device, deterministic=True)
+    meter = memory_meter(device)
+    transport = _transport(rank, program, folder / "rendezvous", payload)
     stages = {number: build_stage(config, split[number]) for number in stages_of(program.stage_rank, rank)}
     for stage in stages.values():
         draw_weights(stage, payload["seed"])
+        stage.to(device)
     parameters = {name: own for stage in stages.values() for name, own in stage.named_model_parameters().items()}
     optimizer = GradientKeeper(parameters, next(iter(stages.values())).anatomy.parameters, OptimizerSettings())
     batch, seq = payload["shape"]
@@ -46,14 +67,34 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     results = []
     for step in range(1, payload["steps"] + 1):
         result = executor.run_step(
-            lambda microbatch, step=step: tokens_of(step, microbatch, batch, seq, config.vocab_size), 1e-3
+            lambda microbatch, step=step: to_device(tokens_of(step, microbatch, batch, seq, config.vocab_size), device),
+            1e-3,
         )
         results.append([result.loss, result.grad_norm])
     transport.close()
     save_file(optimizer.first, folder / f"gradients-{rank}.safetensors")
     weights = {name: parameter.detach() for name, parameter in parameters.items()}
     save_file(weights, folder / f"weights-{rank}.safetensors")
-    channel.send({"kind": "result", "steps": results, "buffers": executor.pool.made})
+    channel.send(
+        {
+            "kind": "result",
+            "steps": results,
+            "buffers": executor.pool.made,
+            "host_buffers": transport.buffers.made if isinstance(transport, StagedTransport) else 0,
+            "peak": meter.peak_bytes(),
+            "spans": [list(span) for span in result.spans],
+        }
+    )
+
+
+def _transport(rank: int, program: Program, rendezvous: Path, payload: dict[str, Any]) -> Transport:
+    """What the ranks' devices ask for, or what the test does: `edges` is NCCL's code path, over gloo."""
+    ranks, gpus = len(program.ranks), payload.get("gpus", 0)
+    kind = payload.get("transport") or choose_transport([str(rank_device(other, gpus)) for other in range(ranks)])
+    host, edges, device = connect(rank, ranks, rendezvous, 60), edges_of(program.stage_rank), rank_device(rank, gpus)
+    if kind == "edges":
+        return EdgeGroupTransport(host, rank, edges, "gloo", device, 60)
+    return carry(host, kind, rank, edges, device, 60)
 
 
 def program_of(schedule: str, stage_rank: Sequence[int], microbatches: int) -> Program:

@@ -7,15 +7,16 @@ from torch import Tensor
 
 
 class BufferPool:
-    """Buffers of one shape.
+    """Buffers of one shape on one device.
 
     Attributes:
         made: how many were ever made.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
         self.dtype = dtype
+        self.device = device
         self.made = 0
         self._free: list[Tensor] = []
 
@@ -24,7 +25,7 @@ class BufferPool:
         if self._free:
             return self._free.pop()
         self.made += 1
-        return torch.empty(self.shape, dtype=self.dtype)
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
 
     def give_back(self, buffer: Tensor) -> None:
         """Return a buffer; its content may be overwritten from now on."""

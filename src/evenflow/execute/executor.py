@@ -7,7 +7,6 @@ an input is the gap before the action that needs it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
@@ -36,7 +35,7 @@ from evenflow.program import (
     Step,
     WeightBackward,
 )
-from evenflow.runtime import Optimizer, Transfer, Transport
+from evenflow.runtime import Clock, Optimizer, Transfer, Transport, clock_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +84,17 @@ class Executor:
         self.transport = transport
         self.optimizer = optimizer
         self.runners = {number: StageRunner(stage, program.microbatches) for number, stage in stages.items()}
-        self.pool = BufferPool(boundary, torch.float32)
+        device = next(iter(stages.values())).device
+        self.pool = BufferPool(boundary, torch.float32, device)
         self._receives: dict[Action, tuple[Transfer, Tensor]] = {}
         self._sends: dict[Action, Transfer] = {}
         self._outputs: dict[Action, Tensor] = {}
         self._gradients: dict[tuple[int, int], Tensor] = {}  # of stages' inputs
         self._buffers: dict[tuple[int, int], list[Tensor]] = {}  # from the pool, by who reads them
         self._last_stage = program.stages - 1
-        self._finished = time.perf_counter()
+        self._clock: Clock = clock_of(device)
+        self._clock.mark()
+        self._finished = self._clock.read()[0]
 
     def run_step(self, tokens: Callable[[int], Tensor], learning_rate: float, want_stop: bool = False) -> StepResult:
         """Run the program once.
@@ -106,43 +108,43 @@ class Executor:
             PeerLostError: another rank is gone.
         """
         begin = self._finished
-        spans: list[tuple[float, float]] = []
         norms, loss, stop, grad_norm = torch.empty(0), 0.0, False, 0.0
-        clock = time.perf_counter
+        mark = self._clock.mark
         for action in self.actions:
             match action:
                 case Forward(stage, microbatch):
                     hidden = self._input(stage, microbatch, tokens)
                     labels = tokens(microbatch) if stage == self._last_stage else None
-                    start = clock()
+                    mark()
                     output = self.runners[stage].forward(microbatch, hidden, labels)
                     if stage < self._last_stage:
                         self._outputs[action] = output
                 case Backward(stage, microbatch) | InputBackward(stage, microbatch):
                     gradient = self._output_gradient(stage, microbatch)
-                    start = clock()
+                    mark()
                     self._backward(action, gradient)
                 case WeightBackward(stage, microbatch):
-                    start = clock()
+                    mark()
                     self.runners[stage].weight_backward(microbatch)
                     self._free(stage, microbatch)
                 case Norm():
-                    start = clock()
+                    mark()
                     norms = self.optimizer.gradient_norms()
                 case Step():
                     norms, loss, stop = self._combine(norms, want_stop)
-                    start = clock()
+                    mark()
                     grad_norm = self.optimizer.step(norms, learning_rate)
                 case ReduceTied() | ReduceGrad():
                     raise AssertionError(
                         f"{action} is not run yet; programs for one replica of untied stages have none"
                     )
                 case _:
-                    start = clock()
+                    mark()
                     self._communicate(action)
-            spans.append((start, clock()))
-        self._finished = spans[-1][1]
-        return StepResult(loss, grad_norm, stop, begin, tuple(spans))
+            mark()
+        moments = self._clock.read()
+        self._finished = moments[-1]
+        return StepResult(loss, grad_norm, stop, begin, tuple(zip(moments[::2], moments[1::2], strict=True)))
 
     def _input(self, stage: int, microbatch: int, tokens: Callable[[int], Tensor]) -> Tensor:
         """A stage's input: token ids, what was received, or the output of the stage before on this rank."""

@@ -31,6 +31,7 @@ class StageRunner:
         self.weight_gradients = WeightGradients(stage)
         self.losses: dict[int, Tensor] = {}
         self._share = 1.0 / microbatches
+        self._seed = torch.tensor(self._share, device=stage.device)
         self._flights: dict[int, _Flight] = {}
 
     def forward(self, microbatch: int, hidden: Tensor, labels: Tensor | None) -> Tensor:
@@ -63,7 +64,7 @@ class StageRunner:
             The gradient of its input; None on the first stage.
         """
         flight = self._flights.pop(microbatch)
-        seed = torch.tensor(self._share) if gradient is None else gradient
+        seed = self._seed if gradient is None else gradient
         torch.autograd.backward((flight.root,), (seed,))
         return None if flight.leaf is None else flight.leaf.grad
 

@@ -63,6 +63,11 @@ class Stage(nn.Module):
         output: Tensor = self.model.base_model(**feed, use_cache=False).last_hidden_state
         return output
 
+    @property
+    def device(self) -> torch.device:
+        """Where this stage computes."""
+        return next(self.parameters()).device
+
     def named_model_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters of this stage by their names in the whole model, in whole-model order."""
         own = dict(self.model.named_parameters())

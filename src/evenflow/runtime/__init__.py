@@ -1,9 +1,12 @@
 """What a rank is made of beside its stage: what `execute` runs with and `measure` times must be one and the same."""
 
 from evenflow.runtime.clock import Clock, CudaClock, HostClock, clock_of
+from evenflow.runtime.device import carry, choose_transport, rank_device, synchronize, to_device, use_device
+from evenflow.runtime.edge_groups import EdgeGroupTransport, edges_of
 from evenflow.runtime.in_memory import InMemoryNetwork, InMemoryTransport, MadeUpTransport
-from evenflow.runtime.memory import MemoryMeter
+from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.optimizer import Optimizer, OptimizerSettings
+from evenflow.runtime.staged import StagedTransport
 from evenflow.runtime.transport import AloneTransport, Transfer, Transport, connect
 from evenflow.runtime.weight_gradients import WeightGradients
 
@@ -11,6 +14,8 @@ __all__ = [
     "AloneTransport",
     "Clock",
     "CudaClock",
+    "CudaMemoryMeter",
+    "EdgeGroupTransport",
     "HostClock",
     "InMemoryNetwork",
     "InMemoryTransport",
@@ -18,9 +23,18 @@ __all__ = [
     "MemoryMeter",
     "Optimizer",
     "OptimizerSettings",
+    "StagedTransport",
     "Transfer",
     "Transport",
     "WeightGradients",
+    "carry",
+    "choose_transport",
     "clock_of",
     "connect",
+    "edges_of",
+    "memory_meter",
+    "rank_device",
+    "synchronize",
+    "to_device",
+    "use_device",
 ]

@@ -1,8 +1,10 @@
-"""The process's own memory, read from the kernel: anonymous bytes now, and the most since a mark."""
+"""A rank's own memory: the process's as the kernel counts it, or what it has allocated on its GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -31,6 +33,32 @@ class MemoryMeter:
         """The most anonymous memory since the mark, above the base."""
         peak = _kib("VmHWM") - _kib("RssFile") - _kib("RssShmem")
         return max(peak - self._base, 0) * 1024
+
+
+class CudaMemoryMeter:
+    """Peak memory that torch has allocated on a GPU for this process, above what it held when the meter was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._base = torch.cuda.memory_allocated(device)
+        self.mark()
+
+    def mark(self) -> None:
+        """Start the peak afresh."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def peak_bytes(self) -> int:
+        """The most that tensors took since the mark, above the base."""
+        return max(torch.cuda.max_memory_allocated(self._device) - self._base, 0)
+
+    def reserved_bytes(self) -> int:
+        """The most that torch's allocator held of the GPU since the mark: tensors, and blocks kept for later ones."""
+        return torch.cuda.max_memory_reserved(self._device)
+
+
+def memory_meter(device: torch.device) -> MemoryMeter | CudaMemoryMeter:
+    """The meter of a rank that computes on `device`."""
+    return CudaMemoryMeter(device) if device.type == "cuda" else MemoryMeter()
 
 
 def _kib(field: str) -> int:

@@ -56,11 +56,16 @@ class Optimizer:
 
     @torch.no_grad()
     def gradient_norms(self) -> Tensor:
-        """The norm of each of the whole model's gradients [parameters]; zero where another rank has it."""
+        """The norm of each of the whole model's gradients [parameters], in host memory; 0 where another rank has it."""
+        own = [
+            (slot, torch.linalg.vector_norm(parameter.grad))
+            for slot, parameter in self._slots
+            if parameter.grad is not None
+        ]
         norms = torch.zeros(self._norms, dtype=torch.float64)
-        for slot, parameter in self._slots:
-            if parameter.grad is not None:
-                norms[slot] = torch.linalg.vector_norm(parameter.grad)
+        if own:  # stacked where they are, so that a device is waited for once, not once a parameter
+            slots, values = zip(*own, strict=True)
+            norms[list(slots)] = torch.stack(values).to("cpu", torch.float64)
         return norms
 
     @torch.no_grad()
@@ -100,6 +105,6 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             if f"{_MOMENTS[0]}/{name}" in moments:
                 self._adamw.state[parameter] = {
-                    "step": torch.tensor(float(step)),
-                    **{kind: moments[f"{kind}/{name}"].clone() for kind in _MOMENTS},
+                    "step": torch.tensor(float(step), device=parameter.device),  # where the fused kernel wants it
+                    **{kind: moments[f"{kind}/{name}"].to(parameter.device, copy=True) for kind in _MOMENTS},
                 }
