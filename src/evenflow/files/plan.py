@@ -170,6 +170,7 @@ class PlanDocument(Document):
     reduce_s: Seconds
     peak_flops: Annotated[float, Field(gt=0)]
     notes: list[str]
+    device: str = "cpu"
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
@@ -203,6 +204,7 @@ class PlanDocument(Document):
             reduce_s=plan.reduce_s,
             peak_flops=plan.peak_flops,
             notes=list(plan.notes),
+            device=plan.device,
         )
 
     def value(self) -> Plan:
@@ -234,6 +236,7 @@ class PlanDocument(Document):
             search=Search(self.search.considered, self.search.seconds),
             costs=dict(self.costs),
             notes=tuple(self.notes),
+            device=self.device,
         )
 
 

@@ -36,6 +36,8 @@ class ForkServer:
             env={
                 **os.environ,
                 **allocator_environment(os.environ),
+                # Else whoever asks whether there is a GPU starts CUDA, and no process forked after that can use it.
+                "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
                 "OPENBLAS_NUM_THREADS": "1",  # numpy's, whose threads would be there before the fork
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             },

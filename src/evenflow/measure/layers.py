@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from evenflow.models import Stage, build_stage, draw_weights
-from evenflow.runtime import Optimizer, OptimizerSettings, WeightGradients
+from evenflow.runtime import Optimizer, OptimizerSettings, WeightGradients, synchronize
 
 # Blocks are timed two in a row: what a single one would find in the cache, a stage's do not.
 _IN_A_ROW = 2
 _WARM_UP_ROUNDS = 2
+_CPU = torch.device("cpu")
 
 
 Clock = Callable[[], float]
@@ -35,12 +36,20 @@ class LayerTimes:
     optimizer_s: float
 
 
-def rank_clock(threads: int, has_own_cores: bool) -> Clock:
+def rank_clock(threads: int, has_own_cores: bool, device: torch.device = _CPU) -> Clock:
     """Seconds as they pass for a rank whose cores are its own.
 
-    Where ranks share cores that is not the time on the wall: then the processor's time of this process is
-    read, spread over its threads, and the simulator shares the cores out.
+    A GPU is waited for at each reading, so that what was launched before is counted before. Where ranks share
+    cores their time is not that on the wall: then the processor's time of this process is read, spread over its
+    threads, and the simulator shares the cores out.
     """
+    if device.type == "cuda":
+
+        def clock() -> float:
+            synchronize(device)
+            return time.perf_counter()
+
+        return clock
     return time.perf_counter if has_own_cores else lambda: time.process_time() / threads
 
 
@@ -72,6 +81,7 @@ def time_layers(
     rank: int,
     clock: Clock,
     together: Callable[[], None],
+    device: torch.device = _CPU,
 ) -> tuple[list[LayerTimes], float, float]:
     """Time every layer of a model, each kind once.
 
@@ -86,6 +96,7 @@ def time_layers(
         rank: this rank's number.
         clock: reads the seconds that passed for this rank.
         together: returns once all ranks are here, so that all are busy at once.
+        device: where this rank computes.
 
     Returns:
         The layers' costs, and a stage's own forward and backward seconds.
@@ -94,9 +105,9 @@ def time_layers(
         signature: [layer for layer, own in enumerate(signatures) if own == signature][:_IN_A_ROW]
         for signature in signatures
     }
-    empty = _build(config, ())
-    timed = {signature: _build(config, row) for signature, row in rows.items()}
-    _time_rounds([empty, *timed.values()], config, shape, repeats, rank, clock, together)
+    empty = _build(config, (), device)
+    timed = {signature: _build(config, row, device) for signature, row in rows.items()}
+    _time_rounds([empty, *timed.values()], config, shape, repeats, rank, clock, together, device)
     empty_forward, empty_backward = median(empty.forwards), median(empty.backwards)
     costs: dict[str, LayerTimes] = {}
     for signature, own in timed.items():
@@ -113,10 +124,10 @@ def time_layers(
     return [costs[signature] for signature in signatures], empty_forward, empty_backward
 
 
-def _build(config: PretrainedConfig, layers: Sequence[int]) -> _TimedStage:
+def _build(config: PretrainedConfig, layers: Sequence[int], device: torch.device) -> _TimedStage:
     stage = build_stage(config, layers)
     draw_weights(stage, seed=0)
-    return _TimedStage(stage.train(), WeightGradients(stage))
+    return _TimedStage(stage.to(device).train(), WeightGradients(stage))
 
 
 def _time_rounds(
@@ -127,14 +138,15 @@ def _time_rounds(
     rank: int,
     clock: Clock,
     together: Callable[[], None],
+    device: torch.device,
 ) -> None:
     """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten.
 
     In every other round the backward is run in halves.
     """
     batch, seq, hidden = shape
-    ids = torch.randint(0, config.get_text_config().vocab_size, (batch, seq))
-    states, gradient = torch.randn(batch, seq, hidden), torch.randn(batch, seq, hidden)
+    ids = torch.randint(0, config.get_text_config().vocab_size, (batch, seq), device=device)
+    states, gradient = (torch.randn(batch, seq, hidden, device=device) for _ in range(2))
     first = rank % len(stages)
     order = [*stages[first:], *stages[:first]]
     together()
@@ -182,9 +194,9 @@ def _time_update(
     return median(norms[1:]), median(updates[1:])
 
 
-def time_matmul(clock: Clock, size: int = 1024) -> float:
+def time_matmul(clock: Clock, device: torch.device = _CPU, size: int = 1024) -> float:
     """Floating-point operations a second of a large matrix product."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
     seconds: list[float] = []
     for _ in range(8):
         start = clock()

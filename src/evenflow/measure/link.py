@@ -8,14 +8,17 @@ from statistics import median
 import torch
 
 from evenflow.cost import LinkCost
-from evenflow.runtime import Transport
+from evenflow.runtime import Transport, synchronize
 
 _SMALL = 1 << 10
 _ROUNDS = 30
+_CPU = torch.device("cpu")
 _FASTEST = 1e11  # bytes a second: no memory is faster, so a quicker transfer was not measured but disturbed
 
 
-def time_link(rank: int, ranks: int, transport: Transport, boundary_bytes: int) -> LinkCost:
+def time_link(
+    rank: int, ranks: int, transport: Transport, boundary_bytes: int, device: torch.device = _CPU
+) -> LinkCost:
     """Latency and bandwidth of one transfer, from round trips of a small and of the real size.
 
     Ranks play in pairs, all pairs at once; a last odd rank has no partner and reports a free link.
@@ -24,8 +27,8 @@ def time_link(rank: int, ranks: int, transport: Transport, boundary_bytes: int) 
     if partner >= ranks:
         return LinkCost(0.0, float("inf"))
     # A small message's best time is its latency: its median is mostly how long a sleeping rank takes to wake.
-    latency = min(_one_way(rank, partner, transport, _SMALL))
-    real = median(_one_way(rank, partner, transport, boundary_bytes))
+    latency = min(_one_way(rank, partner, transport, _SMALL, device))
+    real = median(_one_way(rank, partner, transport, boundary_bytes, device))
     return LinkCost(latency, boundary_bytes / max(real - latency, boundary_bytes / _FASTEST))
 
 
@@ -40,9 +43,9 @@ def time_sum(transport: Transport, size: int) -> float:
     return median(seconds)
 
 
-def _one_way(rank: int, partner: int, transport: Transport, size: int) -> list[float]:
-    out = torch.zeros(size // 4)
-    back = torch.empty(size // 4)
+def _one_way(rank: int, partner: int, transport: Transport, size: int, device: torch.device) -> list[float]:
+    out = torch.zeros(size // 4, device=device)
+    back = torch.empty(size // 4, device=device)
     seconds: list[float] = []
     for tag in range(_ROUNDS):
         start = time.perf_counter()
@@ -52,5 +55,6 @@ def _one_way(rank: int, partner: int, transport: Transport, size: int) -> list[f
         else:
             transport.receive(back, partner, tag).wait()
             transport.send(out, partner, tag).wait()
+        synchronize(device)  # NCCL's `wait` holds up the stream alone
         seconds.append((time.perf_counter() - start) / 2)
     return seconds

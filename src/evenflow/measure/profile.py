@@ -18,6 +18,7 @@ from evenflow.files import load_profile, save_profile
 from evenflow.launch import cores_of_ranks, shared_server
 from evenflow.models import ModelSource
 from evenflow.spec import Cluster, Model, this_machine
+from evenflow.spec.gpus import visible_gpus
 
 
 def measure_profile(
@@ -44,6 +45,7 @@ def measure_profile(
                 "model": str(path),
                 "ranks": cluster.devices,
                 "threads": cluster.threads,
+                "gpus": len(visible_gpus()) if cluster.device.is_gpu else 0,
                 "has_own_cores": cluster.at_once == cluster.devices,
                 "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
                 "signatures": [layer.signature for layer in model.layers],
@@ -104,15 +106,14 @@ def _cache_folder() -> Path:
 
 
 def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) -> Profile:
-    """The median over ranks of each rank's medians."""
+    """The median over ranks of each rank's medians; of ranks that share a GPU only the first has timed layers."""
+    timed = [result for result in results if "layers" in result]
 
     def middle(values: Sequence[float]) -> float:
         return float(median(values))
 
     layers = tuple(
-        LayerCost(
-            **{part: middle([result["layers"][layer][part] for result in results]) for part in LayerCost.__slots__}
-        )
+        LayerCost(**{part: middle([result["layers"][layer][part] for result in timed]) for part in LayerCost.__slots__})
         for layer in range(len(model.layers))
     )
     # A rank without a partner reports a free link; it has measured nothing.
@@ -128,9 +129,9 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         processes=cluster.devices,
         threads=cluster.threads,
         layers=layers,
-        stage_forward_s=middle([result["stage"][0] for result in results]),
-        stage_backward_s=middle([result["stage"][1] for result in results]),
+        stage_forward_s=middle([result["stage"][0] for result in timed]),
+        stage_backward_s=middle([result["stage"][1] for result in timed]),
         link=LinkCost(middle([link[0] for link in links]), 1 / slowness if slowness else 1e12),
         reduce_s=middle([result["reduce_s"] for result in results]) if cluster.devices > 1 else 0.0,
-        peak_flops=middle([result["peak_flops"] for result in results]),
+        peak_flops=middle([result["peak_flops"] for result in timed]),
     )

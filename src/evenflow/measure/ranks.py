@@ -12,7 +12,7 @@ from evenflow.launch import Channel
 from evenflow.measure.layers import Repeats, rank_clock, time_layers, time_matmul
 from evenflow.measure.link import time_link, time_sum
 from evenflow.models import find_model
-from evenflow.runtime import connect
+from evenflow.runtime import carry, choose_transport, connect, rank_device, use_device
 
 _TIMEOUT_S = 300.0
 
@@ -21,33 +21,42 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Time everything and send the seconds of this rank."""
     torch.set_num_threads(payload["threads"])
     ranks: int = payload["ranks"]
-    transport = connect(rank, ranks, Path(payload["rendezvous"]), _TIMEOUT_S)
+    gpus: int = payload["gpus"]
+    device = rank_device(rank, gpus)
+    use_device(device)
+    kind = choose_transport([str(rank_device(other, gpus)) for other in range(ranks)])
+    host = connect(rank, ranks, Path(payload["rendezvous"]), _TIMEOUT_S)
+    pairs = [edge for first in range(0, ranks - 1, 2) for edge in ((first, first + 1), (first + 1, first))]
+    transport = carry(host, kind, rank, pairs, device, _TIMEOUT_S)
     batch, seq, hidden = payload["shape"]
     together = torch.zeros(1)
-    clock = rank_clock(payload["threads"], payload["has_own_cores"])
-    channel.send({"kind": "doing", "what": "timing layers"})
-    layers, stage_forward, stage_backward = time_layers(
-        find_model(payload["model"]).config,
-        payload["signatures"],
-        (batch, seq, hidden),
-        Repeats(),
-        rank,
-        clock,
-        lambda: transport.sum(together),
-    )
+    clock = rank_clock(payload["threads"], payload["has_own_cores"], device)
+    result: dict[str, Any] = {"kind": "result"}
+
+    def meet() -> None:
+        if not gpus:
+            transport.sum(together)
+
+    # Of ranks that share a GPU the first times its layers, alone: what they take of it together is the simulator's.
+    if not gpus or rank < gpus:
+        channel.send({"kind": "doing", "what": "timing layers"})
+        layers, *stage = time_layers(
+            find_model(payload["model"]).config,
+            payload["signatures"],
+            (batch, seq, hidden),
+            Repeats(),
+            rank,
+            clock,
+            meet,
+            device,
+        )
+        result |= {"layers": [asdict(own) for own in layers], "stage": stage}
+        meet()
+        result["peak_flops"] = time_matmul(clock, device)
     channel.send({"kind": "doing", "what": "timing links"})
     transport.sum(together)
-    peak_flops = time_matmul(clock)
-    link = time_link(rank, ranks, transport, 4 * batch * seq * hidden)
-    reduce_s = time_sum(transport, payload["parameters"])
-    channel.send(
-        {
-            "kind": "result",
-            "layers": [asdict(times) for times in layers],
-            "stage": [stage_forward, stage_backward],
-            "link": [link.latency_s, 1 / link.bytes_per_s],
-            "reduce_s": reduce_s,
-            "peak_flops": peak_flops,
-        }
-    )
+    link = time_link(rank, ranks, transport, 4 * batch * seq * hidden, device)
+    result |= {"link": [link.latency_s, 1 / link.bytes_per_s]}
+    result["reduce_s"] = time_sum(transport, payload["parameters"])
+    channel.send(result)
     transport.close()

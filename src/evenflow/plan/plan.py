@@ -114,6 +114,7 @@ class Plan:
         search: how it was found.
         costs: for each group of figures, whether it was measured, analytic or assumed.
         notes: what a person should know about this plan, one line each.
+        device: what each rank computes on: `cpu`, or a GPU's name.
     """
 
     model: str
@@ -142,6 +143,7 @@ class Plan:
     search: Search
     costs: dict[str, Origin]
     notes: tuple[str, ...]
+    device: str = "cpu"
 
     @property
     def stage_rank(self) -> tuple[int, ...]:

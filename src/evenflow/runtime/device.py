@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evenflow.errors import FaultError, InputError
+from evenflow.errors import FaultError, InputError, first_line
 from evenflow.runtime.edge_groups import Edge, EdgeGroupTransport
 from evenflow.runtime.staged import StagedTransport
 from evenflow.runtime.transport import AloneTransport, Transport
@@ -47,10 +47,10 @@ def use_device(device: torch.device, deterministic: bool = False) -> None:
         return
     torch.backends.cudnn.allow_tf32 = False
     try:
-        torch.cuda.set_device(device)
         torch.cuda.init()
+        torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise FaultError(f"cannot compute on {device}: {error}") from error
+        raise FaultError(f"cannot compute on {device}: {first_line(error)}") from error
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -101,6 +101,7 @@ def _assemble(model: Model, cluster: Cluster, batch: Batch, problem: Problem, so
         search=Search(solution.considered, time.perf_counter() - began),
         costs=costs.origin,
         notes=advice(model, costs, cluster.devices),
+        device=cluster.device.name,
     )
 
 

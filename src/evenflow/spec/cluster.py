@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evenflow.errors import InputError
-from evenflow.spec.machine import this_machine
+from evenflow.spec.gpus import Gpu, visible_gpus
+from evenflow.spec.machine import Machine, this_machine
 
+CPU = "cpu"
 _LOCAL_PROCESSES = 8
 _SHORT_FORM = re.compile(r"(?:(\d+)x)?(?:(\d+)x)?([A-Za-z][\w.+-]*)")
 
@@ -34,6 +37,11 @@ class Device:
     link_latency_s: float
     source: str
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether ranks compute with CUDA."""
+        return self.name != CPU
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -44,7 +52,8 @@ class Cluster:
         device: the device each rank has.
         devices: how many there are.
         threads: compute threads of each rank (CPU devices; 1 elsewhere).
-        at_once: how many devices compute at full speed at once: fewer than `devices` where processes share cores.
+        at_once: how many devices compute at full speed at once: fewer than `devices` where processes share cores or
+            GPUs.
         is_local: whether it is this machine, so that costs can be measured here.
     """
 
@@ -82,26 +91,38 @@ CATALOGUE: dict[str, Device] = {
 }
 
 
-def local_cluster(processes: int | None = None, threads: int | None = None) -> Cluster:
-    """This machine as a cluster: one device is an equal slice of its cores.
+# What one process needs of a GPU before its first tensor: CUDA's context and the libraries' workspaces. Assumed.
+_CONTEXT_BYTES = GIB
+# Peak rates in fp32, without TF32, by what the driver's name of the GPU holds; others count as the slowest of them.
+_FP32_FLOPS = {"H200": 67e12, "H100": 67e12, "A100": 19.5e12}
 
-    A slice is cores / min(cores, 8) threads whatever `processes` is, so that a run's arithmetic does not
-    depend on how many processes share it; more processes than slices share cores.
+
+def local_cluster(processes: int | None = None, threads: int | None = None) -> Cluster:
+    """This machine as a cluster: its GPUs, or equal slices of its cores where it has none.
+
+    With more processes than GPUs, processes share them. Without a GPU, a slice is cores / min(cores, 8) threads
+    whatever `processes` is, so that a run's arithmetic does not depend on how many processes share it; more
+    processes than slices share cores.
 
     Args:
-        processes: how many devices to use; by default min(cores, 8).
+        processes: how many devices to use; by default all GPUs, or min(cores, 8).
         threads: compute threads of each process; by default one slice.
+
+    Raises:
+        InputError: too few processes or threads, or GPUs that differ.
     """
-    machine = this_machine()
-    slices = min(machine.cores, _LOCAL_PROCESSES)
+    machine, gpus = this_machine(), visible_gpus()
+    slices = len(gpus) or min(machine.cores, _LOCAL_PROCESSES)
     count = processes if processes is not None else slices
     if count < 1:
         raise InputError(f"{count} processes is too few; 1 would be the least")
     if threads is not None and threads < 1:
         raise InputError(f"{threads} threads is too few; 1 would be the least")
+    if gpus:
+        return _gpu_cluster(gpus, machine, count, threads)
     own_threads = threads if threads is not None else machine.cores // slices
     device = Device(
-        name="cpu",
+        name=CPU,
         memory_bytes=machine.memory_bytes // count,
         flops=64e9 * own_threads,
         efficiency=0.5,
@@ -111,6 +132,27 @@ def local_cluster(processes: int | None = None, threads: int | None = None) -> C
     )
     at_once = min(count, max(machine.cores // own_threads, 1))
     return Cluster("local", device, count, own_threads, at_once, is_local=True)
+
+
+def _gpu_cluster(gpus: Sequence[Gpu], machine: Machine, count: int, threads: int | None) -> Cluster:
+    """The GPUs of this machine, each for one process or, where there are more of these, for several."""
+    names = sorted({gpu.name for gpu in gpus})
+    if len(names) > 1:
+        raise InputError(
+            f"the GPUs of this machine differ ({', '.join(names)}); CUDA_VISIBLE_DEVICES can choose equal ones"
+        )
+    sharing = -(-count // len(gpus))
+    device = Device(
+        name=names[0],
+        memory_bytes=max(min(gpu.memory_bytes for gpu in gpus) // sharing - _CONTEXT_BYTES, 0),
+        flops=next((flops for name, flops in _FP32_FLOPS.items() if name in names[0]), min(_FP32_FLOPS.values())),
+        efficiency=0.5,
+        link_bytes_per_s=10e9,
+        link_latency_s=20e-6,
+        source="peak in fp32 as in NVIDIA's datasheets of 2021 and 2023, else assumed; `evenflow profile` measures",
+    )
+    own_threads = threads if threads is not None else max(machine.cores // count, 1)
+    return Cluster("local", device, count, own_threads, min(count, len(gpus)), is_local=True)
 
 
 def parse_cluster(text: str, processes: int | None = None, threads: int | None = None) -> Cluster:

@@ -7,13 +7,15 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from evenflow.spec.gpus import visible_gpus
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What a measurement depends on.
 
     Attributes:
-        processor: the processor's model name.
+        processor: the processor's model name, led by those of the GPUs that ranks would use.
         cores: cores this process may use.
         memory_bytes: memory this process may use (a cgroup's limit counts).
         system: operating system and its architecture.
@@ -28,7 +30,7 @@ class Machine:
 def this_machine() -> Machine:
     """Describe the machine this process runs on."""
     return Machine(
-        processor=_processor_name(),
+        processor=", ".join([*(gpu.name for gpu in visible_gpus()), _processor_name()]),
         cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         system=f"{platform.system()} {platform.machine()}",

@@ -12,6 +12,7 @@ from evenflow.plan import Plan
 from evenflow.search import make_plan
 from evenflow.spec import Batch, Cluster, Model
 from evenflow.spec.batch import default_micro_batch_size
+from evenflow.spec.cluster import local_cluster
 from evenflow.train.job import Job
 from evenflow.units import format_bytes
 
@@ -69,6 +70,9 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
         )
     if plan.cluster != "local":
         raise InputError(f"{path} is a plan for {plan.cluster}; train runs on this machine, for --cluster local")
+    own = local_cluster().device.name
+    if plan.device != own:
+        raise InputError(f"{path} is a plan for {plan.device}; the ranks of this machine compute on {own}")
     axes = plan.axes
     if (axes.tp, axes.dp, axes.cp, axes.ep) != (1, 1, 1, 1):
         raise InputError(f"{path} uses more than the pp axis, which train does not run yet; a plan with pp alone would")

@@ -15,7 +15,20 @@ from evenflow.launch import Channel
 from evenflow.models import Stage, build_stage, draw_weights, find_model, read_weights, write_weights
 from evenflow.plan import Plan
 from evenflow.program import verify
-from evenflow.runtime import MemoryMeter, Optimizer, OptimizerSettings, connect
+from evenflow.runtime import (
+    CudaMemoryMeter,
+    MemoryMeter,
+    Optimizer,
+    OptimizerSettings,
+    carry,
+    choose_transport,
+    connect,
+    edges_of,
+    memory_meter,
+    rank_device,
+    to_device,
+    use_device,
+)
 from evenflow.search import plan_program
 from evenflow.train.checkpoint import read_shards, write_shard
 from evenflow.train.lr_schedule import learning_rate
@@ -32,26 +45,37 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Train one rank of `payload["plan"]` and send each step's figures."""
     plan = load_plan(Path(payload["plan"]))
     torch.set_num_threads(plan.threads)
-    meter = MemoryMeter()
+    device = rank_device(rank, payload["gpus"])
+    use_device(device)
+    meter = memory_meter(device)
     try:
-        _train(rank, channel, payload, plan, meter)
+        _train(rank, channel, payload, plan, meter, device)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
         raise FaultError(
-            f"out of memory: {first_line(error)}; it held {format_bytes(meter.peak_bytes())}, the plan expects "
+            f"out of memory: {first_line(error)}; it held {_held(meter)}, the plan expects "
             f"{format_bytes(plan.ranks[rank].peak_bytes)}. More processes or a smaller microbatch need less"
         ) from error
 
 
-def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, meter: MemoryMeter) -> None:
+def _train(
+    rank: int,
+    channel: Channel,
+    payload: dict[str, Any],
+    plan: Plan,
+    meter: MemoryMeter | CudaMemoryMeter,
+    device: torch.device,
+) -> None:
     program = plan_program(plan)
     verify(program)
     timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
     channel.send({"kind": "doing", "what": "meeting the other ranks"})
-    transport = connect(rank, len(plan.ranks), Path(payload["rendezvous"]), timeout_s)
+    host = connect(rank, len(plan.ranks), Path(payload["rendezvous"]), timeout_s)
+    kind = choose_transport([str(rank_device(own.rank, payload["gpus"])) for own in plan.ranks])
+    transport = carry(host, kind, rank, edges_of(plan.stage_rank), device, timeout_s)
     channel.send({"kind": "doing", "what": "building its stage"})
-    stages = {number: _build(number, payload, plan) for number in plan.ranks[rank].stages}
+    stages = {number: _build(number, payload, plan, device) for number in plan.ranks[rank].stages}
     held = tuple(stages.values())
     parameters = {name: own for stage in held for name, own in stage.named_model_parameters().items()}
     optimizer = Optimizer(parameters, held[0].anatomy.parameters, OptimizerSettings())
@@ -67,7 +91,7 @@ def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, met
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = learning_rate(step, steps, payload["learning_rate"])
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        result = executor.run_step(_Batch(store, plan, payload["seed"], step), rate, want_stop)
+        result = executor.run_step(_Batch(store, plan, payload["seed"], step, device), rate, want_stop)
         channel.send(
             {
                 "kind": "step",
@@ -89,21 +113,23 @@ def _train(rank: int, channel: Channel, payload: dict[str, Any], plan: Plan, met
     transport.close()
 
 
-def _build(number: int, payload: dict[str, Any], plan: Plan) -> Stage:
+def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> Stage:
+    """A stage with its weights. They are drawn in host memory: a GPU's generator would draw others."""
     source = find_model(payload["config"])
     stage = build_stage(source.config, plan.stages[number].layers)
     draw_weights(stage, payload["seed"])
     if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])
-    return stage.train()
+    return stage.to(device).train()
 
 
 class _Batch:
     """One step's microbatches: a function of (seed, step) alone, whatever the layout; each is read once."""
 
-    def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int) -> None:
+    def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, device: torch.device) -> None:
         self.store = store
         self.plan = plan
+        self.device = device
         self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
         self.read: dict[int, Tensor] = {}
 
@@ -111,9 +137,14 @@ class _Batch:
         """The token ids [batch, seq] of a microbatch."""
         if index not in self.read:
             rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
-            self.read[index] = torch.from_numpy(rows)
+            self.read[index] = to_device(torch.from_numpy(rows), self.device)
         return self.read[index]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _held(meter: MemoryMeter | CudaMemoryMeter) -> str:
+    held = format_bytes(meter.peak_bytes())
+    return held if isinstance(meter, MemoryMeter) else f"{held} ({format_bytes(meter.reserved_bytes())} reserved)"

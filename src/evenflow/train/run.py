@@ -29,7 +29,8 @@ from evenflow.models import ModelSource, describe_model, find_model
 from evenflow.plan import Plan
 from evenflow.search import check_request, make_plan, plan_program, plan_timeline
 from evenflow.spec import Batch, Cluster, Model
-from evenflow.spec.cluster import local_cluster
+from evenflow.spec.cluster import CPU, local_cluster
+from evenflow.spec.gpus import visible_gpus
 from evenflow.timeline import Comparison, Timeline, compare
 from evenflow.train.checkpoint import RunState, check_resumable, config_hash, newest_checkpoint, publish
 from evenflow.train.folder import RunFolder
@@ -274,6 +275,7 @@ def _run_ranks(
                 "config": str(config),
                 "weights": [] if job.from_scratch else [str(path.resolve()) for path in source.weight_files],
                 "seed": job.seed,
+                "gpus": 0 if plan.device == CPU else len(visible_gpus()),
                 "rendezvous": f"{meeting}/rendezvous",
                 "tokens": str(out / "tokens"),
                 "hidden_size": ready.model.hidden_size,
