@@ -31,6 +31,7 @@ def test_a_plan_with_every_field_unlike_its_default_comes_back(tmp_path):
         reduce_s=1e-300,
         threads=7,
         notes=("one", "line\nbreak"),
+        device="NVIDIA H200",
     )
     save_plan(odd, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == odd

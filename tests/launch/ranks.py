@@ -8,6 +8,8 @@ import threading
 import time
 from typing import Any
 
+import torch
+
 from evenflow.errors import ImpossibleError, InputError, PeerLostError
 from evenflow.launch import Channel
 
@@ -23,6 +25,8 @@ def echo(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             "cores": sorted(os.sched_getaffinity(0)),
             "threads": threading.active_count(),
             "tunables": os.environ.get("GLIBC_TUNABLES", ""),
+            "cuda_check": os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"),
+            "cuda_is_spoilt": torch.cuda.is_initialized() or torch.cuda._is_in_bad_fork(),
         }
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputError
 from evenflow.launch import Channel, ForkServer, cores_of_ranks
 from evenflow.launch.allocator import allocator_environment
+from evenflow.launch.client import PRELOAD
 from evenflow.spec.machine import core_ids
 
 
@@ -33,6 +37,42 @@ def test_each_rank_gets_its_number_the_payload_and_its_cores(server: ForkServer)
     assert all(own["threads"] == 1 for own in found.values())
     assert all("glibc.malloc.hugetlb=1" in own["tunables"] for own in found.values())
     assert all(gone(own["pid"]) for own in found.values())
+
+
+def test_a_rank_can_start_cuda_since_the_server_has_not(server: ForkServer) -> None:
+    """On a machine with a GPU this shows that nothing before the fork started CUDA; elsewhere, that nothing would."""
+    own = dict(results(server, "echo", 1, {}))[0]
+    assert own["cuda_check"] == "1"
+    assert not own["cuda_is_spoilt"]
+
+
+def test_what_the_server_imports_does_not_start_cuda() -> None:
+    """In a process whose torch notes whoever would start CUDA; what NVML answers is allowed, as in the server."""
+    watch = """
+import importlib, sys, torch
+started = []
+torch.cuda._lazy_init = lambda: started.append("_lazy_init")
+if hasattr(torch._C, "_cuda_getDeviceCount"):
+    torch._C._cuda_getDeviceCount = lambda: started.append("cudaGetDeviceCount") or 0
+if "start" in sys.argv:
+    try:
+        torch.cuda.current_device()
+    except AttributeError:
+        pass  # a torch without CUDA has nothing to ask
+    sys.argv.remove("start")
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+assert not started, started
+"""
+    assert "AssertionError: ['_lazy_init']" in _errors_of(watch, "start"), "the watch must see a start"
+    assert _errors_of(watch, *PRELOAD) == ""
+
+
+def _errors_of(code: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    run = [sys.executable, "-c", code, *arguments]
+    ran = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    return ran.stderr if ran.returncode else ""
 
 
 def test_messages_larger_than_a_socket_holds_arrive_whole_and_in_order(server: ForkServer) -> None:

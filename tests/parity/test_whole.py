@@ -73,7 +73,9 @@ def cut(layers: int, stages: int) -> list[list[int]]:
     return [list(range(first, end)) for first, end in pairwise(ends)]
 
 
-def whole_model(config: dict[str, Any], seed: int, microbatches: int, shape: tuple[int, int]) -> tuple[float, dict]:
+def whole_model(
+    config: dict[str, Any], seed: int, microbatches: int, shape: tuple[int, int], device: str = "cpu"
+) -> tuple[float, dict]:
     """Loss and gradients of plain transformers: the model as it is, one process, one backward a microbatch."""
     settings = dict(config)
     hf_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -81,13 +83,14 @@ def whole_model(config: dict[str, Any], seed: int, microbatches: int, shape: tup
     draw_weights(start, seed)
     model = AutoModelForCausalLM.from_config(hf_config)
     model.load_state_dict(dict(start.named_model_parameters()))
+    model.to(device)
     total = 0.0
     for microbatch in range(microbatches):
-        ids = tokens_of(1, microbatch, *shape, config["vocab_size"])
+        ids = tokens_of(1, microbatch, *shape, config["vocab_size"]).to(device)
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss / microbatches
         loss.backward()
         total += float(loss.detach())
-    return total, {name: parameter.grad for name, parameter in model.named_parameters()}
+    return total, {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
 
 
 @cache

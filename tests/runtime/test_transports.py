@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenflow.errors import InputError, PeerLostError
+from evenflow.errors import FaultError, InputError, PeerLostError
 from evenflow.launch import ForkServer
 from evenflow.runtime import (
     AloneTransport,
@@ -18,6 +18,7 @@ from evenflow.runtime import (
     edges_of,
     rank_device,
     to_device,
+    use_device,
 )
 from tests.runtime.ranks import MESSAGES
 
@@ -141,3 +142,10 @@ def test_what_carries_tensors_is_made_of_what_the_ranks_met_on() -> None:
 def test_ids_stay_where_they_are_without_a_gpu() -> None:
     ids = torch.arange(4)
     assert to_device(ids, CPU) is ids
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said_in_one_line() -> None:
+    with pytest.raises(FaultError, match="cannot compute on cuda:3: ") as error:
+        use_device(torch.device("cuda", 3))
+    assert "\n" not in str(error.value)

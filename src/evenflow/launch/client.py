@@ -17,13 +17,13 @@ from evenflow.launch.allocator import allocator_environment
 from evenflow.launch.channel import MOST_RANKS, Channel
 from evenflow.launch.group import Group, RunningRank
 
-_PRELOAD = ("torch", "torch.distributed", "evenflow.models", "evenflow.execute", "evenflow.measure")
+PRELOAD = ("torch", "torch.distributed", "evenflow.models", "evenflow.execute", "evenflow.measure")
 
 
 class ForkServer:
     """A running fork server; `close` ends it and all its ranks."""
 
-    def __init__(self, preload: Sequence[str] = _PRELOAD) -> None:
+    def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
         ours, theirs = socket.socketpair()
         self._connection = ours
         self._unread = b""
