@@ -43,16 +43,16 @@ def _case(seed):
 def test_a_deadlocks_critical_path_is_never_followed(first, monkeypatch):
     """It leads round in a circle. Several exchanges at once make such orders: they are dropped."""
     followed = []
-    blocks = improving._blocks
+    blocks = improving._Search._blocks
 
-    def watched(coded, times, work):
-        followed.append(times.makespan < inf)
-        return blocks(coded, times, work) if times.makespan < inf else iter(())
+    def watched(search, found, begins):
+        followed.append(found.times.makespan < inf)
+        return blocks(search, found, begins) if followed[-1] else iter(())
 
-    monkeypatch.setattr(improving, "_blocks", watched)
+    monkeypatch.setattr(improving._Search, "_blocks", watched)
     for seed in range(first, first + 20):
         work, coded = _case(seed)
-        improve(work, coded, _objective, 150)
+        improve(work, coded, [0.0] * work.ranks, 150)
     assert followed
     assert all(followed)
 
@@ -62,7 +62,7 @@ def test_what_is_improved_is_a_legal_order_that_is_no_slower_in_the_same_memory(
     for seed in range(40):
         work, coded = _case(seed)
         before = _objective(order_times(coded, work))
-        improved, score = improve(work, coded, _objective, 200)
+        improved, score = improve(work, coded, [0.0] * work.ranks, 200)
         assert score <= before
         assert score == _objective(order_times(improved, work))
         for actions, cap in zip(improved, work.cap, strict=True):

@@ -8,7 +8,7 @@ result is never slower than a named schedule under the same caps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from evenflow.errors import ImpossibleError
@@ -17,6 +17,7 @@ from evenflow.program import (
     SCHEDULES,
     Order,
     Program,
+    Work,
     compute_order,
     lower,
     misfit,
@@ -37,7 +38,9 @@ from evenflow.units import format_bytes
 _EFFORT = 0.25  # of what ZB-2p spends on settings
 _LISTED = 2  # list schedules that are judged
 _IMPROVED = 2  # candidates that are improved
-_ACTIONS_TIMED = 100_000  # in improving each
+# Actions timed while each is improved. Where one order has more than so many, few can be timed: lists see to those.
+_ACTIONS_TIMED, _ACTIONS_TIMED_LONG, _MANY = 400_000, 25_000, 3_000
+_IMPROVED_AGAIN = 2  # times that one is improved, under smaller caps if its program holds too much
 _TIGHTER = 4  # times that a list schedule is made anew under smaller caps if its program holds too much
 
 
@@ -143,8 +146,10 @@ class _Auto:
         self.least_after = hardware.reduce_s + min(cost.optimizer_s for cost in ranks)
         self.best: AutoSchedule | None = None
         self.bound_s = order_bound_s(self.work, hardware)
+        self.goal = self.bound_s - hardware.reduce_s - max(cost.optimizer_s for cost in ranks)
         self.simulated = 0
         self.closest: Unfit | None = None
+        self.programs: dict[tuple[Order, Posting], Program] = {}
 
     def run(self) -> AutoSchedule | Unfit:
         """Judge all candidates, the most promising first; then improve the best of those that fit."""
@@ -156,9 +161,10 @@ class _Auto:
             can_win = self.best is None or one.quick + self.least_after < self.best.step_s
             if (can_win or len(fitting) < _IMPROVED) and self._judge(one):
                 fitting.append(one)
-        for one in fitting[:_IMPROVED]:
+        is_long = 3 * self.work.stages * self.microbatches > _MANY
+        for one in fitting[: 1 if is_long else _IMPROVED]:
             if not self._is_best_possible():
-                self._improve(one)
+                self._improve(one, _ACTIONS_TIMED_LONG if is_long else _ACTIONS_TIMED)
         if self.best is None:
             assert self.closest is not None
             return self.closest
@@ -197,26 +203,26 @@ class _Auto:
                     break
                 # A rank that is hardly over may hold a whole microbatch less only under a cap that is much smaller.
                 more = [excess and excess + attempt * self.least_saved[rank] / 4 for rank, excess in enumerate(over)]
-                work = replace(work, cap=tuple(cap - less for cap, less in zip(work.cap, more, strict=True)))
+                work = _with_less(work, more)
                 listed = list_schedule(work, listing.policy)
                 if listed is None:
                     break
                 coded = listed[0]
 
-    def _improve(self, one: _Candidate) -> None:
-        """Exchange actions of a candidate that fits, in the memory that its program leaves."""
+    def _improve(self, one: _Candidate, actions: int) -> None:
+        """Move actions of a candidate that fits, in the memory that its program leaves, timing so many in all."""
         work, coded = self.work, encode(one.order, self.work)
-        beside = [
-            peak - counted_peak(actions, work) - state
-            for peak, actions, state in zip(
-                self._peaks(self._lowered(one.order, "costs")), coded, self.state, strict=True
-            )
-        ]
-        work = replace(work, cap=tuple(cap - own for cap, own in zip(work.cap, beside, strict=True)))
-        evaluations = _ACTIONS_TIMED // sum(map(len, coded))
-        improved, _ = improve(work, coded, self._objective, evaluations)
-        if improved != coded:
-            self._judge(self._candidate(f"{one.name}, improved", decode(improved, work)))
+        peaks = self._peaks(self._lowered(one.order, "costs"))
+        counted = [counted_peak(own, work) for own in coded]
+        beside = [peak - own - state for peak, own, state in zip(peaks, counted, self.state, strict=True)]
+        work = _with_less(work, beside)
+        for _ in range(_IMPROVED_AGAIN):
+            improved, _ = improve(work, coded, self.norms, actions // sum(map(len, coded)), self.goal)
+            found = self._candidate(f"{one.name}, improved", decode(improved, work))
+            if improved == coded or self._judge(found):
+                break
+            # What its program holds beside what is counted may be more than it was.
+            work = _with_less(work, self._over(self._lowered(found.order, "costs"), found.name))
 
     def _judge(self, one: _Candidate) -> bool:
         """Simulate a candidate's programs and keep the best; whether any fits."""
@@ -230,10 +236,16 @@ class _Auto:
             step_s = step_seconds(program, self.hardware)
             if self.best is None or step_s < self.best.step_s:
                 self.best = AutoSchedule(program, one.order, posting, step_s, self.bound_s, one.name, self.simulated)
+            if step_s <= (one.quick + self.least_after) * (1 + 1e-12):
+                break  # nothing is held up, so no other posting is faster
         return fits
 
     def _lowered(self, order: Order, posting: Posting) -> Program:
-        return lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
+        program = self.programs.get((order, posting))
+        if program is None:
+            program = lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
+            self.programs[order, posting] = program
+        return program
 
     def _over(self, program: Program, name: str) -> list[float]:
         """By how much each rank is over its cap."""
@@ -247,3 +259,8 @@ class _Auto:
 
     def _peaks(self, program: Program) -> list[int]:
         return [peak_bytes(program, self.hardware.memory, rank) for rank in range(len(self.caps))]
+
+
+def _with_less(work: Work, less: Sequence[float]) -> Work:
+    """The same under caps that are so much smaller."""
+    return replace(work, cap=tuple(cap - own for cap, own in zip(work.cap, less, strict=True)))
