@@ -37,9 +37,10 @@ from evenflow.units import format_bytes
 
 _EFFORT = 0.25  # of what ZB-2p spends on settings
 _LISTED = 2  # list schedules that are judged
-_IMPROVED = 2  # candidates that are improved
+_IMPROVED = 4  # candidates that are improved
 # Actions timed while each is improved. Where one order has more than so many, few can be timed: lists see to those.
-_ACTIONS_TIMED, _ACTIONS_TIMED_LONG, _MANY = 400_000, 25_000, 3_000
+_ACTIONS_TIMED, _ACTIONS_TIMED_LONG, _MANY = 200_000, 25_000, 3_000
+_ORDERS_TIMED = 800  # at most, however short they are
 _IMPROVED_AGAIN = 2  # times that one is improved, under smaller caps if its program holds too much
 _TIGHTER = 4  # times that a list schedule is made anew under smaller caps if its program holds too much
 
@@ -154,17 +155,18 @@ class _Auto:
     def run(self) -> AutoSchedule | Unfit:
         """Judge all candidates, the most promising first; then improve the best of those that fit."""
         fitting: list[_Candidate] = []
+        is_long = 3 * self.work.stages * self.microbatches > _MANY
+        wanted, actions = (1, _ACTIONS_TIMED_LONG) if is_long else (_IMPROVED, _ACTIONS_TIMED)
         for one in sorted([*self._named(), *self._listed()], key=lambda own: own.quick):
             if self._is_best_possible():
                 break
             # The quick look leaves out whatever may hold an action up, so no simulation of the whole is shorter.
             can_win = self.best is None or one.quick + self.least_after < self.best.step_s
-            if (can_win or len(fitting) < _IMPROVED) and self._judge(one):
+            if (can_win or len(fitting) < wanted) and self._judge(one):
                 fitting.append(one)
-        is_long = 3 * self.work.stages * self.microbatches > _MANY
-        for one in fitting[: 1 if is_long else _IMPROVED]:
+        for one in fitting[:wanted]:
             if not self._is_best_possible():
-                self._improve(one, _ACTIONS_TIMED_LONG if is_long else _ACTIONS_TIMED)
+                self._improve(one, actions)
         if self.best is None:
             assert self.closest is not None
             return self.closest
@@ -217,7 +219,8 @@ class _Auto:
         beside = [peak - own - state for peak, own, state in zip(peaks, counted, self.state, strict=True)]
         work = _with_less(work, beside)
         for _ in range(_IMPROVED_AGAIN):
-            improved, _ = improve(work, coded, self.norms, actions // sum(map(len, coded)), self.goal)
+            evaluations = min(actions // sum(map(len, coded)), _ORDERS_TIMED)
+            improved, _ = improve(work, coded, self.norms, evaluations, self.goal)
             found = self._candidate(f"{one.name}, improved", decode(improved, work))
             if improved == coded or self._judge(found):
                 break
