@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from evenflow.cost import LinkCost, RankCost, StageCost, StageMemory
@@ -20,6 +20,10 @@ class UnevenCase:
     spread: float
     hardware: Hardware
     caps: list[float]
+
+    def crowded(self) -> UnevenCase:
+        """The same pipeline on half as many processors as ranks."""
+        return replace(self, hardware=replace(self.hardware, at_once=max(len(self.caps) // 2, 1)))
 
     def best_named(self, drawn: bool = False) -> tuple[float, str]:
         """The fastest named schedule under the caps, and its step; infinite where none fits.

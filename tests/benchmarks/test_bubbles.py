@@ -47,6 +47,12 @@ def test_interleaved_is_as_published_but_for_one_round_of_transfers(row):
     assert round(1 - work_s / (rate.cost_s - row.p * row.transfer_s), 4) == rate.published
 
 
+@pytest.mark.parametrize("row", PUBLISHED[2::3], ids=_named)
+def test_zb_v_idles_less_than_zb_1p_in_the_same_memory(row):
+    """Room is kept only where a rank holds no older microbatch in a later stage: with less of it, it idles more."""
+    assert rate_of(row, "zb-v").ours < rate_of(row, "zb-1p").ours
+
+
 def test_rates_need_no_published_columns(table, capsys):
     """Two ranks, four microbatches, F = I = W = 1 s and free transfers: a few rates by hand."""
     assert main([str(table(HEAD, TINY)), "--json"]) == 0

@@ -9,14 +9,11 @@ from random import Random
 import pytest
 
 from benchmarks.uneven import uneven_case
-from evenflow.cost import LinkCost, RankCost, StageCost
-from evenflow.errors import ImpossibleError
-from evenflow.program import SCHEDULES, build_program, lower, misfit, peak_bytes, place, verify
+from evenflow.cost import LinkCost, StageCost
+from evenflow.errors import ImpossibleError, ProgramError
+from evenflow.program import SCHEDULES, build_program, compute_order, lower, misfit, peak_bytes, place, verify
 from evenflow.program.actions import Forward, InputBackward, WeightBackward
-from evenflow.program.schedules.improve import counted_peak
-from evenflow.program.schedules.listing import Policy, list_schedule
-from evenflow.program.times import decode
-from evenflow.search import make_auto, order_bound_s, plan_work
+from evenflow.search import make_auto, plan_work
 from evenflow.simulate import Hardware, free_transfers, step_seconds
 from tests.property.cases import NO_MEMORY, NO_RANK_COST
 
@@ -24,11 +21,57 @@ from tests.property.cases import NO_MEMORY, NO_RANK_COST
 @pytest.mark.parametrize("seed", range(12))
 def test_never_slower_than_the_best_named_schedule_under_the_same_cap(seed):
     case = uneven_case(seed, most_ranks=5)
+    _hold(case)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_never_slower_where_ranks_share_cores(seed):
+    _hold(uneven_case(seed, most_ranks=6).crowded())
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("first", range(0, 300, 20))
+def test_never_slower_on_three_hundred_pipelines_of_up_to_sixteen_ranks(first):
+    for seed in range(first, first + 20):
+        case = uneven_case(seed)
+        _hold(case)
+        if seed % 5 == 0:
+            _hold(case.crowded())
+
+
+def _hold(case):
+    """One promise, kept exactly: no named schedule that fits is faster, and no order beats the bound."""
     found = make_auto(case.stage_rank, case.microbatches, case.hardware, case.caps)
     verify(found.program, case.hardware.memory, case.caps)
     assert found.step_s == step_seconds(found.program, case.hardware)
     assert found.step_s >= found.bound_s * (1 - 1e-9)
-    assert found.step_s <= case.best_named()[0] * (1 + 1e-12)
+    assert found.step_s <= case.best_named()[0]
+
+
+def test_never_slower_than_a_named_order_whatever_its_receives_are_posted_by():
+    """By the costs or by a second an action; links are slow, so it matters."""
+    for seed in range(60):
+        case = uneven_case(seed, most_ranks=4)
+        hardware = replace(case.hardware, links=LinkCost(0.7, 20.0))
+        found = make_auto(case.stage_rank, case.microbatches, hardware, case.caps)
+        work = plan_work(case.stage_rank, case.microbatches, hardware)
+        for name in SCHEDULES:
+            if misfit(name, case.stage_rank) is None:
+                order = compute_order(name, case.stage_rank, case.microbatches, work)
+                for own in (work, None):
+                    program = lower(order, case.stage_rank, case.microbatches, own)
+                    peaks = [peak_bytes(program, hardware.memory, rank) for rank in range(len(case.caps))]
+                    if all(peak <= cap for peak, cap in zip(peaks, case.caps, strict=True)):
+                        assert found.step_s <= step_seconds(program, hardware), (seed, name)
+
+
+def test_what_is_returned_was_verified_with_its_memory(monkeypatch):
+    """Were bytes miscounted while candidates are judged, the proof of the winner would say so."""
+    case = uneven_case(5, most_ranks=4)
+    monkeypatch.setattr("evenflow.search.auto.peak_bytes", lambda *_: 0)
+    with pytest.raises(ProgramError, match=r"the rank holds .* of 1 B"):
+        make_auto(case.stage_rank, case.microbatches, case.hardware, [1.0] * len(case.caps))
 
 
 def test_equals_the_best_of_all_orders_where_they_can_be_counted():
@@ -63,34 +106,9 @@ def _orders(stage):
 def _runs(program):
     try:
         verify(program)
-    except Exception:
+    except ProgramError:  # the orders of the ranks do not go together
         return False
     return True
-
-
-def test_no_order_that_keeps_under_the_caps_is_faster_than_the_bound():
-    """Random list schedules, each under the very memory that it needs, in any placement."""
-    for seed in range(300):
-        chance = Random(seed)
-        case = uneven_case(seed, most_ranks=5)
-        ranks = len(case.caps)
-        work = plan_work(case.stage_rank, case.microbatches, case.hardware)
-        target = tuple(chance.randint(1, 12) for _ in range(ranks))
-        backlog = tuple(float(chance.randint(0, 9)) for _ in range(ranks))
-        listed = list_schedule(work, Policy(target, tuple(map(float, target)), backlog, chance.random()))
-        assert listed is not None
-        caps = tuple(counted_peak(actions, work) for actions in listed[0])
-        program = lower(decode(listed[0], work), case.stage_rank, case.microbatches, work)
-        bound = order_bound_s(replace(work, cap=caps), case.hardware)
-        assert step_seconds(program, case.hardware) >= bound * (1 - 1e-9), seed
-
-
-def test_the_order_bound_is_met_where_nothing_can_idle():
-    stages = [StageCost(1.0, 2.0, 1.0, 1.0)] * 3
-    hardware = Hardware(stages, [RankCost(0.5, 1.0)] * 3, LinkCost(0.0, float("inf")), [NO_MEMORY] * 3)
-    found = make_auto((0, 1, 2), 12, hardware, [1e9] * 3)
-    assert found.gap == pytest.approx(0.0, abs=1e-9)
-    assert found.step_s == pytest.approx(2 + 36 + 0.5 + 1.0)
 
 
 def test_caps_that_differ_by_rank_are_kept_and_too_small_ones_named():

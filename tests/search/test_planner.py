@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from evenflow.cost import LinkCost, MemoryModel
-from evenflow.errors import ImpossibleError, InputError
+from evenflow.errors import ImpossibleError, InputError, ProgramError
 from evenflow.files import load_plan, save_plan
 from evenflow.plan import step_bound
 from evenflow.program import SCHEDULES, build_program, place, verify
@@ -235,6 +235,67 @@ def test_the_limit_that_a_refusal_suggests_works():
             make_plan(model, cluster_of(stages), batch, costs, schedule, memory_limit=100)
         suggested = parse_bytes(str(caught.value).split("a memory limit of ")[1].split(" would fit")[0])
         make_plan(model, cluster_of(stages), batch, costs, schedule, memory_limit=suggested)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 22, 30, 44, 76, 93, 112, *range(3, 9)])
+def test_auto_fits_where_1f1b_does_and_is_not_slower(seed):
+    """Under the tightest limit that 1F1B meets; its split is another one than ZB-H1's."""
+    random = Random(seed)
+    layers = random.randint(4, 9)
+    stages, microbatches = random.randint(2, min(layers, 4)), random.choice([2, 4, 8])
+    costs, model, batch = random_costs(random, layers), random_model(random, layers), Batch(microbatches, 1, 16)
+    limit = None
+    while True:
+        try:
+            named = make_plan(model, cluster_of(stages), batch, costs, "1f1b", limit)
+        except ImpossibleError:
+            break
+        limit = max(rank.peak_bytes for rank in named.ranks) - 1
+    auto = make_plan(model, cluster_of(stages), batch, costs, "auto", limit + 1)
+    assert auto.predicted.step_s <= named.predicted.step_s
+
+
+def test_auto_is_no_slower_than_any_schedules_own_plan():
+    """Each with the split that suits it."""
+    for seed in (6, 8, 14, 38, 49):
+        random = Random(seed)
+        layers = random.randint(5, 12)
+        stages, batch = random.randint(2, min(layers, 4)), Batch(random.choice([2, 4, 8]), 1, 16)
+        costs, model = random_costs(random, layers), random_model(random, layers)
+        auto = make_plan(model, cluster_of(stages), batch, costs, "auto").predicted.step_s
+        for name in (*ONE_STAGE, "zb-1p", "zb-2p"):
+            assert auto <= make_plan(model, cluster_of(stages), batch, costs, name).predicted.step_s, (seed, name)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_auto_is_no_slower_on_the_same_stages_where_ranks_share_cores(seed):
+    random = Random(seed)
+    costs, model = random_costs(random, 8), random_model(random, 8)
+    cluster = replace(cluster_of(4), at_once=random.choice([1, 2, 3]))
+    plan = make_plan(model, cluster, Batch(random.choice([4, 8, 12]), 1, 16), costs)
+    steps = {
+        one.schedule: one.plan.predicted.step_s
+        for one in compare_schedules(plan)
+        if one.plan is not None and one.plan.stage_layers == plan.stage_layers
+    }
+    assert steps["auto"] == min(steps.values())
+
+
+def test_the_limit_that_autos_refusal_suggests_works():
+    for seed in range(12):
+        _, _, stages, microbatches, costs, model, _ = _case(9000 + seed)
+        batch = Batch(microbatches, 1, 16)
+        with pytest.raises(ImpossibleError, match=r"^no schedule fits: rank \d needs .* of 100 B with ") as caught:
+            make_plan(model, cluster_of(stages), batch, costs, "auto", memory_limit=100)
+        suggested = parse_bytes(str(caught.value).split("a memory limit of ")[1].split(" would fit")[0])
+        make_plan(model, cluster_of(stages), batch, costs, "auto", memory_limit=suggested)
+
+
+def test_a_plan_was_verified_with_its_memory(monkeypatch):
+    costs, model = costs_of([1.0] * 6), model_of(6, parameter_bytes=[2**20] * 6)
+    monkeypatch.setattr("evenflow.search.solve._check_memory", lambda *_: None)
+    with pytest.raises(ProgramError, match="B of"):
+        make_plan(model, cluster_of(2), Batch(4, 1, 16), costs, memory_limit=10 * 2**20)
 
 
 def test_a_limit_that_only_a_split_uneven_in_time_meets_is_met():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
+
 import pytest
 
-from evenflow.cost import LinkCost, RankCost, StageCost
-from evenflow.program import SCHEDULES, Forward, build_program, place
-from evenflow.simulate import simulate
+from evenflow.cost import LinkCost, Links, RankCost, StageCost
+from evenflow.program import SCHEDULES, Forward, build_program, lower, place
+from evenflow.simulate import simulate, step_seconds
 from evenflow.timeline import Timeline
 from tests.property.cases import hardware_of
+from tests.property.strategies import random_order
 
 BY_STAGE = [name for name, facts in SCHEDULES.items() if facts.stages_per_rank == 1]
 
@@ -52,6 +56,20 @@ def test_the_shared_engine_agrees_with_the_other_where_nobody_has_to_share() -> 
     assert shared.step_s == pytest.approx(own.step_s)
     for mine, other in zip(shared.ranks, own.ranks, strict=True):
         assert [event.end_s for event in mine.events] == pytest.approx([event.end_s for event in other.events])
+
+
+def test_the_engines_agree_where_actions_and_transfers_take_no_time() -> None:
+    """A wire that only one edge uses is shared with nobody. What one action frees at once is not begun twice."""
+    for seed in range(60):
+        random = Random(seed)
+        stage_rank = place(random.choice(["loop", "v"]), random.randint(2, 3), random.randint(3, 5))
+        order = random_order(random, stage_rank, 3, together=True)
+        program = lower(order, stage_rank, 3)
+        halves = [(random.choice([0.0, 1.0]), random.choice([0.0, 1.0, 0.5])) for _ in stage_rank]
+        costs = [StageCost(random.choice([0.0, 1.0, 2.0]), half + weight, half, weight) for half, weight in halves]
+        own = hardware_of(program, costs, Links(LinkCost(random.choice([0.0, 0.5]), 1e9)))
+        wire = Links(own.links.usual, shared=(frozenset({(0, 1)}),))
+        assert step_seconds(program, replace(own, links=wire)) == pytest.approx(step_seconds(program, own)), seed
 
 
 def test_two_ranks_on_one_processor_halve_each_other() -> None:

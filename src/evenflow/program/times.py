@@ -76,7 +76,7 @@ def order_times(coded: Coded, work: Work) -> OrderTimes:
     # When the tensor that an action needs arrives: by (whether backward, stage, microbatch); the ends need none.
     arrival = [0.0] * microbatches + [inf] * (2 * (size - microbatches)) + [0.0] * microbatches
     waiting = [-1] * (2 * size)
-    lag_forward, lag_backward = [*work.lag, 0.0], [0.0, *work.lag]
+    lag_forward, lag_backward = [*work.lag, 0.0], [0.0, *work.back_lag]
     start: list[list[float]] = [[] for _ in coded]
     end: list[list[float]] = [[] for _ in coded]
     turn: list[list[int]] = [[] for _ in coded]

@@ -20,10 +20,11 @@ class Work:
         stage_rank: the rank that holds each stage.
         microbatches: microbatches of the step.
         costs: seconds of each stage.
-        transfer_s: seconds from each stage to the one after it, and back; one entry less than stages.
+        transfer_s: seconds from each stage to the one after it; one entry less than stages.
         saved: what each stage keeps from a forward to its backward, in any unit.
         pending: what is left of that between I and W.
         cap: how much of it each rank may hold.
+        back_s: seconds to each stage from the one after it, as `transfer_s`; by default the same.
     """
 
     stage_rank: tuple[int, ...]
@@ -33,6 +34,7 @@ class Work:
     saved: tuple[float, ...]
     pending: tuple[float, ...]
     cap: tuple[float, ...]
+    back_s: tuple[float, ...] | None = None
 
     @property
     def stages(self) -> int:
@@ -52,7 +54,15 @@ class Work:
     @cached_property
     def lag(self) -> tuple[float, ...]:
         """Seconds from each stage to the one after it: a transfer, or nothing where both are on one rank."""
-        pairs = zip(pairwise(self.stage_rank), self.transfer_s, strict=True)
+        return self._between_ranks(self.transfer_s)
+
+    @cached_property
+    def back_lag(self) -> tuple[float, ...]:
+        """Seconds to each stage from the one after it: a transfer, or nothing where both are on one rank."""
+        return self._between_ranks(self.transfer_s if self.back_s is None else self.back_s)
+
+    def _between_ranks(self, transfers: tuple[float, ...]) -> tuple[float, ...]:
+        pairs = zip(pairwise(self.stage_rank), transfers, strict=True)
         return tuple(0.0 if one == other else seconds for (one, other), seconds in pairs)
 
     @cached_property
@@ -91,6 +101,7 @@ def make_work(
     memory: Sequence[StageMemory],
     transfer_s: Sequence[float],
     cap_bytes: Sequence[float] | None = None,
+    back_s: Sequence[float] | None = None,
 ) -> Work:
     """Work in seconds and bytes; parameters, gradients and optimizer state are taken off the caps."""
     ranks = max(stage_rank) + 1
@@ -106,4 +117,5 @@ def make_work(
         saved=tuple(float(own.saved_bytes + own.input_bytes) for own in memory),
         pending=tuple(float(own.pending_bytes + own.input_bytes) for own in memory),
         cap=tuple(cap - held for cap, held in zip(caps, state, strict=True)),
+        back_s=None if back_s is None else tuple(back_s),
     )

@@ -1,7 +1,8 @@
 """Proposes, simulates and ranks plans, and reads a plan back into its program and timeline."""
 
-from evenflow.search.auto import AutoSchedule, make_auto, plan_work
+from evenflow.search.auto import AutoSchedule, make_auto
 from evenflow.search.candidate import Candidate, equal_split, try_split
+from evenflow.search.hardware import plan_work
 from evenflow.search.order_bound import order_bound_s
 from evenflow.search.planner import check_request, make_plan
 from evenflow.search.problem import Problem, Split

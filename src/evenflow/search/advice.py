@@ -6,7 +6,9 @@ from statistics import median
 
 from evenflow.cost import Costs
 from evenflow.spec import Layer, Model
-from evenflow.units import format_percent
+from evenflow.units import format_bytes, format_percent
+
+_ROUNDED = 1.005  # what is printed is rounded to three digits; a limit that is read back must not be too small
 
 
 def advice(model: Model, costs: Costs, devices: int) -> tuple[str, ...]:
@@ -31,6 +33,12 @@ def advice(model: Model, costs: Costs, devices: int) -> tuple[str, ...]:
         if block > 0 and seconds[head] > 1.5 * block:
             notes.append(f"the head is worth {seconds[head] / block:.1f} blocks")
     return tuple(notes)
+
+
+def would_fit(need_bytes: float) -> str:
+    """What would help where nothing fits and the closest needs so much on its neediest rank."""
+    limit = format_bytes(need_bytes * _ROUNDED)
+    return f"a memory limit of {limit} would fit, as may more processes or a smaller microbatch"
 
 
 def _title(layer: Layer) -> str:

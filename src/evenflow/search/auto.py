@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-from evenflow.cost import Links
 from evenflow.errors import ImpossibleError
 from evenflow.plan import Posting
 from evenflow.program import (
@@ -22,7 +20,6 @@ from evenflow.program import (
     Work,
     compute_order,
     lower,
-    make_work,
     misfit,
     peak_bytes,
     verify,
@@ -32,14 +29,19 @@ from evenflow.program.schedules.halves import in_halves
 from evenflow.program.schedules.improve import counted_peak, improve
 from evenflow.program.schedules.listing import list_schedule
 from evenflow.program.times import OrderTimes, decode, encode, order_times
+from evenflow.search.advice import would_fit
+from evenflow.search.hardware import plan_work
 from evenflow.search.order_bound import order_bound_s
 from evenflow.simulate import Hardware, step_seconds
 from evenflow.units import format_bytes
 
 _EFFORT = 0.25  # of what ZB-2p spends on settings
 _LISTED = 2  # list schedules that are judged
-_IMPROVED = 2  # candidates that are improved
-_ACTIONS_TIMED = 100_000  # in improving each
+_IMPROVED = 4  # candidates that are improved
+# Actions timed while each is improved. Where one order has more than so many, few can be timed: lists see to those.
+_ACTIONS_TIMED, _ACTIONS_TIMED_LONG, _MANY = 200_000, 25_000, 3_000
+_ORDERS_TIMED = 800  # at most, however short they are
+_IMPROVED_AGAIN = 2  # times that one is improved, under smaller caps if its program holds too much
 _TIGHTER = 4  # times that a list schedule is made anew under smaller caps if its program holds too much
 
 
@@ -48,7 +50,7 @@ class AutoSchedule:
     """What was found.
 
     Attributes:
-        program: the whole program.
+        program: the whole program, verified with memory and caps.
         order: its compute order.
         posting: by which times its receives are posted.
         step_s: seconds of its simulated step.
@@ -71,16 +73,6 @@ class AutoSchedule:
         return self.step_s / self.bound_s - 1
 
 
-def plan_work(
-    stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: Sequence[float] | None = None
-) -> Work:
-    """What a schedule for this hardware is made from."""
-    links = hardware.links if isinstance(hardware.links, Links) else Links(hardware.links)
-    edges = pairwise(stage_rank)
-    transfers = [links.cost(edge).seconds(own.output_bytes) for edge, own in zip(edges, hardware.memory, strict=False)]
-    return make_work(stage_rank, microbatches, hardware.own_stages(stage_rank), hardware.memory, transfers, caps)
-
-
 def make_auto(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: list[float]) -> AutoSchedule:
     """The fastest schedule found whose program keeps every rank under its cap.
 
@@ -91,20 +83,56 @@ def make_auto(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware
         caps: bytes that each rank may hold, parameters and optimizer state included.
 
     Raises:
-        ImpossibleError: no schedule keeps under the caps.
+        ImpossibleError: no schedule keeps under the caps; the closest is named, and where all caps are the same, one
+            that would do.
     """
+    found = find_auto(stage_rank, microbatches, hardware, caps)
+    if isinstance(found, Unfit):
+        raise ImpossibleError(found.text)
+    return found
+
+
+def find_auto(
+    stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: list[float]
+) -> AutoSchedule | Unfit:
+    """As `make_auto`, but what is closest is returned where nothing fits."""
     return _Auto(stage_rank, microbatches, hardware, caps).run()
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """The schedule that is least over the caps.
+
+    Attributes:
+        over: by how many bytes, on the rank that is the most over.
+        rank: that rank.
+        need: what it needs.
+        name: the schedule.
+        limit: the cap that would do for every rank, where all have the same; else None.
+    """
+
+    over: float
+    rank: int
+    need: float
+    name: str
+    limit: float | None
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        text = f"no schedule fits: rank {self.rank} needs {format_bytes(self.need)} of "
+        text += f"{format_bytes(self.need - self.over)} with {self.name}"
+        return text if self.limit is None else f"{text}; {would_fit(self.limit)}"
+
+
+@dataclass(frozen=True, slots=True)
 class _Candidate:
-    """An order, the quick look at its step, by which times its receives are posted, and its program once it is made."""
+    """An order, the quick look at its step, and what its receives may be posted by."""
 
     quick: float
     name: str
     order: Order
-    posting: Posting
-    program: Program | None = None
+    postings: tuple[Posting, ...] = ("costs", "even")
 
 
 class _Auto:
@@ -114,45 +142,56 @@ class _Auto:
         self.work = plan_work(stage_rank, microbatches, hardware, caps)
         self.state = [cap - room for cap, room in zip(caps, self.work.cap, strict=True)]
         self.least_saved = [min(self.work.saved[stage] for stage in held) for held in self.work.rank_stages]
-        self.norms = [cost.norm_s for cost in hardware.ranks]
-        self.least_after = hardware.reduce_s + min(cost.optimizer_s for cost in hardware.ranks)
+        ranks = hardware.own_ranks()
+        self.norms = [cost.norm_s for cost in ranks]
+        self.least_after = hardware.reduce_s + min(cost.optimizer_s for cost in ranks)
         self.best: AutoSchedule | None = None
         self.bound_s = order_bound_s(self.work, hardware)
+        self.goal = self.bound_s - hardware.reduce_s - max(cost.optimizer_s for cost in ranks)
         self.simulated = 0
-        self.least_over: tuple[float, str] | None = None
+        self.closest: Unfit | None = None
+        self.programs: dict[tuple[Order, Posting], Program] = {}
 
-    def run(self) -> AutoSchedule:
+    def run(self) -> AutoSchedule | Unfit:
         """Judge all candidates, the most promising first; then improve the best of those that fit."""
-        candidates = sorted([*self._named(), *self._listed()], key=lambda one: one.quick)
         fitting: list[_Candidate] = []
-        for one in candidates:
+        is_long = 3 * self.work.stages * self.microbatches > _MANY
+        wanted, actions = (1, _ACTIONS_TIMED_LONG) if is_long else (_IMPROVED, _ACTIONS_TIMED)
+        for one in sorted([*self._named(), *self._listed()], key=lambda own: own.quick):
+            if self._is_best_possible():
+                break
             # The quick look leaves out whatever may hold an action up, so no simulation of the whole is shorter.
             can_win = self.best is None or one.quick + self.least_after < self.best.step_s
-            if (can_win or len(fitting) < _IMPROVED) and self._judge(one):
+            if (can_win or len(fitting) < wanted) and self._judge(one):
                 fitting.append(one)
+        for one in fitting[:wanted]:
+            if not self._is_best_possible():
+                self._improve(one, actions)
         if self.best is None:
-            need = self.least_over[1] if self.least_over else "no order of the stages keeps under the caps"
-            raise ImpossibleError(f"no schedule fits: {need}")
-        for one in fitting[:_IMPROVED]:
-            self._improve(one)
+            assert self.closest is not None
+            return self.closest
+        verify(self.best.program, self.hardware.memory, self.caps)
         return replace(self.best, simulated=self.simulated)
+
+    def _is_best_possible(self) -> bool:
+        return self.best is not None and self.best.step_s <= self.bound_s * (1 + 1e-12)
 
     def _objective(self, times: OrderTimes) -> tuple[float, ...]:
         """When the last rank has its norm; then how early all are done, which leaves room to improve."""
         ends = [own[-1] for own in times.end if own]
         return max(end + norm for end, norm in zip(ends, self.norms, strict=True)), sum(ends)
 
-    def _candidate(self, name: str, order: Order, posting: Posting) -> _Candidate:
-        return _Candidate(self._objective(order_times(encode(order, self.work), self.work))[0], name, order, posting)
+    def _candidate(self, name: str, order: Order) -> _Candidate:
+        return _Candidate(self._objective(order_times(encode(order, self.work), self.work))[0], name, order)
 
     def _named(self) -> Iterator[_Candidate]:
         """Named schedules that can run these stages, as they are and with whole backwards in halves."""
         for name, schedule in SCHEDULES.items():
             if misfit(name, self.stage_rank) is None:
                 order = compute_order(name, self.stage_rank, self.microbatches, self.work)
-                yield self._candidate(name, order, "costs" if schedule.by_costs else "even")
+                yield self._candidate(name, order)
                 if not schedule.halves:
-                    yield self._candidate(f"{name} in halves", in_halves(order), "costs")
+                    yield self._candidate(f"{name} in halves", in_halves(order))
 
     def _listed(self) -> Iterator[_Candidate]:
         """List schedules; where a program holds too much, listed again under smaller caps."""
@@ -160,57 +199,71 @@ class _Auto:
             work, coded = self.work, listing.coded
             for attempt in range(_TIGHTER):
                 order = decode(coded, work)
-                program = self._lowered(order, "costs")
-                over = self._over(program, "a list schedule")
+                over = self._over(self._lowered(order, "costs"), "a list schedule")
                 if not any(over):
-                    yield replace(self._candidate("list", order, "costs"), program=program)
+                    yield self._candidate("list", order)
                     break
                 # A rank that is hardly over may hold a whole microbatch less only under a cap that is much smaller.
                 more = [excess and excess + attempt * self.least_saved[rank] / 4 for rank, excess in enumerate(over)]
-                work = replace(work, cap=tuple(cap - less for cap, less in zip(work.cap, more, strict=True)))
+                work = _with_less(work, more)
                 listed = list_schedule(work, listing.policy)
                 if listed is None:
                     break
                 coded = listed[0]
 
-    def _improve(self, one: _Candidate) -> None:
-        """Exchange actions of a candidate that fits, in the memory that its program leaves."""
+    def _improve(self, one: _Candidate, actions: int) -> None:
+        """Move actions of a candidate that fits, in the memory that its program leaves, timing so many in all."""
         work, coded = self.work, encode(one.order, self.work)
-        program = one.program if one.posting == "costs" and one.program else self._lowered(one.order, "costs")
-        beside = [
-            peak - counted_peak(actions, work) - state
-            for peak, actions, state in zip(self._peaks(program), coded, self.state, strict=True)
-        ]
-        work = replace(work, cap=tuple(cap - own for cap, own in zip(work.cap, beside, strict=True)))
-        evaluations = _ACTIONS_TIMED // sum(map(len, coded))
-        improved, _ = improve(work, coded, self._objective, evaluations)
-        if improved != coded:
-            self._judge(self._candidate(f"{one.name}, improved", decode(improved, work), "costs"))
+        peaks = self._peaks(self._lowered(one.order, "costs"))
+        counted = [counted_peak(own, work) for own in coded]
+        beside = [peak - own - state for peak, own, state in zip(peaks, counted, self.state, strict=True)]
+        work = _with_less(work, beside)
+        for _ in range(_IMPROVED_AGAIN):
+            evaluations = min(actions // sum(map(len, coded)), _ORDERS_TIMED)
+            improved, _ = improve(work, coded, self.norms, evaluations, self.goal)
+            found = self._candidate(f"{one.name}, improved", decode(improved, work))
+            if improved == coded or self._judge(found):
+                break
+            # What its program holds beside what is counted may be more than it was.
+            work = _with_less(work, self._over(self._lowered(found.order, "costs"), found.name))
 
     def _judge(self, one: _Candidate) -> bool:
-        """Simulate a candidate and keep the best; whether it fits."""
-        program = one.program or self._lowered(one.order, one.posting)
-        if any(self._over(program, one.name)):
-            return False
-        verify(program)
-        self.simulated += 1
-        step_s = step_seconds(program, self.hardware)
-        if self.best is None or step_s < self.best.step_s:
-            self.best = AutoSchedule(program, one.order, one.posting, step_s, self.bound_s, one.name, self.simulated)
-        return True
+        """Simulate a candidate's programs and keep the best; whether any fits."""
+        fits = False
+        for posting in one.postings:
+            program = self._lowered(one.order, posting)
+            if any(self._over(program, one.name)):
+                continue
+            fits = True
+            self.simulated += 1
+            step_s = step_seconds(program, self.hardware)
+            if self.best is None or step_s < self.best.step_s:
+                self.best = AutoSchedule(program, one.order, posting, step_s, self.bound_s, one.name, self.simulated)
+            if step_s <= (one.quick + self.least_after) * (1 + 1e-12):
+                break  # nothing is held up, so no other posting is faster
+        return fits
 
     def _lowered(self, order: Order, posting: Posting) -> Program:
-        return lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
+        program = self.programs.get((order, posting))
+        if program is None:
+            program = lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
+            self.programs[order, posting] = program
+        return program
 
     def _over(self, program: Program, name: str) -> list[float]:
         """By how much each rank is over its cap."""
-        over = [max(need - cap, 0.0) for need, cap in zip(self._peaks(program), self.caps, strict=True)]
-        if any(over):
-            worst = max(range(len(over)), key=over.__getitem__)
-            need = self.caps[worst] + over[worst]
-            text = f"rank {worst} needs {format_bytes(need)} of {format_bytes(self.caps[worst])} with {name}"
-            self.least_over = min(self.least_over or (over[worst], text), (over[worst], text))
+        peaks = self._peaks(program)
+        over = [max(need - cap, 0.0) for need, cap in zip(peaks, self.caps, strict=True)]
+        worst = max(range(len(over)), key=over.__getitem__)
+        if over[worst] and (self.closest is None or over[worst] < self.closest.over):
+            limit = float(max(peaks)) if len(set(self.caps)) == 1 else None
+            self.closest = Unfit(over[worst], worst, peaks[worst], name, limit)
         return over
 
     def _peaks(self, program: Program) -> list[int]:
         return [peak_bytes(program, self.hardware.memory, rank) for rank in range(len(self.caps))]
+
+
+def _with_less(work: Work, less: Sequence[float]) -> Work:
+    """The same under caps that are so much smaller."""
+    return replace(work, cap=tuple(cap - own for cap, own in zip(work.cap, less, strict=True)))

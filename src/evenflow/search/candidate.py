@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
+from evenflow.cost import Costs, MemoryModel
 from evenflow.errors import InputError
 from evenflow.program import Program
+from evenflow.search.hardware import split_hardware
 from evenflow.search.problem import Split
-from evenflow.simulate import Hardware, simulate
+from evenflow.simulate import simulate
 from evenflow.timeline import Timeline
 
 
@@ -34,15 +35,7 @@ def try_split(
     split: Split, program: Program, costs: Costs, memory: MemoryModel, at_once: int | None = None
 ) -> Candidate:
     """Simulate `program` with `split`'s layers on its stages."""
-    hardware = Hardware(
-        stages=stage_costs(costs, split),
-        ranks=rank_costs(costs, split, program.stage_rank),
-        links=costs.link,
-        memory=memory.stages(split),
-        reduce_s=costs.reduce_s,
-        at_once=at_once,
-    )
-    return Candidate(split, simulate(program, hardware))
+    return Candidate(split, simulate(program, split_hardware(costs, memory, split, program.stage_rank, at_once)))
 
 
 def equal_split(layers: int, stages: int) -> Split:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evenflow.cost import Costs, HasLayers, MemoryModel, rank_costs, stage_costs
+from evenflow.cost import Costs, HasLayers, MemoryModel
 from evenflow.errors import InputError
-from evenflow.program import AUTO, SCHEDULES, default_stage_rank, find_schedule, misfit
+from evenflow.program import AUTO, default_stage_rank, find_schedule, misfit
+from evenflow.search.hardware import split_hardware
 from evenflow.simulate import Hardware
 
 Split = tuple[tuple[int, ...], ...]
@@ -49,21 +50,9 @@ class Problem:
         """How many layers there are."""
         return len(self.model.layers)
 
-    @property
-    def made_for_costs(self) -> bool:
-        """Whether the schedule's order depends on the costs of its stages."""
-        return self.schedule == AUTO or SCHEDULES[self.schedule].by_costs
-
-    def hardware(self, split: Split, is_crowded: bool = True) -> Hardware:
-        """What the simulator needs to know of a split; not crowded, every rank has a processor of its own."""
-        return Hardware(
-            stages=stage_costs(self.costs, split),
-            ranks=rank_costs(self.costs, split, self.stage_rank),
-            links=self.costs.link,
-            memory=MemoryModel(self.model).stages(split),
-            reduce_s=self.costs.reduce_s,
-            at_once=self.at_once if is_crowded else None,
-        )
+    def hardware(self, split: Split) -> Hardware:
+        """What the simulator needs to know of a split."""
+        return split_hardware(self.costs, MemoryModel(self.model), split, self.stage_rank, self.at_once)
 
 
 def place_stages(schedule: str, ranks: int, layers: int, stages_per_rank: int | None = None) -> tuple[int, ...]:

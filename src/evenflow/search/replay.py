@@ -19,12 +19,12 @@ from evenflow.program import (
     order_text,
     parse_order,
 )
-from evenflow.search.auto import plan_work
+from evenflow.search.hardware import plan_hardware, plan_work
 from evenflow.search.order_bound import order_bound_s
 from evenflow.search.planner import predict, rank_plans, stage_plans
 from evenflow.search.problem import Problem, place_stages
 from evenflow.search.solve import solve
-from evenflow.simulate import Hardware, free_transfers, simulate
+from evenflow.simulate import free_transfers, simulate
 from evenflow.timeline import Timeline
 
 
@@ -32,7 +32,7 @@ def plan_program(plan: Plan) -> Program:
     """The plan's program."""
     if plan.order is None:
         return build_program(plan.schedule, plan.stage_rank, plan.microbatches)
-    work = plan_work(plan.stage_rank, plan.microbatches, _hardware(plan)) if plan.posting == "costs" else None
+    work = plan_work(plan.stage_rank, plan.microbatches, plan_hardware(plan)) if plan.posting == "costs" else None
     return lower(parse_order(plan.order), plan.stage_rank, plan.microbatches, work)
 
 
@@ -49,7 +49,7 @@ def plan_timeline(plan: Plan, schedule: str | None = None, with_transfers: bool 
     """
     if schedule is not None and schedule != plan.schedule:
         plan = reschedule(plan, schedule)
-    hardware = replace(_hardware(plan), at_once=plan.at_once)
+    hardware = plan_hardware(plan)
     if not with_transfers:
         hardware = replace(hardware, links=free_transfers(), reduce_s=0.0)
     return simulate(plan_program(plan), hardware)
@@ -97,7 +97,7 @@ def reschedule(plan: Plan, schedule: str, stages_per_rank: int | None = None) ->
 
 def order_gap(plan: Plan) -> float:
     """How far its step is above what any order of its stages' compute actions could reach: step / bound - 1."""
-    hardware = _hardware(plan)
+    hardware = plan_hardware(plan)
     return plan.predicted.step_s / order_bound_s(plan_work(plan.stage_rank, plan.microbatches, hardware), hardware) - 1
 
 
@@ -125,13 +125,3 @@ def compare_schedules(plan: Plan) -> Iterator[Compared]:
             yield Compared(schedule, plan if schedule == plan.schedule else reschedule(plan, schedule), "")
         except (InputError, ImpossibleError) as error:
             yield Compared(schedule, None, str(error))
-
-
-def _hardware(plan: Plan) -> Hardware:
-    return Hardware(
-        stages=[stage.cost for stage in plan.stages],
-        ranks=[rank.cost for rank in plan.ranks],
-        links=plan.link,
-        memory=[stage.memory for stage in plan.stages],
-        reduce_s=plan.reduce_s,
-    )

@@ -6,14 +6,32 @@ from dataclasses import dataclass
 
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Posting
-from evenflow.program import AUTO, Order, Program, build_program, lower, placement_of, verify
-from evenflow.program.schedules import compute_order
-from evenflow.search.auto import make_auto, plan_work
+from evenflow.program import (
+    AUTO,
+    SCHEDULES,
+    Order,
+    Program,
+    build_program,
+    compute_order,
+    lower,
+    misfit,
+    placement_of,
+    verify,
+)
+from evenflow.search.advice import would_fit
+from evenflow.search.auto import AutoSchedule, Unfit, find_auto
+from evenflow.search.hardware import plan_work
+from evenflow.search.order_bound import order_bound_s
 from evenflow.search.problem import Problem, Split
 from evenflow.search.splitting import find_split
 from evenflow.simulate import simulate
 from evenflow.timeline import Timeline
 from evenflow.units import format_bytes
+
+# The schedules whose splits `auto` takes up, by whether ranks hold one stage or several: those that hold least, which
+# fit where anything does, and those whose fill and drain weigh stages otherwise.
+_SPLIT_UNDER_ONE = ("1f1b", "zb-h1", "zb-h2", "gpipe")
+_SPLIT_UNDER_SEVERAL = ("interleaved", "zb-v", "gpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +62,82 @@ def solve(problem: Problem, split: Split | None = None) -> Solution:
         InputError: the given split is none of these layers over these stages.
         ImpossibleError: nothing found stays under the memory limit; the closest is named.
     """
+    if split is not None:
+        _check_split(split, problem)
+    solution = _solve_auto(problem, split) if problem.schedule == AUTO else _solve_named(problem, split)
+    _check_memory(problem, solution.split, solution.timeline)
+    verify(solution.program, problem.hardware(solution.split).memory, [problem.limit] * problem.ranks)
+    return solution
+
+
+def _solve_named(problem: Problem, split: Split | None) -> Solution:
+    # Ranks that share cores hide an uneven split from the step; it is chosen as if each had its own, so that it stays
+    # even whatever the system makes of the sharing, and only then predicted as it will be.
     searched = build_program(_searched_schedule(problem), problem.stage_rank, problem.microbatches)
+    considered = 1
     if split is None:
         best, considered = find_split(problem, searched)
         split = best.split
-    else:
-        _check_split(split, problem)
-        considered = 1
-    program, order, posting, more = _final_program(problem, split, searched)
-    verify(program)
-    # Ranks that share cores hide an uneven split from the step; it is chosen as if each had its own, so that it stays
-    # even whatever the system makes of the sharing, and only then predicted as it will be.
-    timeline = simulate(program, problem.hardware(split))
-    _check_memory(problem, split, timeline)
-    return Solution(split, program, order, posting, timeline, considered + more)
+    hardware = problem.hardware(split)
+    if not SCHEDULES[problem.schedule].by_costs:
+        return Solution(split, searched, None, "even", simulate(searched, hardware), considered)
+    work = plan_work(problem.stage_rank, problem.microbatches, hardware)
+    order = compute_order(problem.schedule, problem.stage_rank, problem.microbatches, work)
+    program = lower(order, problem.stage_rank, problem.microbatches, work)
+    return Solution(split, program, order, "costs", simulate(program, hardware), considered)
 
 
 def _searched_schedule(problem: Problem) -> str:
     """The schedule under which splits are compared: where the order depends on costs, one much like it."""
-    if not problem.made_for_costs:
-        return problem.schedule
-    if problem.schedule == "zb-v":
-        return problem.schedule  # for equal costs
+    if not SCHEDULES[problem.schedule].by_costs or problem.schedule == "zb-v":
+        return problem.schedule  # ZB-V: for equal costs
     return "zb-h1" if placement_of(problem.stage_rank) == "one" else "interleaved"
 
 
-def _final_program(problem: Problem, split: Split, searched: Program) -> tuple[Program, Order | None, Posting, int]:
-    """The program of the chosen split: its order if it was made for the costs, and how many more were simulated."""
-    if not problem.made_for_costs:
-        return searched, None, "even", 0
-    hardware = problem.hardware(split, is_crowded=False)
-    if problem.schedule == AUTO:
-        found = make_auto(problem.stage_rank, problem.microbatches, hardware, [problem.limit] * problem.ranks)
-        return found.program, found.order, found.posting, found.simulated
-    work = plan_work(problem.stage_rank, problem.microbatches, hardware)
-    order = compute_order(problem.schedule, problem.stage_rank, problem.microbatches, work)
-    return lower(order, problem.stage_rank, problem.microbatches, work), order, "costs", 0
+def _solve_auto(problem: Problem, split: Split | None) -> Solution:
+    """The best of the schedules made for the splits that suit different schedules, which weigh stages differently.
+
+    So nothing that fits under one of those is refused, and nothing that they plan is faster.
+    """
+    splits, considered = ([split], 1) if split is not None else _auto_splits(problem)
+    bounds = {own: _bound_s(problem, own) for own in splits}
+    best: tuple[Split, AutoSchedule] | None = None
+    closest: Unfit | None = None
+    for own in sorted(splits, key=bounds.__getitem__):
+        if best is not None and bounds[own] >= best[1].step_s:
+            break
+        caps = [problem.limit] * problem.ranks
+        found = find_auto(problem.stage_rank, problem.microbatches, problem.hardware(own), caps)
+        if isinstance(found, Unfit):
+            closest = found if closest is None or found.over < closest.over else closest
+            continue
+        considered += found.simulated
+        if best is None or found.step_s < best[1].step_s:
+            best = own, found
+    if best is None:
+        assert closest is not None
+        raise ImpossibleError(closest.text)
+    own, found = best
+    timeline = simulate(found.program, problem.hardware(own))
+    return Solution(own, found.program, found.order, found.posting, timeline, considered)
+
+
+def _auto_splits(problem: Problem) -> tuple[list[Split], int]:
+    """The split that each of these schedules would have, and how many were simulated."""
+    splits: dict[Split, None] = {}
+    considered = 0
+    several = problem.stages > problem.ranks
+    for name in _SPLIT_UNDER_SEVERAL if several else _SPLIT_UNDER_ONE:
+        if misfit(name, problem.stage_rank) is None:
+            found, simulated = find_split(problem, build_program(name, problem.stage_rank, problem.microbatches))
+            splits.setdefault(found.split)
+            considered += simulated
+    return list(splits), considered
+
+
+def _bound_s(problem: Problem, split: Split) -> float:
+    hardware = problem.hardware(split)
+    return order_bound_s(plan_work(problem.stage_rank, problem.microbatches, hardware), hardware)
 
 
 def _check_split(split: Split, problem: Problem) -> None:
@@ -103,6 +161,5 @@ def _check_memory(problem: Problem, split: Split, timeline: Timeline) -> None:
         what = f"rank {worst} (stages {', '.join(map(str, held))})"
     raise ImpossibleError(
         f"no plan fits: the closest has {what} needing {format_bytes(peaks[worst])} of "
-        f"{format_bytes(problem.limit)}; a memory limit of {format_bytes(peaks[worst] * 1.005)} would fit, "
-        "as may more processes or a smaller microbatch"
+        f"{format_bytes(problem.limit)}; {would_fit(peaks[worst])}"
     )

@@ -52,6 +52,14 @@ class Hardware:
             for own, by in zip(self.stages, speeds, strict=True)
         )
 
+    def own_ranks(self) -> tuple[RankCost, ...]:
+        """Seconds of each rank's norm and update at its own speed."""
+        if self.speeds is None:
+            return tuple(self.ranks)
+        return tuple(
+            RankCost(own.norm_s / by, own.optimizer_s / by) for own, by in zip(self.ranks, self.speeds, strict=True)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class NodeCosts:
@@ -73,9 +81,8 @@ class NodeCosts:
 def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
     """The costs of all nodes."""
     graph, index = program.graph, program.graph.index
-    speeds = np.ones(index.ranks) if hardware.speeds is None else np.array(hardware.speeds, dtype=np.float64)
-    stages = hardware.own_stages(program.stage_rank)
-    optimizer = np.array([cost.optimizer_s for cost in hardware.ranks]) / speeds
+    stages, ranks = hardware.own_stages(program.stage_rank), hardware.own_ranks()
+    optimizer = np.array([cost.optimizer_s for cost in ranks])
     begin = np.zeros(index.ranks) if program.forward_only else optimizer - optimizer.min()
     compute = (
         [cost.forward_s for cost in stages],
@@ -91,7 +98,7 @@ def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
             [own.input_bytes for own in hardware.memory],
             hardware.reduce_grad_s or [0.0] * index.stages,
             hardware.reduce_tied_s or [0.0] * index.tied,
-            np.array([cost.norm_s for cost in hardware.ranks]) / speeds,
+            [cost.norm_s for cost in ranks],
             optimizer,
             begin,
             [hardware.reduce_s],

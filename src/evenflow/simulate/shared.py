@@ -48,9 +48,8 @@ class _Play:
 
     def run(self) -> None:
         """Walk from event to event."""
-        for node in range(1, len(self.needs)):
-            if not self.missing[node]:
-                self._begin(node)
+        for node in [node for node in range(1, len(self.needs)) if not self.missing[node]]:  # before any is freed
+            self._begin(node)
         now = min((moment for moment, _ in self.ready), default=0.0)
         while self.ready or self.left:
             while self.ready and _reached(self.ready[0][0], now):

@@ -153,7 +153,7 @@ def _fitting(work: Work, ahead: float, put_off: float) -> tuple[tuple[int, ...],
     """
     forward, _, half, weight = work.seconds
     there_and_back = [one + other for one, other in zip(forward, half, strict=True)]
-    boundary = [2 * seconds for seconds in work.transfer_s]
+    boundary = [there + back for there, back in zip(work.lag, work.back_lag, strict=True)]
     target: list[int] = []
     backlog: list[float] = []
     for held in work.rank_stages:

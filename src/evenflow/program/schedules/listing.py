@@ -4,9 +4,9 @@ What a rank would rather do is a `Policy`; what it may do is decided by what has
 A rank prefers the input half of a backward, which others wait for, then a forward, and uses weight halves to
 fill the time in which neither can run, or to free memory for the next forward.
 
-Every schedule made so is one that ran, so none can deadlock. For the same to hold while it is made, a forward
-leaves room, in memory and in how far forwards may be ahead, for one microbatch in each of the rank's later stages:
-the oldest microbatch can then always go on.
+Every schedule made so is one that ran, so none can deadlock. For the same to hold while it is made, what a rank holds
+up to any of its stages leaves room, in memory and in how far forwards may be ahead, for one microbatch in each of its
+later stages. The oldest microbatch can then always go on: what is in later stages than it is of older ones and done.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class _Play:
         self.policy = policy
         stages, ranks = work.stages, work.ranks
         self.last_stage, self.microbatches = stages - 1, work.microbatches
-        self.stage_rank, self.seconds = work.stage_rank, work.seconds
+        self.stage_rank, self.rank_stages, self.seconds = work.stage_rank, work.rank_stages, work.seconds
         self.saved, self.pending_part = work.saved, work.pending
-        self.lag = work.lag
+        self.lag, self.back_lag = work.lag, work.back_lag
         # A rank's stages in the order in which their forwards are preferred.
         self.preferred = tuple(held[::-1] if policy.deep_first else held for held in work.rank_stages)
         self.most = [max(most, len(held)) for most, held in zip(policy.most, work.rank_stages, strict=True)]
@@ -72,11 +72,11 @@ class _Play:
         self.later = [
             sum(later > stage for later in work.rank_stages[rank]) for stage, rank in enumerate(work.stage_rank)
         ]
-        reserve = [
+        self.reserve = [
             sum(work.saved[later] for later in work.rank_stages[rank] if later > stage)
             for stage, rank in enumerate(work.stage_rank)
         ]
-        self.needs = [saved + more for saved, more in zip(work.saved, reserve, strict=True)]
+        self.needs = [saved + more for saved, more in zip(work.saved, self.reserve, strict=True)]
         self.cap = [cap + 1e-9 * max(abs(cap), 1.0) if cap < inf else inf for cap in work.cap]
         self.queue: list[tuple[float, int]] = []
         self.look = [inf] * ranks  # when each rank looks next; what else stands in the queue is out of date
@@ -135,10 +135,10 @@ class _Play:
         blocked = False
         for stage in self.preferred[rank]:
             arrivals = self.inputs[stage]
-            if not arrivals or self.later[stage] >= ahead:
+            if not arrivals or (self.later[stage] >= ahead and not self._may_be_ahead(rank, stage)):
                 continue
             at = arrivals[0]
-            if self.needs[stage] > room:
+            if self.needs[stage] > room and not self._has_room(rank, stage):
                 blocked = blocked or at <= now
                 continue
             if at < now:
@@ -146,6 +146,26 @@ class _Play:
             if at < best:
                 best, chosen = at, stage
         return (inf, -2) if chosen < 0 and blocked else (best, chosen)
+
+    def _may_be_ahead(self, rank: int, stage: int) -> bool:
+        """Whether a forward more leaves each later stage of the rank one, whatever is ahead in that stage itself."""
+        ahead = 1
+        for own in self.rank_stages[rank]:
+            ahead += self.count[FORWARD][own] - self.count[INPUT][own]
+            if own >= stage and ahead + self.later[own] > self.most[rank]:
+                return False
+        return True
+
+    def _has_room(self, rank: int, stage: int) -> bool:
+        """Whether a forward more leaves each later stage of the rank room, whatever that stage itself holds."""
+        forwards, halves, weights = (self.count[code] for code in (FORWARD, INPUT, WEIGHT))
+        held = self.saved[stage]
+        for own in self.rank_stages[rank]:
+            held += (forwards[own] - halves[own]) * self.saved[own]
+            held += (halves[own] - weights[own]) * self.pending_part[own]
+            if own >= stage and held + self.reserve[own] > self.cap[rank]:
+                return False
+        return True
 
     def _take(self, rank: int, code: int, stage: int, now: float) -> float:
         end = now + self.seconds[code][stage]
@@ -170,7 +190,7 @@ class _Play:
             self.ahead[rank] -= 1
             self.pending[rank].append(stage)
             if stage:
-                self._deliver(self.gradients[stage - 1], stage - 1, end + self.lag[stage - 1])
+                self._deliver(self.gradients[stage - 1], stage - 1, end + self.back_lag[stage - 1])
         else:
             self.pending[rank].popleft()
             self.held[rank] -= self.pending_part[stage]

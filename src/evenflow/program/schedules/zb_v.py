@@ -2,15 +2,15 @@
 
 Two ranks, four stages (rank 0: 0 and 3, rank 1: 1 and 2), three microbatches; a stage's number stands before F, I or W:
 
-    rank 0 | 0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 0I0 3W1 0I1 0W0 3F2 3I2 0W1 3W2 0I2 0W2
-    rank 1 |     1F0 2F0 1F1 2F1 2I0 1I0 2W0 2I1 1I1 1F2 2F2 1W0 2W1 2I2 1I2 1W1 2W2 1W2
+    rank 0 | 0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 0I0 3W1 0I1 3F2 3I2 0W0 0W1 0I2 3W2 0W2
+    rank 1 |     1F0 2F0 1F1 2F1 2I0 1I0 1F2 2I1 1I1 2F2 2W0 1W0 2I2 1I2 2W1 1W1 2W2 1W2
 
 A microbatch comes back to rank 0 for its last stage, so its backward begins there, and every rank frees what it
 holds equally early. Where F = I = W and m >= 2p - 1 no rank idles between its own first and last action, and none
 holds more than p microbatches (Qi et al. 2024, arXiv:2405.15362, section 3.3; Qi et al. 2023, arXiv:2401.10241,
 section 6). The papers draw it; here it is listed: of forwards the deeper stage first, weight halves in the gaps,
-under the cap of p microbatches. Drawn for F = I = W it idles much where they differ, so the best list schedule for
-the given costs under the same cap is taken where that has the shorter span.
+under the cap of p microbatches. Drawn for F = I = W it idles where they differ, so the best list schedule for the
+given costs under the same cap is taken where that has the shorter span.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def zb_v(work: Work) -> Order:
     """The compute order of each rank; rank r of p holds stages r and 2p - 1 - r."""
     drawn = [encode(order, work) for order in _drawn(work.stage_rank, work.microbatches)]
     if work.costs != even_work(work.stage_rank, work.microbatches).costs:
-        drawn.append(encode(capped(work, work.ranks, effort=0.25), work))
+        drawn.append(encode(capped(work, work.ranks, effort=1.0), work))
     return decode(min(drawn, key=lambda coded: order_times(coded, work).longest_span), work)
 
 
