@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenflow.errors import FaultError, first_line
+from evenflow.errors import FaultError, RankError, first_line
 from evenflow.execute import Executor
 from evenflow.files import load_plan
 from evenflow.launch import Channel
@@ -50,7 +50,8 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     meter = memory_meter(device)
     try:
         _train(rank, channel, payload, plan, meter, device)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, RankError) as failure:
+        error = failure.__cause__ if isinstance(failure, RankError) and failure.__cause__ else failure
         if not _is_out_of_memory(error):
             raise
         raise FaultError(
@@ -124,21 +125,18 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.devic
 
 
 class _Batch:
-    """One step's microbatches: a function of (seed, step) alone, whatever the layout; each is read once."""
+    """One step's microbatches: a function of (seed, step) alone, whatever the layout; none is kept."""
 
     def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, device: torch.device) -> None:
         self.store = store
         self.plan = plan
         self.device = device
         self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
-        self.read: dict[int, Tensor] = {}
 
     def __call__(self, index: int) -> Tensor:
         """The token ids [batch, seq] of a microbatch."""
-        if index not in self.read:
-            rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
-            self.read[index] = to_device(torch.from_numpy(rows), self.device)
-        return self.read[index]
+        rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
+        return to_device(torch.from_numpy(rows), self.device)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
