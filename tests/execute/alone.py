@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from evenflow.execute import Executor
 from evenflow.models import build_stage, draw_weights
 from evenflow.program import Program, stages_of
-from evenflow.runtime import Optimizer, OptimizerSettings, Transport
+from evenflow.runtime import Clock, Optimizer, OptimizerSettings, Transport
 from tests.conftest import TINY_LLAMA
 from tests.parity.test_whole import cut
 
@@ -17,7 +17,12 @@ SHAPE = (2, 16)
 
 
 def make_executor(
-    program: Program, rank: int, transport: Transport, config: dict[str, Any] = TINY_LLAMA, **options: Any
+    program: Program,
+    rank: int,
+    transport: Transport,
+    config: dict[str, Any] = TINY_LLAMA,
+    optimizer: type[Optimizer] = Optimizer,
+    clock: Clock | None = None,
 ) -> Executor:
     """The executor of one rank; layers are cut evenly, weights drawn from one seed."""
     settings = dict(config)
@@ -28,8 +33,8 @@ def make_executor(
         draw_weights(stage, 3)
     parameters = {name: own for stage in stages.values() for name, own in stage.named_model_parameters().items()}
     names = next(iter(stages.values())).anatomy.parameters
-    optimizer = None if program.forward_only else Optimizer(parameters, names, OptimizerSettings())
-    return Executor(program, rank, stages, transport, optimizer, (*SHAPE, hf_config.hidden_size), **options)
+    updates = None if program.forward_only else optimizer(parameters, names, OptimizerSettings())
+    return Executor(program, rank, stages, transport, updates, (*SHAPE, hf_config.hidden_size), clock)
 
 
 def is_empty(executor: Executor) -> bool:
