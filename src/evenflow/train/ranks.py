@@ -20,8 +20,10 @@ from evenflow.runtime import (
     MemoryMeter,
     Optimizer,
     OptimizerSettings,
+    Transport,
     carry,
     choose_transport,
+    clock_offset,
     connect,
     edges_of,
     memory_meter,
@@ -88,6 +90,7 @@ def _train(
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
         read_shards(Path(payload["checkpoint"]), done, held, optimizer)
+    _compare_clocks(channel, host, rank, len(plan.ranks))
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = learning_rate(step, steps, payload["learning_rate"])
@@ -107,11 +110,17 @@ def _train(
         )
         if result.stop:
             break
+    _compare_clocks(channel, host, rank, len(plan.ranks))
     channel.send({"kind": "doing", "what": "saving its state"})
     write_shard(Path(payload["checkpoint_out"]), rank, held, optimizer)
     sizes = write_weights(held, Path(payload["model_out"]), rank, len(plan.ranks))
     channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
+
+
+def _compare_clocks(channel: Channel, host: Transport, rank: int, ranks: int) -> None:
+    own = clock_offset(host, rank, ranks)
+    channel.send({"kind": "clock", "at": own.at_s, "offset": own.offset_s, "error": own.error_s})
 
 
 def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> Stage:
