@@ -95,7 +95,7 @@ class Executor:
         transport: how tensors travel.
         optimizer: over this rank's parameters; None where the program is forward only.
         boundary: the shape of what crosses stages, [batch, seq, hidden].
-        clock: marks when actions start and end; by default that of the stages' device.
+        clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Executor:
         self._buffers: dict[_Key, list[Tensor]] = {}  # from the pool, by who reads them
         self._last_stage = program.stages - 1
         self._here = frozenset(stages)
-        self._clock = clock or clock_of(weight.device)
+        self.clock = clock or clock_of(weight.device)
         self._finished = time.perf_counter()
 
     def run_step(
@@ -157,7 +157,7 @@ class Executor:
         self.pool.reshape(self._boundary)
         running = _Running(tokens, learning_rate, want_stop)
         evaluates = self.program.forward_only
-        mark, take = self._clock.mark, self._take
+        mark, take = self.clock.mark, self._take
         action: Action | None = None
         try:
             with self._evaluating() if evaluates else nullcontext():
@@ -167,7 +167,7 @@ class Executor:
             action = None
             if evaluates:
                 self._combine(running)
-            moments = self._clock.read()
+            moments = self.clock.read()
         except Exception as error:
             self._explain(error, action)
         begin, ended = self._finished, time.perf_counter()
@@ -178,7 +178,7 @@ class Executor:
 
     def _take(self, action: Action, running: _Running) -> None:
         """Do one action, marking when it starts; tensors that it holds by name are let go with its return."""
-        mark = self._clock.mark
+        mark = self.clock.mark
         match action:
             case Forward(stage, microbatch):
                 hidden = self._input(stage, microbatch, running.tokens)
