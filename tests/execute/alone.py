@@ -47,6 +47,6 @@ def is_empty(executor: Executor) -> bool:
         executor._outputs,
         executor._gradients,
         executor._buffers,
-        *(own for runner in executor.runners.values() for own in (runner._flights, runner._losses, runner._unread)),
+        *(own for runner in executor.runners.values() for own in (runner._flights, runner._losses)),
     )
     return not any(left) and len(executor.pool._free) == executor.pool.made

@@ -108,7 +108,7 @@ class Executor:
         boundary: tuple[int, ...],
         clock: Clock | None = None,
     ) -> None:
-        weight = next(next(iter(stages.values())).parameters())
+        device = next(iter(stages.values())).device
         self.program = program
         self.rank = rank
         self.actions = program.ranks[rank]
@@ -118,7 +118,7 @@ class Executor:
             number: StageRunner(stage, program.microbatches, not program.forward_only)
             for number, stage in stages.items()
         }
-        self.pool = BufferPool(sum(receive_buffers(program, rank).values()), torch.float32, weight.device)
+        self.pool = BufferPool(sum(receive_buffers(program, rank).values()), torch.float32, device)
         self._boundary = boundary
         self._receives: dict[_Key, tuple[Transfer, Tensor]] = {}
         self._gradient_receives: dict[_Key, tuple[Transfer, Tensor]] = {}
@@ -129,7 +129,7 @@ class Executor:
         self._buffers: dict[_Key, list[Tensor]] = {}  # from the pool, by who reads them
         self._last_stage = program.stages - 1
         self._here = frozenset(stages)
-        self.clock = clock or clock_of(weight.device)
+        self.clock = clock or clock_of(device)
         self._finished = time.perf_counter()
 
     def run_step(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from evenflow.models import Stage
 from evenflow.runtime import WeightGradients
-
-# Losses are read this many forwards later: reading one waits for it, which would hold a GPU's work up.
-_UNREAD_LOSSES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,9 @@ class StageRunner:
         self._seed = torch.tensor(self._share, device=stage.device)
         self._flights: dict[int, _Flight] = {}
         self._losses: dict[int, float] = {}
-        self._unread: deque[tuple[int, Tensor]] = deque()
+        # To read a loss on a GPU is to wait for all work before it, so there they are copied to the host and read last.
+        on_gpu = stage.is_last and stage.device.type == "cuda"
+        self._copied = torch.empty(microbatches, pin_memory=True) if on_gpu else None
 
     def forward(self, microbatch: int, hidden: Tensor, labels: Tensor | None) -> Tensor:
         """Compute a microbatch's output.
@@ -101,7 +100,9 @@ class StageRunner:
 
     def take_losses(self) -> tuple[float, ...]:
         """The loss of each of the step's microbatches, by number, and forget them; empty but on the last stage."""
-        self._read_losses(0)
+        if self._copied is not None:
+            torch.cuda.current_stream(self.stage.device).synchronize()
+            self._losses = {microbatch: float(self._copied[microbatch]) for microbatch in self._losses}
         losses = tuple(self._losses[microbatch] for microbatch in sorted(self._losses))
         self._losses.clear()
         return losses
@@ -111,11 +112,10 @@ class StageRunner:
         return sum(self.take_losses()) * self._share
 
     def _note_loss(self, microbatch: int, output: Tensor) -> None:
-        if self.stage.is_last:
-            self._unread.append((microbatch, output))
-            self._read_losses(_UNREAD_LOSSES)
-
-    def _read_losses(self, leave: int) -> None:
-        while len(self._unread) > leave:
-            microbatch, loss = self._unread.popleft()
-            self._losses[microbatch] = float(loss)
+        if not self.stage.is_last:
+            return
+        if self._copied is None:
+            self._losses[microbatch] = float(output)
+        else:
+            self._copied[microbatch].copy_(output, non_blocking=True)
+            self._losses[microbatch] = math.nan  # until it is read
