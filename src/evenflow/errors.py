@@ -4,6 +4,7 @@ EvenflowError
 ├── InputError          2   what was asked for is wrong: what, where, what would work
 │   └── ProgramError    2   a program breaks a rule of `program.verify`: rank, action, reason
 ├── FaultError          3   a run stopped on a fault it names
+│   ├── RankError       3   an action of a rank failed: rank, action, cause
 │   └── PeerLostError   3   a rank saw another one disappear (never the root cause)
 ├── ImpossibleError     4   nothing fits: the closest, and what it lacks
 └── StoppedError  130/143   saved and stopped by a signal
@@ -32,6 +33,10 @@ class FaultError(EvenflowError):
     """A run stopped on a fault: the text names the rank and the cause."""
 
     exit_code = 3
+
+
+class RankError(FaultError):
+    """An action failed by itself; the text names the rank, the action and the cause, which is `__cause__`."""
 
 
 class PeerLostError(FaultError):

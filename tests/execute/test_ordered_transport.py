@@ -11,17 +11,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import AutoConfig
 
 from evenflow.execute import Executor
-from evenflow.models import build_stage, draw_weights
-from evenflow.program import SCHEDULES, Program, build_program, lower, parse_order, place, stages_of, verify
-from evenflow.runtime import InMemoryNetwork, MadeUpTransport, Optimizer, OptimizerSettings
+from evenflow.program import SCHEDULES, Program, build_program, place, verify
+from evenflow.runtime import InMemoryNetwork, MadeUpTransport
 from tests.conftest import TINY_LLAMA
+from tests.execute.alone import is_empty, make_executor
 from tests.parity.ranks import program_of, tokens_of
-from tests.parity.test_whole import cut, place_stages
-
-LAYERS = TINY_LLAMA["num_hidden_layers"] + 2
+from tests.parity.test_whole import place_stages
 
 
 @dataclass
@@ -30,22 +27,10 @@ class Ran:
     weights: dict[str, torch.Tensor]
 
 
-def _executor(program: Program, rank: int, transport) -> Executor:
-    settings = dict(TINY_LLAMA)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    split = cut(LAYERS, program.stages)
-    stages = {number: build_stage(config, split[number]) for number in stages_of(program.stage_rank, rank)}
-    for stage in stages.values():
-        draw_weights(stage, 3)
-    parameters = {name: own for stage in stages.values() for name, own in stage.named_model_parameters().items()}
-    optimizer = Optimizer(parameters, next(iter(stages.values())).anatomy.parameters, OptimizerSettings())
-    return Executor(program, rank, stages, transport, optimizer, (2, 16, config.hidden_size))
-
-
 def _run(program: Program, steps: int = 2) -> Ran:
     verify(program)
     network = InMemoryNetwork(len(program.ranks), timeout_s=30)
-    executors = [_executor(program, rank, network.transport(rank)) for rank in range(len(program.ranks))]
+    executors = [make_executor(program, rank, network.transport(rank)) for rank in range(len(program.ranks))]
 
     def train(executor: Executor) -> list[float]:
         return [
@@ -57,12 +42,7 @@ def _run(program: Program, steps: int = 2) -> Ran:
         losses = list(pool.map(train, executors))
     assert all(own == losses[0] for own in losses)
     weights = {name: own for executor in executors for name, own in executor.optimizer.parameters.items()}
-    for executor in executors:
-        assert not executor._receives
-        assert not executor._sends
-        assert not executor._outputs
-        assert not executor._gradients
-        assert not executor._buffers
+    assert all(map(is_empty, executors))
     return Ran(losses[0], weights)
 
 
@@ -80,16 +60,6 @@ def test_every_schedule_gives_one_processs_bits_without_tags(alone: Ran, schedul
     assert all(torch.equal(own, alone.weights[name]) for name, own in ran.weights.items())
 
 
-def test_microbatches_in_another_order_on_the_last_stage() -> None:
-    """PyTorch's runtime takes losses by order of arrival, and is silently wrong here."""
-    order = parse_order(["0F0 0F1 0F2 0B1 0F3 0B0 0F4 0B2 0B3 0B4", "1F1 1B1 1F0 1B0 1F2 1B2 1F4 1B4 1F3 1B3"])
-    ran = _run(lower(order, (0, 1), 5), steps=1)
-    whole = _run(build_program("1f1b", 1, 5), steps=1)
-    assert ran.losses == whole.losses
-    for name, own in ran.weights.items():  # gradients add up in another order, so their last bits may differ
-        assert torch.allclose(own, whole.weights[name], rtol=1e-5, atol=1e-6), name
-
-
 @pytest.mark.parametrize("placement", ["v", "loop"])
 def test_stages_of_several_a_rank_uneven(alone: Ran, placement: str) -> None:
     ran = _run(program_of("zb-1p", place(placement, 2, 3), 5))
@@ -100,7 +70,7 @@ def test_stages_of_several_a_rank_uneven(alone: Ran, placement: str) -> None:
 def test_one_rank_runs_alone_among_made_up_peers(schedule: str) -> None:
     """What `rehearse` needs: any rank of a plan for many, on one device, with finite figures."""
     program = program_of(schedule, place_stages(schedule, "own", 2), 6)
-    executor = _executor(program, 1, MadeUpTransport())
+    executor = make_executor(program, 1, MadeUpTransport())
     result = executor.run_step(lambda k: tokens_of(0, k, 2, 16, TINY_LLAMA["vocab_size"]), 1e-3)
     assert len(result.spans) == len(program.ranks[1])
     assert result.grad_norm > 0

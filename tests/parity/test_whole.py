@@ -12,10 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evenflow.models import build_stage, draw_weights
-from evenflow.program import SCHEDULES, default_stage_rank, place
+from evenflow.program import SCHEDULES, Backward, Program, WeightBackward, default_stage_rank, place
 from tests.conftest import TINY_LLAMA
 from tests.parity.conftest import SplitRun
-from tests.parity.ranks import tokens_of
+from tests.parity.grid import Case, all_cases, covering, grid, pairs_of
+from tests.parity.ranks import program_of, tokens_of
 
 SPLITS = {
     1: [[0, 1, 2, 3, 4, 5]],
@@ -24,36 +25,6 @@ SPLITS = {
     4: [[0], [1, 2], [3, 4], [5]],
 }
 WIDE = {**TINY_LLAMA, "num_hidden_layers": 6}
-
-# Where stages are: as the schedule has them, and for those that take any, several a rank in loop, in V, and uneven.
-PLACEMENTS: dict[str, list[str]] = {
-    name: ["own", *(["loop", "v", "uneven"] if not schedule.exactly else [])] for name, schedule in SCHEDULES.items()
-} | {"auto": ["own", "v"]}
-COVERING = {
-    ("1f1b", "own", 2, 1),
-    ("1f1b", "own", 3, 4),
-    ("gpipe", "own", 3, 5),
-    ("gpipe", "v", 2, 4),
-    ("interleaved", "loop", 2, 5),
-    ("interleaved", "uneven", 3, 4),
-    ("interleaved", "own", 4, 8),
-    ("zb-h1", "own", 4, 5),
-    ("zb-h2", "own", 3, 8),
-    ("zb-1p", "uneven", 2, 8),
-    ("zb-1p", "own", 2, 5),
-    ("zb-2p", "own", 4, 4),
-    ("zb-2p", "loop", 3, 1),
-    ("zb-v", "own", 2, 4),
-    ("zb-v", "own", 4, 5),
-    ("auto", "own", 3, 5),
-    ("auto", "v", 2, 8),
-}
-GRID = [
-    pytest.param(*case, marks=() if case in COVERING else pytest.mark.full)
-    for name, placements in PLACEMENTS.items()
-    for placement in placements
-    for case in ((name, placement, ranks, microbatches) for ranks in (2, 3, 4) for microbatches in (1, 4, 5, 8))
-]
 
 
 def place_stages(schedule: str, placement: str, ranks: int) -> tuple[int, ...]:
@@ -99,39 +70,52 @@ def _whole(microbatches: int) -> tuple[float, dict]:
     return whole_model(WIDE, 3, microbatches, (2, 16))
 
 
+STEPS = 10
+_ALONE: dict[int, SplitRun] = {}  # by microbatches
+
+
+def _in_order(program: Program) -> bool:
+    """Whether every stage adds up its weight gradients in the order of the microbatches, as one process does."""
+    for actions in program.compute_order():
+        for stage in {own.stage for own in actions}:
+            added = [
+                own.microbatch for own in actions if own.stage == stage and type(own) in (Backward, WeightBackward)
+            ]
+            if added != sorted(added):
+                return False
+    return True
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize(("schedule", "placement", "ranks", "microbatches"), GRID)
-def test_equals_transformers(
-    run_split: Callable[..., SplitRun], schedule: str, placement: str, ranks: int, microbatches: int
-) -> None:
+@pytest.mark.parametrize("case", grid())
+def test_equals_transformers_and_to_the_bit_one_process(run_split: Callable[..., SplitRun], case: Case) -> None:
+    """Loss and gradients of the first step against plain transformers; ten steps against one process, bit by bit."""
+    layout = dict(case)
+    schedule, microbatches = layout.pop("schedule"), layout["microbatches"]
+    stage_rank = place_stages(schedule, layout.pop("placement"), layout.pop("ranks"))
+    run = run_split(WIDE, cut(8, len(stage_rank)), stage_rank, steps=STEPS, schedule=schedule, **layout)
     loss, gradients = _whole(microbatches)
-    stage_rank = place_stages(schedule, placement, ranks)
-    run = run_split(WIDE, cut(8, len(stage_rank)), stage_rank, microbatches=microbatches, schedule=schedule)
     assert run.losses[0] == pytest.approx(loss, rel=1e-6)
     assert run.gradients.keys() == gradients.keys()
     for name, expected in gradients.items():
         error = torch.linalg.vector_norm(run.gradients[name] - expected) / torch.linalg.vector_norm(expected)
         assert error <= 1e-6, name
+    if microbatches not in _ALONE:
+        _ALONE[microbatches] = run_split(WIDE, cut(8, 1), steps=STEPS, microbatches=microbatches)
+    alone = _ALONE[microbatches]
+    assert _in_order(program_of(schedule, stage_rank, microbatches)), "every schedule of ours keeps the order"
+    assert run.losses == alone.losses
+    assert run.norms == alone.norms
+    assert all(torch.equal(run.weights[name], alone.weights[name]) for name in alone.weights)
 
 
 @pytest.mark.parity
-def test_ten_steps_are_bitwise_equal_under_every_schedule(run_split: Callable[..., SplitRun]) -> None:
-    """Weight gradients are added in the same microbatch order by one kernel, whole or in halves."""
-    alone = run_split(WIDE, cut(8, 1), steps=10, microbatches=5)
-    for schedule, placement, ranks in (
-        ("gpipe", "own", 2),
-        ("interleaved", "own", 2),
-        ("zb-h1", "own", 3),
-        ("zb-h2", "own", 2),
-        ("zb-1p", "v", 2),
-        ("zb-v", "own", 2),
-        ("auto", "own", 4),
-    ):
-        stage_rank = place_stages(schedule, placement, ranks)
-        split = run_split(WIDE, cut(8, len(stage_rank)), stage_rank, steps=10, microbatches=5, schedule=schedule)
-        assert split.losses == alone.losses, schedule
-        assert split.norms == alone.norms, schedule
-        assert all(torch.equal(split.weights[name], alone.weights[name]) for name in alone.weights), schedule
+def test_ci_runs_every_pair_of_values() -> None:
+    cases = all_cases()
+    chosen = covering(cases)
+    assert set().union(*map(pairs_of, chosen)) == set().union(*map(pairs_of, cases))
+    assert len(chosen) < len(cases) / 4
+    assert {case["schedule"] for case in chosen} == {*SCHEDULES, "auto"}
 
 
 @pytest.mark.parity

@@ -7,13 +7,16 @@ an input is the gap before the action that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import assert_never
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import NoReturn, assert_never
 
 import torch
 from torch import Tensor
 
+from evenflow.errors import EvenflowError, InputError, PeerLostError, RankError, first_line
 from evenflow.execute.buffers import BufferPool
 from evenflow.execute.runner import StageRunner
 from evenflow.models import Stage
@@ -34,8 +37,13 @@ from evenflow.program import (
     SendForward,
     Step,
     WeightBackward,
+    action_text,
+    receive_buffers,
 )
 from evenflow.runtime import Clock, Optimizer, Transfer, Transport, clock_of
+
+Tokens = Callable[[int], Tensor]
+_Key = tuple[int, int]  # stage and microbatch: cheaper to make and to look up than an action
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +52,50 @@ class StepResult:
 
     Attributes:
         loss: the mean loss over the step's microbatches (the same on every rank).
-        grad_norm: the global gradient norm before clipping.
+        grad_norm: the global gradient norm before clipping; zero in an evaluation.
         stop: whether any rank asked to stop after this step.
         begin_s: when the rank's step before ended.
+        end_s: when this one did.
         spans: start and end of each action, in the program's order.
+        losses: the loss of each microbatch, by number; empty on ranks without the last stage.
     """
 
     loss: float
     grad_norm: float
     stop: bool
     begin_s: float
+    end_s: float
     spans: tuple[tuple[float, float], ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class _Running:
+    """The step under way: what it was given and what it has come to."""
+
+    tokens: Tokens
+    learning_rate: float
+    want_stop: bool
+    norms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    losses: tuple[float, ...] = ()
+    loss: float = 0.0
+    stop: bool = False
+    grad_norm: float = 0.0
 
 
 class Executor:
     """Runs one rank of a program, step after step.
+
+    A program that is forward only evaluates: its forwards keep nothing, and its step ends with the mean loss.
 
     Args:
         program: a verified program.
         rank: which rank this is.
         stages: this rank's stages, by number.
         transport: how tensors travel.
-        optimizer: over this rank's parameters.
+        optimizer: over this rank's parameters; None where the program is forward only.
         boundary: the shape of what crosses stages, [batch, seq, hidden].
+        clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
     """
 
     def __init__(
@@ -75,115 +104,159 @@ class Executor:
         rank: int,
         stages: Mapping[int, Stage],
         transport: Transport,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         boundary: tuple[int, ...],
+        clock: Clock | None = None,
     ) -> None:
+        device = next(iter(stages.values())).device
         self.program = program
         self.rank = rank
         self.actions = program.ranks[rank]
         self.transport = transport
         self.optimizer = optimizer
-        self.runners = {number: StageRunner(stage, program.microbatches) for number, stage in stages.items()}
-        device = next(iter(stages.values())).device
-        self.pool = BufferPool(boundary, torch.float32, device)
-        self._receives: dict[Action, tuple[Transfer, Tensor]] = {}
-        self._sends: dict[Action, Transfer] = {}
-        self._outputs: dict[Action, Tensor] = {}
-        self._gradients: dict[tuple[int, int], Tensor] = {}  # of stages' inputs
-        self._buffers: dict[tuple[int, int], list[Tensor]] = {}  # from the pool, by who reads them
+        self.runners = {
+            number: StageRunner(stage, program.microbatches, not program.forward_only)
+            for number, stage in stages.items()
+        }
+        self.pool = BufferPool(sum(receive_buffers(program, rank).values()), torch.float32, device)
+        self._boundary = boundary
+        self._receives: dict[_Key, tuple[Transfer, Tensor]] = {}
+        self._gradient_receives: dict[_Key, tuple[Transfer, Tensor]] = {}
+        self._sends: dict[_Key, Transfer] = {}
+        self._gradient_sends: dict[_Key, Transfer] = {}
+        self._outputs: dict[_Key, Tensor] = {}
+        self._gradients: dict[_Key, Tensor] = {}  # of stages' inputs
+        self._buffers: dict[_Key, list[Tensor]] = {}  # from the pool, by who reads them
         self._last_stage = program.stages - 1
-        self._clock: Clock = clock_of(device)
-        self._clock.mark()
-        self._finished = self._clock.read()[0]
+        self._here = frozenset(stages)
+        self.clock = clock or clock_of(device)
+        self._finished = time.perf_counter()
 
-    def run_step(self, tokens: Callable[[int], Tensor], learning_rate: float, want_stop: bool = False) -> StepResult:
+    def run_step(
+        self,
+        tokens: Tokens,
+        learning_rate: float = 0.0,
+        want_stop: bool = False,
+        shape: tuple[int, int] | None = None,
+    ) -> StepResult:
         """Run the program once.
 
         Args:
             tokens: the token ids [batch, seq] of a microbatch.
-            learning_rate: this step's.
+            learning_rate: this step's; an evaluation has none.
             want_stop: ask all ranks to stop after this step.
+            shape: (batch, seq) of this step's microbatches, the same on every rank; by default that of the step before.
 
         Raises:
+            RankError: an action failed; whatever it left is lost, so this executor runs no more.
             PeerLostError: another rank is gone.
+            InputError: a microbatch has another shape.
         """
-        begin = self._finished
-        norms, loss, stop, grad_norm = torch.empty(0), 0.0, False, 0.0
-        mark = self._clock.mark
-        for action in self.actions:
-            match action:
-                case Forward(stage, microbatch):
-                    hidden = self._input(stage, microbatch, tokens)
-                    labels = tokens(microbatch) if stage == self._last_stage else None
+        if shape is not None:
+            self._boundary = (*shape, self._boundary[-1])
+        self.pool.reshape(self._boundary)
+        running = _Running(tokens, learning_rate, want_stop)
+        evaluates = self.program.forward_only
+        mark, take = self.clock.mark, self._take
+        action: Action | None = None
+        try:
+            with self._evaluating() if evaluates else nullcontext():
+                for action in self.actions:
+                    take(action, running)
                     mark()
-                    output = self.runners[stage].forward(microbatch, hidden, labels)
-                    if stage < self._last_stage:
-                        self._outputs[action] = output
-                case Backward(stage, microbatch) | InputBackward(stage, microbatch):
-                    gradient = self._output_gradient(stage, microbatch)
-                    mark()
-                    self._backward(action, gradient)
-                case WeightBackward(stage, microbatch):
-                    mark()
-                    self.runners[stage].weight_backward(microbatch)
-                    self._free(stage, microbatch)
-                case Norm():
-                    mark()
-                    norms = self.optimizer.gradient_norms()
-                case Step():
-                    norms, loss, stop = self._combine(norms, want_stop)
-                    mark()
-                    grad_norm = self.optimizer.step(norms, learning_rate)
-                case ReduceTied() | ReduceGrad():
-                    raise AssertionError(
-                        f"{action} is not run yet; programs for one replica of untied stages have none"
-                    )
-                case _:
-                    mark()
-                    self._communicate(action)
-            mark()
-        moments = self._clock.read()
-        self._finished = moments[-1]
-        return StepResult(loss, grad_norm, stop, begin, tuple(zip(moments[::2], moments[1::2], strict=True)))
+            action = None
+            if evaluates:
+                self._combine(running)
+            moments = self.clock.read()
+        except Exception as error:
+            self._explain(error, action)
+        begin, ended = self._finished, time.perf_counter()
+        # The last moment is when the device was done; an evaluation ends with its sum, which is no action.
+        self._finished = moments[-1] if moments and not evaluates else ended
+        spans = tuple(zip(moments[::2], moments[1::2], strict=True))
+        return StepResult(running.loss, running.grad_norm, running.stop, begin, self._finished, spans, running.losses)
 
-    def _input(self, stage: int, microbatch: int, tokens: Callable[[int], Tensor]) -> Tensor:
+    def _take(self, action: Action, running: _Running) -> None:
+        """Do one action, marking when it starts; tensors that it holds by name are let go with its return."""
+        mark = self.clock.mark
+        match action:
+            case Forward(stage, microbatch):
+                hidden = self._input(stage, microbatch, running.tokens)
+                labels = self._tokens(microbatch, running.tokens) if stage == self._last_stage else None
+                mark()
+                self._forward(stage, microbatch, hidden, labels)
+            case Backward(stage, microbatch) | InputBackward(stage, microbatch):
+                gradient = self._output_gradient(stage, microbatch)
+                mark()
+                self._backward(stage, microbatch, gradient, isinstance(action, InputBackward))
+            case WeightBackward(stage, microbatch):
+                mark()
+                self.runners[stage].weight_backward(microbatch)
+                self._free(stage, microbatch)
+            case Norm():
+                assert self.optimizer is not None, "a program that trains has an optimizer"
+                mark()
+                running.norms = self.optimizer.gradient_norms()
+            case Step():
+                assert self.optimizer is not None, "a program that trains has an optimizer"
+                self._combine(running)
+                mark()
+                running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
+            case ReduceTied() | ReduceGrad():
+                raise AssertionError(f"{action} is not run yet; programs for one replica of untied stages have none")
+            case _:
+                mark()
+                self._communicate(action)
+
+    def _tokens(self, microbatch: int, tokens: Tokens) -> Tensor:
+        ids = tokens(microbatch)
+        if ids.shape != self._boundary[:-1]:
+            raise InputError(
+                f"microbatch {microbatch} is {list(ids.shape)}, and this step's are {list(self._boundary[:-1])}; "
+                "run_step takes another `shape`, which all ranks have to be given"
+            )
+        return ids
+
+    def _input(self, stage: int, microbatch: int, tokens: Tokens) -> Tensor:
         """A stage's input: token ids, what was received, or the output of the stage before on this rank."""
         if stage == 0:
-            return tokens(microbatch)
-        if self._is_here(stage - 1):
-            return self._outputs.pop(Forward(stage - 1, microbatch))
-        buffer = self._arrived(ReceiveForward(stage, microbatch))
-        self._buffers[stage, microbatch] = [buffer]
+            return self._tokens(microbatch, tokens)
+        if stage - 1 in self._here:
+            return self._outputs.pop((stage - 1, microbatch))
+        key = stage, microbatch
+        transfer, buffer = self._receives.pop(key)
+        transfer.wait()
+        self._buffers[key] = [buffer]
         return buffer
 
     def _output_gradient(self, stage: int, microbatch: int) -> Tensor | None:
         """The gradient of a stage's output: received, or made on this rank; None on the last stage."""
         if stage == self._last_stage:
             return None
-        if self._is_here(stage + 1):
+        if stage + 1 in self._here:
             return self._gradients.pop((stage + 1, microbatch))
-        return self._arrived(ReceiveBackward(stage, microbatch))
-
-    def _is_here(self, stage: int) -> bool:
-        return self.program.stage_rank[stage] == self.rank
-
-    def _arrived(self, receive: ReceiveForward | ReceiveBackward) -> Tensor:
-        """Wait for a receive."""
-        transfer, buffer = self._receives.pop(receive)
+        transfer, buffer = self._gradient_receives.pop((stage, microbatch))
         transfer.wait()
         return buffer
 
-    def _backward(self, action: Backward | InputBackward, gradient: Tensor | None) -> None:
-        """Run a backward, then give back the buffers that nobody reads any more."""
-        stage, microbatch = action.stage, action.microbatch
+    def _forward(self, stage: int, microbatch: int, hidden: Tensor, labels: Tensor | None) -> None:
         runner = self.runners[stage]
-        halves = isinstance(action, InputBackward)
+        run = runner.evaluate if self.program.forward_only else runner.forward
+        output = run(microbatch, hidden, labels)
+        if stage < self._last_stage:
+            self._outputs[stage, microbatch] = output
+        if self.program.forward_only:
+            self._free(stage, microbatch)
+
+    def _backward(self, stage: int, microbatch: int, gradient: Tensor | None, halves: bool) -> None:
+        """Run a backward, then give back the buffers that nobody reads any more."""
+        runner = self.runners[stage]
         run = runner.input_backward if halves else runner.backward
         input_gradient = run(microbatch, gradient)
         if input_gradient is not None:
             self._gradients[stage, microbatch] = input_gradient
-        if gradient is not None and stage < self._last_stage and not self._is_here(stage + 1):
-            if halves and runner.weight_gradients.holds(microbatch, gradient):
+        if gradient is not None and stage + 1 not in self._here:
+            if halves and runner.keeps(microbatch, gradient):
                 self._buffers.setdefault((stage, microbatch), []).append(gradient)
             else:
                 self.pool.give_back(gradient)
@@ -199,39 +272,63 @@ class Executor:
         self,
         action: SendForward | SendBackward | ReceiveForward | ReceiveBackward | ReleaseForward | ReleaseBackward,
     ) -> None:
-        stage_rank = self.program.stage_rank
+        """Start a transfer, or end one; a message's tag is that of what its sender made."""
+        key = stage, microbatch = action.stage, action.microbatch
+        where = self.program.stage_rank
         match action:
-            case SendForward(stage, microbatch):
-                output = self._outputs[Forward(stage, microbatch)]
-                self._sends[action] = self.transport.send(output, stage_rank[stage + 1], self._tag(action))
-            case SendBackward(stage, microbatch):
-                output = self._gradients[stage, microbatch]
-                self._sends[action] = self.transport.send(output, stage_rank[stage - 1], self._tag(action))
-            case ReceiveForward(stage, microbatch):
-                self._post(action, stage_rank[stage - 1], self._tag(SendForward(stage - 1, microbatch)))
-            case ReceiveBackward(stage, microbatch):
-                self._post(action, stage_rank[stage + 1], self._tag(SendBackward(stage + 1, microbatch)))
-            case ReleaseForward(stage, microbatch):
-                self._sends.pop(SendForward(stage, microbatch)).wait()
-                del self._outputs[Forward(stage, microbatch)]
-            case ReleaseBackward(stage, microbatch):
-                self._sends.pop(SendBackward(stage, microbatch)).wait()
-                del self._gradients[stage, microbatch]
+            case SendForward():
+                tag = self._tag(stage, microbatch, 0)
+                self._sends[key] = self.transport.send(self._outputs[key], where[stage + 1], tag)
+            case SendBackward():
+                tag = self._tag(stage, microbatch, 1)
+                self._gradient_sends[key] = self.transport.send(self._gradients[key], where[stage - 1], tag)
+            case ReceiveForward():
+                buffer, tag = self.pool.take(), self._tag(stage - 1, microbatch, 0)
+                self._receives[key] = self.transport.receive(buffer, where[stage - 1], tag), buffer
+            case ReceiveBackward():
+                buffer, tag = self.pool.take(), self._tag(stage + 1, microbatch, 1)
+                self._gradient_receives[key] = self.transport.receive(buffer, where[stage + 1], tag), buffer
+            case ReleaseForward():
+                self._sends.pop(key).wait()
+                del self._outputs[key]
+            case ReleaseBackward():
+                self._gradient_sends.pop(key).wait()
+                del self._gradients[key]
             case _:
                 assert_never(action)
 
-    def _post(self, receive: ReceiveForward | ReceiveBackward, source: int, tag: int) -> None:
-        buffer = self.pool.take()
-        self._receives[receive] = (self.transport.receive(buffer, source, tag), buffer)
-
-    def _tag(self, send: SendForward | SendBackward) -> int:
+    def _tag(self, stage: int, microbatch: int, is_gradient: int) -> int:
         """A number that no other message of this step has."""
-        message = send.stage * self.program.microbatches + send.microbatch
-        return 2 * message + isinstance(send, SendBackward)
+        return 2 * (stage * self.program.microbatches + microbatch) + is_gradient
 
-    def _combine(self, norms: Tensor, want_stop: bool) -> tuple[Tensor, float, bool]:
+    def _combine(self, running: _Running) -> None:
         """Sum over all ranks, in one message: the gradient norms, the last stage's loss, the wish to stop."""
-        own_loss = sum(runner.mean_loss() for runner in self.runners.values())
-        message = torch.cat([norms, torch.tensor([own_loss, float(want_stop)], dtype=norms.dtype)])
+        runner = self.runners.get(self._last_stage)
+        running.losses = runner.take_losses() if runner else ()
+        own_loss = sum(running.losses) * (1.0 / self.program.microbatches)
+        own = torch.tensor([own_loss, float(running.want_stop)], dtype=torch.float64)
+        message = torch.cat([running.norms, own])
         self.transport.sum(message)
-        return message[:-2], float(message[-2]), bool(message[-1])
+        running.norms, running.loss, running.stop = message[:-2], float(message[-2]), bool(message[-1])
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Within, no stage drops out; afterwards each is as it was, since it may train under another program."""
+        training = [runner.stage for runner in self.runners.values() if runner.stage.training]
+        for stage in training:
+            stage.eval()
+        try:
+            yield
+        finally:
+            for stage in training:
+                stage.train()
+
+    def _explain(self, error: Exception, action: Action | None) -> NoReturn:
+        """Raise what names this rank and the action at fault; a lost peer stays one, since its cause is elsewhere."""
+        where = action_text(action) if action else "the end of its step"
+        if isinstance(error, PeerLostError):
+            raise PeerLostError(f"rank {self.rank} in {where}: {error}") from error
+        if isinstance(error, EvenflowError):
+            raise error
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise RankError(f"rank {self.rank} failed in {where}: {cause}") from error

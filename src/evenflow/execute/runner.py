@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +25,23 @@ class StageRunner:
     """Forward and backward of one stage, microbatch by microbatch.
 
     Of an output only the root of its graph is kept, so that the tensor itself is freed once it was sent.
+
+    Args:
+        stage: the stage.
+        microbatches: how many a step has.
+        trains: whether there will be backwards; an evaluation leaves the stage's layers as they are.
     """
 
-    def __init__(self, stage: Stage, microbatches: int) -> None:
+    def __init__(self, stage: Stage, microbatches: int, trains: bool = True) -> None:
         self.stage = stage
-        self.weight_gradients = WeightGradients(stage)
-        self.losses: dict[int, Tensor] = {}
+        self.weight_gradients = WeightGradients(stage) if trains else None
         self._share = 1.0 / microbatches
         self._seed = torch.tensor(self._share, device=stage.device)
         self._flights: dict[int, _Flight] = {}
+        self._losses: dict[int, float] = {}
+        # To read a loss on a GPU is to wait for all work before it, so there they are copied to the host and read last.
+        on_gpu = stage.is_last and stage.device.type == "cuda"
+        self._copied = torch.empty(microbatches, pin_memory=True) if on_gpu else None
 
     def forward(self, microbatch: int, hidden: Tensor, labels: Tensor | None) -> Tensor:
         """Compute a microbatch's output.
@@ -47,11 +56,17 @@ class StageRunner:
         """
         leaf = None if self.stage.is_first else hidden.detach().requires_grad_()
         output = self.stage(hidden if leaf is None else leaf, labels)
-        if self.stage.is_last:
-            self.losses[microbatch] = output.detach()
         self._flights[microbatch] = _Flight(get_gradient_edge(output), leaf)
         detached: Tensor = output.detach()
+        self._note_loss(microbatch, detached)
         return detached
+
+    def evaluate(self, microbatch: int, hidden: Tensor, labels: Tensor | None) -> Tensor:
+        """As `forward`, but nothing is kept for a backward."""
+        with torch.no_grad():
+            output: Tensor = self.stage(hidden, labels)
+        self._note_loss(microbatch, output)
+        return output
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """Accumulate a microbatch's weight gradients and make that of its input.
@@ -70,15 +85,37 @@ class StageRunner:
 
     def input_backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """As `backward`, but the gradients of linear layers' weights are put off for `weight_backward`."""
+        assert self.weight_gradients is not None, "an evaluation has no backward"
         with self.weight_gradients.put_off(microbatch):
             return self.backward(microbatch, gradient)
 
     def weight_backward(self, microbatch: int) -> None:
         """Accumulate the weight gradients that `input_backward` put off."""
+        assert self.weight_gradients is not None, "an evaluation has no backward"
         self.weight_gradients.run(microbatch)
+
+    def keeps(self, microbatch: int, tensor: Tensor) -> bool:
+        """Whether `weight_backward` still needs the memory of `tensor`."""
+        return self.weight_gradients is not None and self.weight_gradients.holds(microbatch, tensor)
+
+    def take_losses(self) -> tuple[float, ...]:
+        """The loss of each of the step's microbatches, by number, and forget them; empty but on the last stage."""
+        if self._copied is not None:
+            torch.cuda.current_stream(self.stage.device).synchronize()
+            self._losses = {microbatch: float(self._copied[microbatch]) for microbatch in self._losses}
+        losses = tuple(self._losses[microbatch] for microbatch in sorted(self._losses))
+        self._losses.clear()
+        return losses
 
     def mean_loss(self) -> float:
         """The mean loss over the step's microbatches, and forget them."""
-        total = sum(float(self.losses[microbatch]) for microbatch in sorted(self.losses)) * self._share
-        self.losses.clear()
-        return total
+        return sum(self.take_losses()) * self._share
+
+    def _note_loss(self, microbatch: int, output: Tensor) -> None:
+        if not self.stage.is_last:
+            return
+        if self._copied is None:
+            self._losses[microbatch] = float(output)
+        else:
+            self._copied[microbatch].copy_(output, non_blocking=True)
+            self._losses[microbatch] = math.nan  # until it is read

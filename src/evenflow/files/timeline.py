@@ -82,9 +82,10 @@ class RankPart(Part):
 
 
 class TimelinePart(Part):
-    """One step of all ranks."""
+    """One step of all ranks, and the most by which their clocks may disagree."""
 
     ranks: Annotated[list[RankPart], Field(min_length=1)]
+    clock_error_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TimelineDocument(Document):
@@ -143,7 +144,7 @@ def load_timelines(path: Path) -> StepTimelines:
 
 
 def _part(timeline: Timeline) -> TimelinePart:
-    return TimelinePart(ranks=[RankPart.of(rank) for rank in timeline.ranks])
+    return TimelinePart(ranks=[RankPart.of(rank) for rank in timeline.ranks], clock_error_s=timeline.clock_error_s)
 
 
 def _check_follows(timeline: Timeline, program: Program) -> None:
@@ -180,4 +181,4 @@ def _timeline(document: TimelineDocument, part: TimelinePart, origin: TimelineOr
     except ProgramError as error:
         raise InputError(f"{path}: {origin}: {error}") from None
     ranks = (rank.value(own) for rank, own in zip(part.ranks, actions, strict=True))
-    return Timeline(origin, program, tuple(ranks))
+    return Timeline(origin, program, tuple(ranks), part.clock_error_s)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputError, PeerLostError
+from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputError, PeerLostError, RankError
 from evenflow.launch.channel import Channel, Message
 
 # How long the report or death of the rank that is to blame may come after those of the ranks that lost it.
@@ -154,6 +154,8 @@ class Group:
         if kind is not None and kind is not FaultError:
             return kind(rank.error["text"])
         text = (rank.error["text"].strip().splitlines() or ["no reason given"])[0]
+        if rank.error["type"] == RankError.__name__:  # it names rank, action and cause, first of all
+            return RankError(f"{text} (process {rank.pid}, {rank.doing})")
         detail = text if rank.error["on_purpose"] else f"{rank.error['type']}: {text}"
         return FaultError(f"{who} failed while {rank.doing}: {detail}")
 

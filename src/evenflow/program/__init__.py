@@ -21,6 +21,7 @@ from evenflow.program.actions import (
     Step,
     WeightBackward,
 )
+from evenflow.program.buffers import Received, receive_buffers
 from evenflow.program.build import build_program, evaluation_program
 from evenflow.program.csv import order_csv, parse_order_csv
 from evenflow.program.graph import CostIndex, Graph
@@ -69,6 +70,7 @@ __all__ = [
     "Program",
     "ReceiveBackward",
     "ReceiveForward",
+    "Received",
     "ReduceGrad",
     "ReduceTied",
     "Reduction",
@@ -105,6 +107,7 @@ __all__ = [
     "placement_of",
     "rank_memory",
     "ranks_text",
+    "receive_buffers",
     "stages_of",
     "verify",
 ]

@@ -3,6 +3,7 @@
 from evenflow.runtime.clock import Clock, CudaClock, HostClock, clock_of
 from evenflow.runtime.device import carry, choose_transport, rank_device, synchronize, to_device, use_device
 from evenflow.runtime.edge_groups import EdgeGroupTransport, edges_of
+from evenflow.runtime.host_clocks import ClockOffset, clock_offset
 from evenflow.runtime.in_memory import InMemoryNetwork, InMemoryTransport, MadeUpTransport
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.optimizer import Optimizer, OptimizerSettings
@@ -13,6 +14,7 @@ from evenflow.runtime.weight_gradients import WeightGradients
 __all__ = [
     "AloneTransport",
     "Clock",
+    "ClockOffset",
     "CudaClock",
     "CudaMemoryMeter",
     "EdgeGroupTransport",
@@ -30,6 +32,7 @@ __all__ = [
     "carry",
     "choose_transport",
     "clock_of",
+    "clock_offset",
     "connect",
     "edges_of",
     "memory_meter",

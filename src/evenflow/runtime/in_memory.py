@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +43,7 @@ class InMemoryNetwork:
     _sent: defaultdict[Edge, deque[_Message]] = field(default_factory=lambda: defaultdict(deque))
     _expected: defaultdict[Edge, deque[_Message]] = field(default_factory=lambda: defaultdict(deque))
     _sums: list[Tensor] = field(default_factory=list)
+    _gone: set[int] = field(default_factory=set)
     _rounds: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -60,10 +61,18 @@ class InMemoryNetwork:
             self._changed.notify_all()
         return _InMemoryTransfer(self, message, edge)
 
-    def _wait(self, is_done: Callable[[], bool], what: str) -> None:
+    def _wait(self, is_done: Callable[[], bool], peers: Iterable[int], what: str) -> None:
         with self._changed:
-            if not self._changed.wait_for(is_done, self.timeout_s):
-                raise PeerLostError(f"{what} for {self.timeout_s:g} s")
+            in_time = self._changed.wait_for(lambda: is_done() or self._gone.intersection(peers), self.timeout_s)
+            if is_done():
+                return
+            lost = self._gone.intersection(peers)
+            raise PeerLostError(f"rank {min(lost)} is gone" if in_time else f"{what} for {self.timeout_s:g} s")
+
+    def _leave(self, rank: int) -> None:
+        with self._changed:
+            self._gone.add(rank)
+            self._changed.notify_all()
 
     def _sum(self, tensor: Tensor) -> None:
         with self._changed:
@@ -76,7 +85,7 @@ class InMemoryNetwork:
                 self._sums.clear()
                 self._rounds += 1
                 self._changed.notify_all()
-        self._wait(lambda: self._rounds > own_round, "not all ranks came to the sum")
+        self._wait(lambda: self._rounds > own_round, range(self.ranks), "not all ranks came to the sum")
 
 
 class InMemoryTransport:
@@ -99,7 +108,8 @@ class InMemoryTransport:
         self.network._sum(tensor)
 
     def close(self) -> None:
-        """Nothing to part from."""
+        """Part from the others: whoever waits for this rank, now or later, has lost it."""
+        self.network._leave(self.rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,8 @@ class _InMemoryTransfer:
 
     def wait(self) -> None:
         """Return once both ends are there."""
-        self.network._wait(lambda: self.message.done, f"rank {self.edge[0]} and rank {self.edge[1]} did not meet")
+        what = f"rank {self.edge[0]} and rank {self.edge[1]} did not meet"
+        self.network._wait(lambda: self.message.done, self.edge, what)
 
 
 class MadeUpTransport:

@@ -93,23 +93,23 @@ class GlooTransport:
             )
         except RuntimeError as error:
             raise PeerLostError(f"the ranks did not meet: {first_line(error)}") from error
+        # Asked directly: what `isend` and `irecv` look up each time is a fifth of what a small message costs.
+        self._group = dist.distributed_c10d._get_default_group()
 
     def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:
         """Start sending."""
         try:
-            work = dist.isend(tensor, rank, tag=tag)
+            work = self._group.send([tensor], rank, tag)
         except RuntimeError as error:
             raise PeerLostError(f"lost the connection to rank {rank}: {first_line(error)}") from error
-        assert work is not None, "this rank is in the group"
         return GlooTransfer(work, tensor)
 
     def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:
         """Start receiving."""
         try:
-            work = dist.irecv(buffer, rank, tag=tag)
+            work = self._group.recv([buffer], rank, tag)
         except RuntimeError as error:
             raise PeerLostError(f"lost the connection to rank {rank}: {first_line(error)}") from error
-        assert work is not None, "this rank is in the group"
         return GlooTransfer(work, buffer)
 
     def sum(self, tensor: Tensor) -> None:

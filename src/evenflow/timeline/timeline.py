@@ -93,11 +93,20 @@ class RankTimeline:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """One step of all ranks of a program."""
+    """One step of all ranks of a program.
+
+    Attributes:
+        origin: whether it was predicted or measured.
+        program: what ran.
+        ranks: each rank's step.
+        clock_error_s: the most by which moments of two ranks may be apart wrongly, since their hosts' clocks were
+            compared over a network; zero on one host.
+    """
 
     origin: TimelineOrigin
     program: Program
     ranks: tuple[RankTimeline, ...]
+    clock_error_s: float = 0.0
 
     @property
     def step_s(self) -> float:

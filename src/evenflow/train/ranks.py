@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenflow.errors import FaultError, first_line
+from evenflow.errors import FaultError, RankError, first_line
 from evenflow.execute import Executor
 from evenflow.files import load_plan
 from evenflow.launch import Channel
@@ -20,8 +20,10 @@ from evenflow.runtime import (
     MemoryMeter,
     Optimizer,
     OptimizerSettings,
+    Transport,
     carry,
     choose_transport,
+    clock_offset,
     connect,
     edges_of,
     memory_meter,
@@ -50,7 +52,8 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     meter = memory_meter(device)
     try:
         _train(rank, channel, payload, plan, meter, device)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, RankError) as failure:
+        error = failure.__cause__ if isinstance(failure, RankError) and failure.__cause__ else failure
         if not _is_out_of_memory(error):
             raise
         raise FaultError(
@@ -87,6 +90,7 @@ def _train(
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
         read_shards(Path(payload["checkpoint"]), done, held, optimizer)
+    _compare_clocks(channel, host, rank, len(plan.ranks))
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = learning_rate(step, steps, payload["learning_rate"])
@@ -106,11 +110,17 @@ def _train(
         )
         if result.stop:
             break
+    _compare_clocks(channel, host, rank, len(plan.ranks))
     channel.send({"kind": "doing", "what": "saving its state"})
     write_shard(Path(payload["checkpoint_out"]), rank, held, optimizer)
     sizes = write_weights(held, Path(payload["model_out"]), rank, len(plan.ranks))
     channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
+
+
+def _compare_clocks(channel: Channel, host: Transport, rank: int, ranks: int) -> None:
+    own = clock_offset(host, rank, ranks)
+    channel.send({"kind": "clock", "at": own.at_s, "offset": own.offset_s, "error": own.error_s})
 
 
 def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> Stage:
@@ -124,21 +134,18 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.devic
 
 
 class _Batch:
-    """One step's microbatches: a function of (seed, step) alone, whatever the layout; each is read once."""
+    """One step's microbatches: a function of (seed, step) alone, whatever the layout; none is kept."""
 
     def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, device: torch.device) -> None:
         self.store = store
         self.plan = plan
         self.device = device
         self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
-        self.read: dict[int, Tensor] = {}
 
     def __call__(self, index: int) -> Tensor:
         """The token ids [batch, seq] of a microbatch."""
-        if index not in self.read:
-            rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
-            self.read[index] = to_device(torch.from_numpy(rows), self.device)
-        return self.read[index]
+        rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
+        return to_device(torch.from_numpy(rows), self.device)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

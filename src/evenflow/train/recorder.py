@@ -11,11 +11,43 @@ from typing import Any
 from evenflow.files import StepMetrics, append_metrics
 from evenflow.plan import Plan
 from evenflow.program import Program
+from evenflow.runtime import ClockOffset
 from evenflow.timeline import RankTimeline, Timeline
 
 # The first steps allocate and fault pages in; of the others the newest are kept to choose a typical one.
 _WARM_UP_STEPS = 2
 _KEPT_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """One step: its number, its length and what each rank reported of it."""
+
+    step: int
+    step_s: float
+    reports: dict[int, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Correction:
+    """One rank's clock against rank 0's, as it was compared so far: not at all, once, or at both ends of its steps."""
+
+    found: tuple[ClockOffset, ...]
+
+    def correct(self, moment: float) -> float:
+        """A moment of the rank's clock on rank 0's; between two comparisons the clocks drift evenly."""
+        if not self.found:
+            return moment
+        first, last = self.found[0], self.found[-1]
+        if last.at_s == first.at_s:
+            return moment + first.offset_s
+        drift = (last.offset_s - first.offset_s) / (last.at_s - first.at_s)
+        return moment + first.offset_s + drift * (moment - first.at_s)
+
+    @property
+    def error_s(self) -> float:
+        """The most by which it may be wrong."""
+        return max((own.error_s for own in self.found), default=0.0)
 
 
 @dataclass
@@ -36,7 +68,12 @@ class Recorder:
     metrics: list[StepMetrics] = field(default_factory=list)
     done_before: int = 0
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
-    _kept: deque[tuple[int, Timeline]] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
+    _clocks: dict[int, list[ClockOffset]] = field(default_factory=dict)
+    _kept: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
+
+    def take_clock(self, rank: int, report: dict[str, Any]) -> None:
+        """Take what a rank found its clock to be from rank 0's: before its first step, and after its last."""
+        self._clocks.setdefault(rank, []).append(ClockOffset(report["at"], report["offset"], report["error"]))
 
     def take(self, rank: int, report: dict[str, Any]) -> StepMetrics | None:
         """Take one rank's report of one step; the step's metrics once all ranks have reported it."""
@@ -49,9 +86,9 @@ class Recorder:
         timeline = self._timeline(reports)
         warm_up = self.done_before + _WARM_UP_STEPS
         if step > warm_up or not self._kept:
-            if self._kept and self._kept[0][0] <= warm_up:
+            if self._kept and self._kept[0].step <= warm_up:
                 self._kept.clear()
-            self._kept.append((step, timeline))
+            self._kept.append(_Kept(step, timeline.step_s, reports))
         tokens = self.plan.global_batch_size * self.plan.seq_length
         metrics = StepMetrics(
             step=step,
@@ -70,10 +107,11 @@ class Recorder:
         return metrics
 
     def typical(self) -> tuple[int, Timeline] | None:
-        """The kept step whose length is the median, with its number."""
+        """The kept step whose length is the median, with its number, all moments on rank 0's clock."""
         if not self._kept:
             return None
-        return sorted(self._kept, key=lambda kept: kept[1].step_s)[(len(self._kept) - 1) // 2]
+        kept = sorted(self._kept, key=lambda own: own.step_s)[(len(self._kept) - 1) // 2]
+        return kept.step, self._timeline(kept.reports)
 
     def summary(self) -> StepMetrics:
         """This launch's typical step: medians over its steps after the warm-up, the last step's loss."""
@@ -88,21 +126,19 @@ class Recorder:
         )
 
     def _timeline(self, reports: dict[int, dict[str, Any]]) -> Timeline:
-        """All ranks share one clock (one machine); the earliest begin is taken as zero."""
-        zero = min(report["begin"] for report in reports.values())
-        return Timeline(
-            "measured",
-            self.program,
-            tuple(self._rank(self.program, rank, reports[rank], zero) for rank in sorted(reports)),
-        )
+        """A step on rank 0's clock, the earliest begin taken as zero."""
+        clocks = {rank: _Correction(tuple(self._clocks.get(rank, ()))) for rank in reports}
+        zero = min(clocks[rank].correct(report["begin"]) for rank, report in reports.items())
+        errors = sorted(clock.error_s for clock in clocks.values())
+        ranks = tuple(self._rank(rank, reports[rank], clocks[rank], zero) for rank in sorted(reports))
+        return Timeline("measured", self.program, ranks, clock_error_s=sum(errors[-2:]))
 
-    @staticmethod
-    def _rank(program: Program, rank: int, report: dict[str, Any], zero: float) -> RankTimeline:
-        moments = [moment - zero for moment in report["spans"]]
+    def _rank(self, rank: int, report: dict[str, Any], clock: _Correction, zero: float) -> RankTimeline:
+        moments = [clock.correct(moment) - zero for moment in report["spans"]]
         return RankTimeline(
-            begin_s=report["begin"] - zero,
+            begin_s=clock.correct(report["begin"]) - zero,
             end_s=moments[-1],
-            actions=program.ranks[rank],
+            actions=self.program.ranks[rank],
             starts=tuple(moments[::2]),
             ends=tuple(moments[1::2]),
             peak_bytes=report["peak"],

@@ -320,6 +320,8 @@ def _watch(
                 if metrics is not None:
                     folder.keep()
                     progress.stepped(metrics, steps)
+            elif message["kind"] == "clock":
+                recorder.take_clock(rank, message)
             elif message["kind"] == "shard":
                 shards[rank] = message["sizes"]
     finally:

@@ -1,0 +1,99 @@
+"""Ranks' reports become one timeline on one clock, whatever their hosts' clocks show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from evenflow.files import load_timelines, save_timelines
+from evenflow.program import build_program
+from evenflow.simulate import simulate
+from evenflow.timeline import Timeline, idle_by_cause
+from evenflow.train.recorder import Recorder
+from tests.property.cases import equal_stages, hardware_of
+
+PROGRAM = build_program("1f1b", 3, 4)
+TRUE = simulate(PROGRAM, hardware_of(PROGRAM, equal_stages(3, 1.0, 2.0)))
+START, END, STEPS = 100.0, 400.0, 8  # rank 0's clock at both comparisons
+# Each rank's clock: rank 0's, times so much, plus so much.
+CLOCKS = [(1.0, 0.0), (1.0 + 2e-5, 5000.0), (1.0 - 5e-5, -70.0)]
+
+
+def shown(rank: int, moment: float) -> float:
+    rate, ahead = CLOCKS[rank]
+    return moment * rate + ahead
+
+
+def report(rank: int, step: int) -> dict[str, Any]:
+    begin = START + 30 * step
+    own = TRUE.ranks[rank]
+    spans = [shown(rank, begin + moment) for pair in zip(own.starts, own.ends, strict=True) for moment in pair]
+    return {
+        "step": step,
+        "loss": 1.0,
+        "grad_norm": 1.0,
+        "lr": 0.1,
+        "begin": shown(rank, begin + own.begin_s),
+        "spans": spans,
+        "peak": 1,
+    }
+
+
+def record(folder: Path, comparisons: tuple[float, ...]) -> tuple[Recorder, Timeline]:
+    plan = SimpleNamespace(ranks=[None] * 3, global_batch_size=4, seq_length=8)
+    recorder = Recorder(plan, PROGRAM, folder / "metrics.jsonl")
+    first, *rest = comparisons
+    for rank in range(3):
+        recorder.take_clock(rank, clock(rank, first))
+    for step in range(1, STEPS + 1):
+        for rank in (1, 2, 0):
+            recorder.take(rank, report(rank, step))
+    for moment in rest:
+        for rank in range(3):
+            recorder.take_clock(rank, clock(rank, moment))
+    typical = recorder.typical()
+    assert typical is not None
+    return recorder, typical[1]
+
+
+def clock(rank: int, moment: float) -> dict[str, float]:
+    there = shown(rank, moment)
+    return {"at": there, "offset": moment - there, "error": 1e-5 * rank}
+
+
+def test_drifting_clocks_are_brought_to_one(tmp_path: Path) -> None:
+    _, timeline = record(tmp_path, (START, END))
+    zero = min(own.begin_s for own in TRUE.ranks)
+    for own, true in zip(timeline.ranks, TRUE.ranks, strict=True):
+        assert own.starts == pytest.approx([moment - zero for moment in true.starts], abs=1e-9)
+        assert own.ends == pytest.approx([moment - zero for moment in true.ends], abs=1e-9)
+    for own, true in zip(idle_by_cause(timeline), idle_by_cause(TRUE), strict=True):
+        for cause, seconds in true.items():
+            assert own[cause] == pytest.approx(seconds, abs=1e-8)
+
+
+def test_one_comparison_leaves_the_drift_and_none_leaves_the_clocks_apart(tmp_path: Path) -> None:
+    """A run that failed has no second comparison: what its clocks drifted apart since the first stays."""
+    _, once = record(tmp_path, (START,))
+    drift = max(abs(one - true) for one, true in zip(once.ranks[2].starts, TRUE.ranks[2].starts, strict=True))
+    assert 1e-4 < drift < 5e-5 * 400
+
+
+def test_the_error_is_that_of_the_two_worst_and_is_kept_in_the_file(tmp_path: Path) -> None:
+    _, timeline = record(tmp_path, (START, END))
+    assert timeline.clock_error_s == pytest.approx(3e-5)
+    save_timelines(tmp_path / "timeline.json", TRUE, timeline, 3)
+    stored = load_timelines(tmp_path / "timeline.json")
+    assert stored.measured is not None
+    assert stored.measured.clock_error_s == timeline.clock_error_s
+    assert stored.predicted.clock_error_s == 0.0
+
+
+def test_metrics_need_no_common_clock(tmp_path: Path) -> None:
+    """They are written while the run goes on, when only the first comparison is known."""
+    recorder, _ = record(tmp_path, (START, END))
+    assert [step.step_s for step in recorder.metrics] == pytest.approx([TRUE.step_s] * STEPS, rel=1e-4)
+    assert [step.idle_fraction for step in recorder.metrics] == pytest.approx([TRUE.idle_fraction] * STEPS, rel=1e-4)
