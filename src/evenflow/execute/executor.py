@@ -67,6 +67,9 @@ class Executor:
         transport: how tensors travel.
         optimizer: over this rank's parameters.
         boundary: the shape of what crosses stages, [batch, seq, hidden].
+
+    Attributes:
+        action: the action that it runs, or ran last: what an error came out of.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Executor:
         self.program = program
         self.rank = rank
         self.actions = program.ranks[rank]
+        self.action: Action = self.actions[0]
         self.transport = transport
         self.optimizer = optimizer
         self.runners = {number: StageRunner(stage, program.microbatches) for number, stage in stages.items()}
@@ -111,6 +115,7 @@ class Executor:
         norms, loss, stop, grad_norm = torch.empty(0), 0.0, False, 0.0
         mark = self._clock.mark
         for action in self.actions:
+            self.action = action
             match action:
                 case Forward(stage, microbatch):
                     hidden = self._input(stage, microbatch, tokens)

@@ -38,9 +38,20 @@ class Recorder:
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     _kept: deque[tuple[int, Timeline]] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
 
-    def take(self, rank: int, report: dict[str, Any]) -> StepMetrics | None:
-        """Take one rank's report of one step; the step's metrics once all ranks have reported it."""
+    def take(self, rank: int, report: dict[str, Any], ahead_s: float = 0.0) -> StepMetrics | None:
+        """Take one rank's report of one step; the step's metrics once all ranks have reported it.
+
+        Args:
+            rank: whose it is.
+            report: what it sent.
+            ahead_s: how far its host's clock is ahead of ours.
+        """
         step: int = report["step"]
+        report = {
+            **report,
+            "begin": report["begin"] - ahead_s,
+            "spans": [moment - ahead_s for moment in report["spans"]],
+        }
         reports = self._reports.setdefault(step, {})
         reports[rank] = report
         if len(reports) < len(self.plan.ranks):
@@ -88,7 +99,7 @@ class Recorder:
         )
 
     def _timeline(self, reports: dict[int, dict[str, Any]]) -> Timeline:
-        """All ranks share one clock (one machine); the earliest begin is taken as zero."""
+        """All moments are on this host's clock by now; the earliest begin is taken as zero."""
         zero = min(report["begin"] for report in reports.values())
         return Timeline(
             "measured",
