@@ -37,13 +37,12 @@ def torchrun(hosts: tuple[Any, ...]) -> Iterator[Start]:
     """Start `evenflow ARGUMENTS` under torchrun on both hosts; nothing of it is left at the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(arguments: Sequence[object], per_host: int = 1, hidden: Path | None = None, **env: str) -> list[Any]:
-        both = []
+    def start(arguments: Sequence[object], hidden: Path | None = None, **env: str) -> list[Any]:
         for node, host in enumerate(hosts):
+            meeting = [f"--node-rank={node}", f"--master-addr={hosts[0].address}", "--master-port=29511"]
             own = {"hidden": hidden} if node == 1 else {}
-            both.append(host.torchrun(arguments, node, per_host, **own, **env))
-        started.extend(both)
-        return both
+            started.append(host.torchrun(meeting, ["-m", "evenflow", *arguments], **own, **env))
+        return started
 
     yield start
     for process in started:

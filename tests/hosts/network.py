@@ -41,13 +41,9 @@ class Host:
             preexec_fn=lambda: self._enter(hidden),
         )
 
-    def torchrun(
-        self, arguments: Sequence[object], node: int, per_host: int = 1, master: str | None = None, **popen: Any
-    ) -> subprocess.Popen[str]:
-        """Start `torchrun ... -m evenflow ARGUMENTS` as node `node` of two."""
-        where = ["--nnodes=2", f"--nproc-per-node={per_host}", f"--node-rank={node}"]
-        meet = [f"--master-addr={master or HOSTS[0].address}", "--master-port=29511"]
-        return self.start([*TORCHRUN, *where, *meet, "-m", "evenflow", *map(str, arguments)], **popen)
+    def torchrun(self, meeting: Sequence[str], program: Sequence[object], **popen: Any) -> subprocess.Popen[str]:
+        """Start `torchrun --nnodes=2 MEETING PROGRAM`."""
+        return self.start([*_TORCHRUN, "--nnodes=2", *meeting, *map(str, program)], **popen)
 
     def cut(self) -> None:
         """Take this host's end of the cable down; packets are lost and nobody is told."""
@@ -65,7 +61,7 @@ class Host:
             assert mounted == 0, os.strerror(ctypes.get_errno())
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 # The process id keeps two test sessions on one machine apart.
 HOSTS = tuple(
     Host(f"host-{letter}", f"evenflow-{os.getpid()}-{letter}", f"ef{os.getpid() % 10**7}{letter}", f"10.77.0.{number}")

@@ -9,10 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from evenflow.files import load_ranks
+from evenflow.launch.wire import DEAD_AFTER_S
+from tests.faults.raising import raising_environment
+from tests.faults.test_faults import wait_for_step
+from tests.faults.test_raising_rank import await_file, latest_end
 from tests.hosts.conftest import Start
 
 OPTIONS = [
@@ -70,3 +76,119 @@ def test_two_hosts_train_bitwise_as_one(
     assert "step 4/4" in said[0][1]
     assert "step" not in "".join(said[1])  # one host tells the story
     AutoModelForCausalLM.from_pretrained(two / "model")
+
+
+@pytest.mark.slow
+def test_two_ranks_on_each_host_go_on_with_it_bitwise(
+    one_host: Path, make_model: Callable[..., Path], text: Path, tmp_path: Path, hosts: tuple[Any, ...]
+) -> None:
+    """Measured and planned across both hosts, met by torchrun's c10d, started by the console script."""
+    first, rest = [*OPTIONS, "--stop-at", 2, "--processes", 1], [*OPTIONS, "--resume"]
+    run = ["train", make_model(), "--data", text, "--out", tmp_path / "two"]
+    stopped = subprocess.run([sys.executable, "-m", "evenflow", *map(str, [*run, *first])], check=False)
+    assert stopped.returncode == 0
+    script = str(Path(sys.executable).parent / "evenflow")
+    meeting = [f"--rdzv-endpoint={hosts[0].address}:29512", "--rdzv-backend=c10d", "--rdzv-id=job"]
+    meeting += ["--nproc-per-node=2", "--no-python"]
+    both = [host.torchrun([*meeting, f"--local-addr={host.address}"], [script, *run, *rest]) for host in hosts]
+    said = finish(both)
+    assert facts(tmp_path / "two") == facts(one_host)
+    assert "profile: timing layers with 4 busy processes" in "".join(said[0] + said[1])
+    found = load_ranks(tmp_path / "two" / "ranks.json")
+    assert [rank.rank for rank in found] == [0, 1, 2, 3]
+    assert sorted({rank.host for rank in found}) == ["host-a", "host-b"]
+    trained, whole = (AutoModelForCausalLM.from_pretrained(run / "model") for run in (tmp_path / "two", one_host))
+    theirs = whole.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in trained.state_dict().items())
+
+
+@pytest.fixture
+def endless(make_model: Callable[..., Path], text: Path, tmp_path: Path) -> list[object]:
+    """A run that goes on until something ends it."""
+    options = [*OPTIONS[:6], "--steps", 1_000_000, "--no-check"]
+    return ["train", make_model(), "--data", text, "--out", tmp_path / "two", *options]
+
+
+def everyone(both: Sequence[Any]) -> list[psutil.Process]:
+    """All processes of both torchruns."""
+    return [own for top in both for own in (psutil.Process(top.pid), *psutil.Process(top.pid).children(recursive=True))]
+
+
+def worker_of(top: Any) -> psutil.Process:
+    """The worker that a torchrun has started."""
+    return next(own for own in psutil.Process(top.pid).children() if "evenflow" in own.cmdline())
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_refused_before_anything_is_done(
+    make_model: Callable[..., Path], text: Path, tmp_path: Path, torchrun: Start
+) -> None:
+    (tmp_path / "runs").mkdir()
+    arguments = ["train", make_model(), "--data", text, "--out", tmp_path / "runs" / "two", *OPTIONS]
+    said = finish(torchrun(arguments, hidden=tmp_path / "runs"), 2)
+    assert f"evenflow train: --out {tmp_path / 'runs' / 'two'} is not shared: host-b (10.77.0.2) does not" in said[0][1]
+    assert "evenflow train" not in said[1][1]
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.slow
+def test_a_raising_rank_on_the_other_host_stops_all_and_is_named(
+    endless: list[object], tmp_path: Path, torchrun: Start
+) -> None:
+    environment, note = raising_environment(tmp_path, rank=1, call=6)
+    both = torchrun(endless, **environment)
+    raised = float(await_file(note, both[0]))
+    pids = [own.pid for own in load_ranks(tmp_path / "two" / "ranks.json")]
+    assert latest_end(pids, 20) - raised < 1
+    said = finish(both, 3)
+    ours = [line for line in said[0][1].splitlines() if line.startswith("evenflow")]
+    assert ours == [
+        f"evenflow train: rank 1 (process {pids[1]} on host-b (10.77.0.2)) failed while in 1F1 of step 2: "
+        "ValueError: the weights caught fire"
+    ]
+    assert "evenflow train" not in said[1][1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_missed_and_its_host_named(
+    endless: list[object], tmp_path: Path, torchrun: Start
+) -> None:
+    both = torchrun(endless)
+    wait_for_step(tmp_path / "two", both[0])
+    family = everyone(both)
+    worker_of(both[1]).kill()
+    said = both[0].communicate(timeout=60)[1]
+    both[1].communicate(timeout=60)
+    pids = [own.pid for own in load_ranks(tmp_path / "two" / "ranks.json")]
+    assert f"evenflow train: rank 1 (process {pids[1]} on host-b (10.77.0.2)) is lost: " in said
+    assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+@pytest.mark.slow
+def test_a_cut_cable_is_noticed_at_both_ends(
+    endless: list[object], tmp_path: Path, torchrun: Start, hosts: tuple[Any, ...]
+) -> None:
+    both = torchrun(endless)
+    wait_for_step(tmp_path / "two", both[0])
+    family = everyone(both)
+    pids = [own.pid for own in load_ranks(tmp_path / "two" / "ranks.json")]
+    hosts[1].cut()
+    latest_end(pids, DEAD_AFTER_S + 30)
+    said = [top.communicate(timeout=120)[1] for top in both]
+    assert f"rank 1 (process {pids[1]} on host-b (10.77.0.2)) is lost: " in said[0]
+    assert "rank 1 on host-b lost rank 0, the process that leads the run" in said[1]
+    assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+@pytest.mark.slow
+def test_a_signal_on_the_other_host_saves_and_stops_the_run(
+    endless: list[object], tmp_path: Path, torchrun: Start
+) -> None:
+    both = torchrun(endless)
+    wait_for_step(tmp_path / "two", both[0])
+    family = everyone(both)
+    both[1].terminate()
+    said = [top.communicate(timeout=60)[1] for top in both]
+    assert "evenflow train: stopped by SIGTERM after step" in said[0]
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "model")

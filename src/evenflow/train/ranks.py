@@ -14,7 +14,7 @@ from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import Stage, build_stage, draw_weights, read_config, read_weights, write_weights
 from evenflow.plan import Plan
-from evenflow.program import verify
+from evenflow.program import action_text, verify
 from evenflow.runtime import (
     CudaMemoryMeter,
     MemoryMeter,
@@ -95,7 +95,7 @@ def _train(
         try:
             result = executor.run_step(_Batch(store, plan, payload["seed"], step, device), rate, want_stop)
         except Exception:
-            channel.send({"kind": "doing", "what": f"in {executor.action} of step {step}"})
+            channel.send({"kind": "doing", "what": f"in {action_text(executor.action)} of step {step}"})
             raise
         channel.send(
             {
