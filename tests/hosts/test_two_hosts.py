@@ -141,7 +141,7 @@ def test_a_raising_rank_on_the_other_host_stops_all_and_is_named(
     pids = [own.pid for own in load_ranks(tmp_path / "two" / "ranks.json")]
     assert latest_end(pids, 20) - raised < 1
     said = finish(both, 3)
-    ours = [line for line in said[0][1].splitlines() if line.startswith("evenflow")]
+    ours = [line for line in said[0][1].splitlines() if line.startswith("evenflow train")]
     assert ours == [
         f"evenflow train: rank 1 (process {pids[1]} on host-b (10.77.0.2)) failed while in 1F1 of step 2: "
         "ValueError: the weights caught fire"
