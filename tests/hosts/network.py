@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from pyroute2 import IPRoute, NetNS, netns
 
 _NEW_MOUNTS, _NEW_NAMES = 0x00020000, 0x04000000  # CLONE_NEWNS, CLONE_NEWUTS of unshare(2)
-_PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of mount(2): what is mounted there is seen by nobody else
+_PRIVATE, _BIND = 0x4000 | 0x40000, 0x1000  # MS_REC | MS_PRIVATE, MS_BIND of mount(2): nobody else sees those mounts
 # No DNS answers in there, and nobody needs a tokenizer's threads or anything from the hub.
 _QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
@@ -33,6 +34,7 @@ class Host:
         """Start a command as if on this host; `hidden` is a folder that is empty and its own here."""
         return subprocess.Popen(
             command,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -55,10 +57,19 @@ class Host:
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.unshare(_NEW_NAMES | _NEW_MOUNTS) == 0, os.strerror(ctypes.get_errno())
         socket.sethostname(self.name)
+        _mount("none", Path("/"), "", _PRIVATE)
+        with tempfile.NamedTemporaryFile("w", prefix="hosts-") as names:  # torchrun looks its own host up
+            names.write("127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in HOSTS))
+            names.flush()
+            _mount(names.name, Path("/etc/hosts"), "", _BIND)
         if hidden is not None:
-            assert libc.mount(b"none", b"/", None, _PRIVATE, None) == 0, os.strerror(ctypes.get_errno())
-            mounted = libc.mount(b"tmpfs", os.fsencode(hidden), b"tmpfs", 0, None)
-            assert mounted == 0, os.strerror(ctypes.get_errno())
+            _mount("tmpfs", hidden, "tmpfs", 0)
+
+
+def _mount(source: str, target: Path, kind: str, flags: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    mounted = libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, None)
+    assert mounted == 0, f"{target}: {os.strerror(ctypes.get_errno())}"
 
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

@@ -111,7 +111,10 @@ def check_ranks(started: int | None, job: Job, planned: int | None = None) -> No
     Raises:
         InputError: both numbers.
     """
-    for what, number in ((f"--processes is {job.processes}", job.processes), (f"{job.plan} has {planned}", planned)):
+    for what, number in (
+        (f"--processes is {job.processes}", job.processes),
+        (f"{job.plan} has {planned} ranks", planned),
+    ):
         if started is not None and number is not None and number != started:
             raise InputError(
                 f"{what}, but torchrun started {started} (WORLD_SIZE); --nnodes times --nproc-per-node should make "
