@@ -27,7 +27,7 @@ def worker(rank: int, ranks: int = 2) -> Torchrun:
 @pytest.fixture(scope="module")
 def other_server() -> Iterator[ForkServer]:
     """The other host's fork server."""
-    server = ForkServer(preload=())
+    server = ForkServer(preload=("tests.launch.ranks",))
     yield server
     server.close()
 
@@ -66,6 +66,7 @@ def test_ranks_on_both_hosts_are_one_job(both: tuple[SeveralHosts, list[object]]
         assert sorted(found) == [0, 1]
         assert all(found[rank]["rank"] == rank and found[rank]["payload"]["a"] == 1 for rank in found)
     assert {found[rank]["payload"]["rendezvous"] for rank in found} == {"tcp://127.0.0.1:1/evenflow/test/2"}
+    assert found[0]["payload"]["places"] == [[HERE, 0], [HERE, 0]]
     assert abs(hosts.clocks()[1]) < 0.1  # both are on one clock here
     assert not left
     hosts.__exit__(None, InputError("x"), None)
@@ -161,6 +162,24 @@ def test_a_folder_goes_both_ways_or_is_refused(
     with pytest.raises(InputError, match=r"run is not shared: .* does not see there"):
         hosts.check_shared(tmp_path / "run", [])
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_the_cluster_is_that_of_all_hosts_and_refused_where_they_differ(
+    both: tuple[SeveralHosts, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    hosts, _ = both
+    other = hosts.workers[1]
+    other.facts |= {"cores": 1, "memory_bytes": 2**30, "device": "cpu", "gpus": 0}
+    own = hosts.cluster(None, None)
+    assert (own.devices, own.at_once, own.device.memory_bytes, own.name) == (2, 2, 2**30, "local")
+    assert hosts.cluster(2, 10**6).at_once == 2  # one rank on each host has it for itself, however many threads it has
+    other.facts |= {"local_ranks": 4}
+    hosts.workers |= dict.fromkeys((2, 3, 4), other)  # four ranks on one core, one here
+    assert hosts.cluster(None, 1).at_once == 2
+    other.facts |= {"device": "NVIDIA H200", "gpus": 2}
+    with pytest.raises(InputError, match=r"ranks compute on cpu here and on 2 NVIDIA H200 on .* \(127\.0\.0\.1\)"):
+        hosts.cluster(None, None)
 
 
 def test_of_all_answers_the_quickest_sets_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,12 +92,12 @@ class SeveralHosts:
         """
         own = local_cluster(self.torchrun.local_ranks, threads)
         hosts = [describe_host(self.torchrun), *(worker.facts for worker in self.workers.values())]
+        here = _devices(hosts[0])
         for worker in self.workers.values():
-            if (worker.facts["device"], worker.facts["gpus"]) != (hosts[0]["device"], hosts[0]["gpus"]):
+            if _devices(worker.facts) != here:
                 raise InputError(
-                    f"ranks compute on {hosts[0]['gpus'] or ''} {hosts[0]['device']} here and on "
-                    f"{worker.facts['gpus'] or ''} {worker.facts['device']} on {worker.where}; equal hosts would do "
-                    "(CUDA_VISIBLE_DEVICES chooses GPUs)"
+                    f"ranks compute on {here} here and on {_devices(worker.facts)} on {worker.where}; equal hosts "
+                    "would do (CUDA_VISIBLE_DEVICES chooses GPUs)"
                 )
         memory = min(host["memory_bytes"] for host in hosts)
         # Each worker counts for its share of its host.
@@ -195,6 +195,10 @@ def describe_host(torchrun: Torchrun) -> Message:
         "local_rank": torchrun.local_rank,
         "local_ranks": torchrun.local_ranks,
     }
+
+
+def _devices(facts: Message) -> str:
+    return f"{facts['gpus']} {facts['device']}" if facts["gpus"] else str(facts["device"])
 
 
 def fork_own(

@@ -163,6 +163,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         model, plan = follow_plan(job.plan, source)
         check_ranks(launcher.ranks, job, len(plan.ranks))
         check_agrees(plan, job)
+        launcher.cluster(len(plan.ranks), plan.threads)  # refuses hosts that differ
         batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
     else:
         plan = None
