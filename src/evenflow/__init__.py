@@ -159,7 +159,7 @@ def simulate(plan: Plan, schedule: str | None = None) -> Timeline:
 
 
 def train(job: Job, progress: Progress | None = None) -> RunResult:
-    """Train a model split over processes of this machine; see `evenflow.train.Job`.
+    """Train a model split over processes of this host, or over torchrun's workers; see `evenflow.train.Job`.
 
     Raises:
         InputError: something in the job is wrong.

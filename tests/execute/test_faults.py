@@ -93,5 +93,5 @@ def test_processes_report_the_rank_that_failed_not_those_that_lost_it(server: Fo
     with pytest.raises(RankError) as raised:
         list(group.messages())
     assert str(raised.value) == (
-        f"rank {rank} failed in {rank}F2: ZeroDivisionError: a mistake (process {group.ranks[rank].pid}, in step 1)"
+        f"rank {rank} failed in {rank}F2: ZeroDivisionError: a mistake (process {group.pids[rank]}, in step 1)"
     )

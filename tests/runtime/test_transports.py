@@ -17,6 +17,7 @@ from evenflow.runtime import (
     choose_transport,
     edges_of,
     rank_device,
+    rank_devices,
     to_device,
     use_device,
 )
@@ -129,6 +130,12 @@ def test_ranks_with_and_without_a_gpu_are_refused() -> None:
 def test_ranks_take_the_gpus_in_turn() -> None:
     assert [str(rank_device(rank, 2)) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert rank_device(3, 0) == CPU
+
+
+def test_ranks_of_several_hosts_each_count_their_own_gpus() -> None:
+    places = [("10.0.0.1", 0), ("10.0.0.1", 1), ("10.0.0.2", 0), ("10.0.0.2", 1)]
+    assert rank_devices(places, 2)[2] == "10.0.0.2/cuda:0"
+    assert [choose_transport(rank_devices(places, gpus)) for gpus in (0, 1, 2)] == ["gloo", "staged", "nccl"]
 
 
 def test_what_carries_tensors_is_made_of_what_the_ranks_met_on() -> None:

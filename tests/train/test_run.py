@@ -166,7 +166,7 @@ def test_a_plan_for_another_device_is_refused(run: RunResult, job: Job) -> None:
     path = job.out.parent / "gpu.json"
     save_plan(replace(run.plan, device="NVIDIA H200"), path)
     with pytest.raises(evenflow.InputError, match=r"plan for NVIDIA H200; the ranks of this machine compute on cpu"):
-        evenflow.train(replace(job, out=job.out.parent / "followed", plan=path))
+        evenflow.train(replace(job, out=job.out.parent / "refused", plan=path))
 
 
 def test_typical_figures_are_medians(run: RunResult) -> None:

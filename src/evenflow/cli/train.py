@@ -1,4 +1,4 @@
-"""Train a model split over processes of this machine: plan, run, and hold the prediction against what happened."""
+"""Train a model split over processes, here or under torchrun: plan, run, and hold prediction against measurement."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.cli.console import TerminalProgress, show, show_json
     from evenflow.cli.figures import run_json
     from evenflow.draw import comparison_table, idle_table
-    from evenflow.train import Job, train
+    from evenflow.train import Job, serve, train
 
     job = Job(
         model=arguments.model,
@@ -66,6 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         stop_at=arguments.stop_at,
     )
+    served = serve()  # a worker that torchrun started beside the leading one
+    if served is not None:
+        return served
     result = train(job, TerminalProgress())
     if arguments.json:
         show_json(run_json(result))

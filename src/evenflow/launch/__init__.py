@@ -1,8 +1,33 @@
-"""Starts, pins, watches and ends the processes of a job."""
+"""Starts, pins, watches and ends the processes of a job, on this host or on those that torchrun started."""
 
+from evenflow.launch.address import address_of, interface_of, is_loopback, own_address
+from evenflow.launch.agent import Agent
 from evenflow.launch.channel import Channel, Message
 from evenflow.launch.client import ForkServer, shared_server
 from evenflow.launch.group import Group
+from evenflow.launch.hosts import SeveralHosts
+from evenflow.launch.launcher import Launcher, ThisHost
 from evenflow.launch.pinning import cores_of_ranks
+from evenflow.launch.torchrun import Torchrun, notice_torchrun
+from evenflow.launch.wire import dial, listen
 
-__all__ = ["Channel", "ForkServer", "Group", "Message", "cores_of_ranks", "shared_server"]
+__all__ = [
+    "Agent",
+    "Channel",
+    "ForkServer",
+    "Group",
+    "Launcher",
+    "Message",
+    "SeveralHosts",
+    "ThisHost",
+    "Torchrun",
+    "address_of",
+    "cores_of_ranks",
+    "dial",
+    "interface_of",
+    "is_loopback",
+    "listen",
+    "notice_torchrun",
+    "own_address",
+    "shared_server",
+]

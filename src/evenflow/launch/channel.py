@@ -1,4 +1,4 @@
-"""One rank's line to the process that started it: JSON messages, one a line, both ways over a socket."""
+"""One line between two processes of a job: JSON messages, one a line, both ways over a socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Send one message; a closed other end is not an error here, its reader will notice."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def waiting(self) -> list[Message]:
@@ -35,7 +35,7 @@ class Channel:
                 data = self.connection.recv(1 << 20, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
-            except ConnectionResetError:
+            except OSError:  # reset, or over a network: timed out, no route
                 data = b""
             self.closed = not data
             self._unread += data

@@ -16,6 +16,7 @@ from evenflow.errors import FaultError, InputError
 from evenflow.launch.allocator import allocator_environment
 from evenflow.launch.channel import MOST_RANKS, Channel
 from evenflow.launch.group import Group, RunningRank
+from evenflow.launch.process import LocalProcess
 
 PRELOAD = ("torch", "torch.distributed", "evenflow.models", "evenflow.execute", "evenflow.measure")
 
@@ -72,24 +73,29 @@ class ForkServer:
             InputError: more ranks than one server can watch.
             FaultError: the server is gone.
         """
-        if ranks > MOST_RANKS:
-            raise InputError(f"{ranks} processes on one machine are too many; {MOST_RANKS} would be the most")
+        processes = self.fork(target, range(ranks), payload, cores)
+        return Group(name, [RunningRank(rank, process) for rank, process in enumerate(processes)])
+
+    def fork(
+        self, target: str, ranks: Sequence[int], payload: dict[str, Any], cores: Sequence[Sequence[int]] | None = None
+    ) -> list[LocalProcess]:
+        """Fork a process for each of `ranks`, which need not be all ranks of the job; else as `start`."""
+        if len(ranks) > MOST_RANKS:
+            raise InputError(f"{len(ranks)} processes on one machine are too many; {MOST_RANKS} would be the most")
         while not self._ready:
             self._listen(None)
-        pairs = [socket.socketpair() for _ in range(ranks)]
-        body = json.dumps({"target": target, "cores": cores, "payload": payload}).encode()
+        pairs = [socket.socketpair() for _ in ranks]
+        body = json.dumps({"target": target, "ranks": [*ranks], "cores": cores, "payload": payload}).encode()
         socket.send_fds(self._connection, [len(body).to_bytes(8, "little")], [theirs.fileno() for _, theirs in pairs])
         self._connection.sendall(body)
         for _, theirs in pairs:
             theirs.close()
         while not self._started:
             self._listen(None)
-        pids = self._started.pop()
-        return Group(
-            name,
-            self.exits,
-            [RunningRank(rank, pid, Channel(pairs[rank][0])) for rank, pid in enumerate(pids)],
-        )
+        return [
+            LocalProcess(pid, Channel(ours), self.exits)
+            for pid, (ours, _) in zip(self._started.pop(), pairs, strict=True)
+        ]
 
     def exits(self, wait_s: float) -> dict[int, int]:
         """Exit statuses by process id of all ranks that have ended so far (negative: the signal)."""

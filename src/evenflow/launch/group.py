@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputError, PeerLostError, RankError
-from evenflow.launch.channel import Channel, Message
+from evenflow.launch.channel import Message
+from evenflow.launch.process import Process
 
 # How long the report or death of the rank that is to blame may come after those of the ranks that lost it.
 _ROOT_CAUSE_S = 2.0
@@ -23,15 +22,23 @@ _ERRORS: dict[str, type[EvenflowError]] = {
 
 @dataclass
 class RunningRank:
-    """One rank: its process, its line to us, and what was last heard of it."""
+    """One rank: its process, and what was last heard of it."""
 
     number: int
-    pid: int
-    channel: Channel
+    process: Process
     done: bool = False
     error: Message | None = None
-    status: int | None = None
     doing: str = "starting"
+
+    @property
+    def who(self) -> str:
+        """The rank, for messages."""
+        return f"rank {self.number} ({self.process_name})"
+
+    @property
+    def process_name(self) -> str:
+        """Its process, and its host if that is another one."""
+        return f"process {self.process.pid}{self.process.where}"
 
 
 @dataclass
@@ -40,23 +47,26 @@ class Group:
 
     Attributes:
         name: what the job is, for messages.
-        exits: waits up to some seconds; exit statuses by process id of all ranks that have ended so far.
         ranks: the ranks, by number.
     """
 
     name: str
-    exits: Callable[[float], dict[int, int]]
     ranks: list[RunningRank] = field(default_factory=list)
 
     @property
     def pids(self) -> list[int]:
         """The ranks' process ids."""
-        return [rank.pid for rank in self.ranks]
+        return [rank.process.pid for rank in self.ranks]
+
+    @property
+    def hosts(self) -> list[str]:
+        """The name of the host that each rank runs on."""
+        return [rank.process.host for rank in self.ranks]
 
     def tell(self, message: Message) -> None:
         """Send a message to every rank."""
         for rank in self.ranks:
-            rank.channel.send(message)
+            rank.process.send(message)
 
     def messages(self, idle_s: float = 0.2) -> Iterator[tuple[int, Message] | None]:
         """All ranks' messages as they come, until all are done; None whenever none came for `idle_s`.
@@ -81,23 +91,20 @@ class Group:
     def end(self) -> None:
         """Kill every rank that still runs and wait until it is gone."""
         for rank in self.ranks:
-            if rank.status is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rank.pid, signal.SIGKILL)
+            rank.process.kill()
         self._reap()
 
     def _read(self, wait_s: float) -> list[tuple[RunningRank, Message]]:
-        self._note_exits(0.0)
-        open_ranks = [rank for rank in self.ranks if not rank.channel.closed]
+        for rank in self.ranks:
+            rank.process.poll(0.0)
+        open_ranks = [rank for rank in self.ranks if not rank.process.closed]
         found: list[tuple[RunningRank, Message]] = []
         if not open_ranks:
             time.sleep(min(wait_s, 0.01))
             return found
-        readable, _, _ = select.select([*(rank.channel for rank in open_ranks)], [], [], wait_s)
+        select.select([rank.process for rank in open_ranks], [], [], wait_s)
         for rank in open_ranks:
-            if rank.channel not in readable:
-                continue
-            for message in rank.channel.waiting():
+            for message in rank.process.waiting():
                 if message["kind"] == "done":
                     rank.done = True
                 elif message["kind"] == "error":
@@ -109,7 +116,7 @@ class Group:
         return found
 
     def _failed(self, rank: RunningRank) -> bool:
-        return not rank.done and (rank.error is not None or rank.channel.closed)
+        return not rank.done and (rank.error is not None or rank.process.closed)
 
     def _raise_root_cause(self) -> NoReturn:
         """End all ranks and raise what the one that is to blame reported."""
@@ -120,8 +127,8 @@ class Group:
             raise silence
         if culprit.error is None:
             deadline = time.monotonic() + _ROOT_CAUSE_S
-            while culprit.status is None and time.monotonic() < deadline:
-                self._note_exits(0.05)
+            while not culprit.process.poll(0.05) and time.monotonic() < deadline:
+                pass
         error = self._error_of(culprit)
         self.end()
         raise error
@@ -132,42 +139,39 @@ class Group:
             if rank.error is not None and rank.error["type"] != PeerLostError.__name__:
                 return rank
         for rank in self.ranks:
-            if rank.error is None and rank.channel.closed and not rank.done:
+            if rank.error is None and rank.process.closed and not rank.done:
                 return rank
         return None
 
     def _silent_error(self) -> FaultError:
         """All that spoke lost somebody: whoever said nothing is the one they lost."""
         silent = [rank for rank in self.ranks if not self._failed(rank) and not rank.done] or self.ranks
-        names = ", ".join(f"rank {rank.number} (process {rank.pid}) while {rank.doing}" for rank in silent)
+        names = ", ".join(f"{rank.who} while {rank.doing}" for rank in silent)
         return FaultError(f"the ranks lost each other; not heard of in time: {names}")
 
     def _error_of(self, rank: RunningRank) -> EvenflowError:
-        who = f"rank {rank.number} (process {rank.pid})"
         if rank.error is None:
-            if rank.status is not None and rank.status < 0:
-                how = f"was killed by {signal.Signals(-rank.status).name}"
+            status = rank.process.status
+            if rank.process.lost:
+                how = "is lost: its host or the network to it is gone, or its worker there was killed,"
+            elif status is not None and status < 0:
+                how = f"was killed by {signal.Signals(-status).name}"
             else:
-                how = f"left without a word (status {rank.status})"
-            return FaultError(f"{who} {how} while {rank.doing}; the other ranks were ended")
+                how = f"left without a word (status {status})"
+            return FaultError(f"{rank.who} {how} while {rank.doing}; the other ranks were ended")
         kind = _ERRORS.get(rank.error["type"])
         if kind is not None and kind is not FaultError:
             return kind(rank.error["text"])
         text = (rank.error["text"].strip().splitlines() or ["no reason given"])[0]
         if rank.error["type"] == RankError.__name__:  # it names rank, action and cause, first of all
-            return RankError(f"{text} (process {rank.pid}, {rank.doing})")
+            return RankError(f"{text} ({rank.process_name}, {rank.doing})")
         detail = text if rank.error["on_purpose"] else f"{rank.error['type']}: {text}"
-        return FaultError(f"{who} failed while {rank.doing}: {detail}")
-
-    def _note_exits(self, wait_s: float) -> None:
-        exits = self.exits(wait_s)
-        for rank in self.ranks:
-            if rank.pid in exits:  # taken out, so that a later rank with the same process id is not taken for dead
-                rank.status = exits.pop(rank.pid)
+        return FaultError(f"{rank.who} failed while {rank.doing}: {detail}")
 
     def _reap(self) -> None:
         deadline = time.monotonic() + 10
-        while any(rank.status is None for rank in self.ranks) and time.monotonic() < deadline:
-            self._note_exits(0.05)
+        running = [rank.process for rank in self.ranks]
+        while running and time.monotonic() < deadline:
+            running = [process for process in running if not process.poll(0.05)]
         for rank in self.ranks:
-            rank.channel.close()
+            rank.process.close()

@@ -4,7 +4,7 @@ Run as `python -m evenflow.launch.server DESCRIPTOR MODULE...`. It has no thread
 its children are safe to fork; it never runs work itself. It speaks over the socket that it was given:
 
     to it      a request: 8 bytes of length with one socket for each rank attached, then that much JSON
-               `{"target": "module:function", "cores": [[0], [1]] or null, "payload": {...}}`
+               `{"target": "module:function", "ranks": [0, 1], "cores": [[0], [1]] or null, "payload": {...}}`
     from it    JSON lines: `{"ready": true}`, `{"started": [pid, ...]}`, `{"exited": pid, "status": -9}`
 
 When the other end closes, for whatever reason, it kills all its children and leaves.
@@ -95,21 +95,21 @@ def _fork_ranks(connection: socket.socket, request: dict[str, Any], descriptors:
     sys.stderr.flush()
     server = os.getpid()
     started: list[int] = []
-    for rank, descriptor in enumerate(descriptors):
+    for index, descriptor in enumerate(descriptors):
         child = os.fork()
         if child == 0:
             connection.close()
             for other in descriptors:
                 if other != descriptor:
                     os.close(other)
-            _become_rank(rank, server, request, Channel(socket.socket(fileno=descriptor)))
+            _become_rank(index, server, request, Channel(socket.socket(fileno=descriptor)))
         started.append(child)
     for descriptor in descriptors:
         os.close(descriptor)
     return started
 
 
-def _become_rank(rank: int, server: int, request: dict[str, Any], channel: Channel) -> None:
+def _become_rank(index: int, server: int, request: dict[str, Any], channel: Channel) -> None:
     """Run the target and leave, never returning to the server's loop."""
     status = 1
     try:
@@ -118,9 +118,9 @@ def _become_rank(rank: int, server: int, request: dict[str, Any], channel: Chann
         _die_with(server)
         cores = request["cores"]
         if cores is not None:
-            os.sched_setaffinity(0, cores[rank])
+            os.sched_setaffinity(0, cores[index])
         module, _, function = request["target"].partition(":")
-        getattr(importlib.import_module(module), function)(rank, channel, request["payload"])
+        getattr(importlib.import_module(module), function)(request["ranks"][index], channel, request["payload"])
         channel.send({"kind": "done"})
         status = 0
     except BaseException as error:
@@ -150,3 +150,6 @@ def _die_with(server: int) -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # taking a torch apart that has only been imported takes longer than all the rest of an ending

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,53 +14,47 @@ import torch
 from evenflow.cost import LayerCost, LinkCost, Profile
 from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
-from evenflow.launch import cores_of_ranks, shared_server
+from evenflow.launch import Launcher, ThisHost
 from evenflow.models import ModelSource
 from evenflow.spec import Cluster, Model, this_machine
 from evenflow.spec.gpus import visible_gpus
 
 
 def measure_profile(
-    source: ModelSource, model: Model, cluster: Cluster, tick: Callable[[], None] = lambda: None
+    source: ModelSource,
+    model: Model,
+    cluster: Cluster,
+    tick: Callable[[], None] = lambda: None,
+    launcher: Launcher | None = None,
 ) -> Profile:
-    """Time `model`'s layers in `cluster.devices` processes on this machine, all busy at once.
+    """Time `model`'s layers in `cluster.devices` processes, all busy at once.
 
     Args:
         source: where the model comes from.
         model: its description, at the microbatch shape to time.
         cluster: a local cluster.
         tick: called now and then while the ranks measure; what it raises ends them.
+        launcher: where the processes run; by default on this host.
     """
     if not cluster.is_local:
         raise InputError(f"only this machine can be measured, not {cluster.name}; --cluster local would do")
-    with tempfile.TemporaryDirectory(prefix="evenflow-") as folder:
-        path = Path(folder) / "model.json"
-        source.config.to_json_file(path, use_diff=False)
-        group = shared_server().start(
-            "profile",
-            "evenflow.measure.ranks:run",
-            cluster.devices,
-            {
-                "model": str(path),
-                "ranks": cluster.devices,
-                "threads": cluster.threads,
-                "gpus": len(visible_gpus()) if cluster.device.is_gpu else 0,
-                "has_own_cores": cluster.at_once == cluster.devices,
-                "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
-                "signatures": [layer.signature for layer in model.layers],
-                "parameters": len(model.layers) * 16,
-                "rendezvous": f"{folder}/rendezvous",
-            },
-            cores_of_ranks(cluster.devices, cluster.threads),
-        )
-        try:
-            results: list[dict[str, Any]] = []
-            for item in group.messages():
-                tick()
-                if item is not None:
-                    results.append(item[1])
-        finally:
-            group.end()
+    payload = {
+        "model": source.config.to_json_string(use_diff=False),
+        "ranks": cluster.devices,
+        "threads": cluster.threads,
+        "gpus": len(visible_gpus()) if cluster.device.is_gpu else 0,
+        "has_own_cores": cluster.at_once == cluster.devices,
+        "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
+        "signatures": [layer.signature for layer in model.layers],
+        "parameters": len(model.layers) * 16,
+    }
+    target = "evenflow.measure.ranks:run"
+    results: list[dict[str, Any]] = []
+    with (launcher or ThisHost()).running("profile", target, cluster.devices, payload, cluster.threads) as group:
+        for item in group.messages():
+            tick()
+            if item is not None:
+                results.append(item[1])
     return _combine(results, model, cluster)
 
 
@@ -72,6 +65,7 @@ def cached_profile(
     measuring: Callable[[], None] = lambda: None,
     again: bool = False,
     tick: Callable[[], None] = lambda: None,
+    launcher: Launcher | None = None,
 ) -> Profile:
     """The profile of this model, shape, machine and number of processes: from the cache, else measured.
 
@@ -82,7 +76,11 @@ def cached_profile(
         measuring: called before anything is measured, to tell a waiting person.
         again: measure even where the cache has it, and replace that.
         tick: called now and then while the ranks measure; what it raises ends them.
+        launcher: where the processes run; by default on this host.
     """
+    if launcher is not None and launcher.ranks is not None:
+        measuring()  # always: the cache knows one host, and nothing of the network between several
+        return measure_profile(source, model, cluster, tick, launcher)
     name = f"{model.fingerprint}-{cluster.devices}x{cluster.threads}.json"
     path = _cache_folder() / "profiles" / name
     if path.is_file() and not again:

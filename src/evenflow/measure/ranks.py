@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ import torch
 from evenflow.launch import Channel
 from evenflow.measure.layers import Repeats, rank_clock, time_layers, time_matmul
 from evenflow.measure.link import time_link, time_sum
-from evenflow.models import find_model
-from evenflow.runtime import carry, choose_transport, connect, rank_device, use_device
+from evenflow.models import read_config
+from evenflow.runtime import carry, choose_transport, connect, rank_device, rank_devices, use_device
 
 _TIMEOUT_S = 300.0
 
@@ -22,10 +21,11 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     torch.set_num_threads(payload["threads"])
     ranks: int = payload["ranks"]
     gpus: int = payload["gpus"]
-    device = rank_device(rank, gpus)
+    local_rank = payload["places"][rank][1]
+    device = rank_device(local_rank, gpus)
     use_device(device)
-    kind = choose_transport([str(rank_device(other, gpus)) for other in range(ranks)])
-    host = connect(rank, ranks, Path(payload["rendezvous"]), _TIMEOUT_S)
+    kind = choose_transport(rank_devices(payload["places"], gpus))
+    host = connect(rank, ranks, payload["rendezvous"], _TIMEOUT_S)
     pairs = [edge for first in range(0, ranks - 1, 2) for edge in ((first, first + 1), (first + 1, first))]
     transport = carry(host, kind, rank, pairs, device, _TIMEOUT_S)
     batch, seq, hidden = payload["shape"]
@@ -38,10 +38,10 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             transport.sum(together)
 
     # Of ranks that share a GPU the first times its layers, alone: what they take of it together is the simulator's.
-    if not gpus or rank < gpus:
+    if not gpus or local_rank < gpus:
         channel.send({"kind": "doing", "what": "timing layers"})
         layers, *stage = time_layers(
-            find_model(payload["model"]).config,
+            read_config(payload["model"]),
             payload["signatures"],
             (batch, seq, hidden),
             Repeats(),

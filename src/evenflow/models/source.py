@@ -77,8 +77,20 @@ def _read_config(path: Path) -> PretrainedConfig:
     if not path.is_file():
         raise InputError(f"{path.parent} has no config.json; a Hugging Face model directory has one")
     try:
-        facts = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return read_config(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from None
+
+
+def read_config(text: str, path: str = "the configuration") -> PretrainedConfig:
+    """Read the text of a config.json; `path` is where it comes from, for messages.
+
+    Raises:
+        InputError: it is no configuration of a causal LM that transformers knows.
+    """
+    try:
+        facts = json.loads(text)
+    except json.JSONDecodeError as error:
         raise InputError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(facts, dict) or not isinstance(facts.get("model_type"), str):
         raise InputError(f"{path} has no model_type; a Hugging Face config names its architecture there")
@@ -96,7 +108,7 @@ def _read_config(path: Path) -> PretrainedConfig:
         ) from None
     except Exception as error:  # a config class may refuse its values in any way
         raise InputError(f"{path}: {_one_line(error)}") from None
-    return _checked(config, str(path))
+    return _checked(config, path)
 
 
 def _hub_config(name: str) -> PretrainedConfig:

@@ -27,6 +27,16 @@ def rank_device(rank: int, gpus: int) -> torch.device:
     return torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
 
 
+def rank_devices(places: Sequence[tuple[str, int]], gpus: int) -> list[str]:
+    """The device of every rank, as `choose_transport` takes them.
+
+    Args:
+        places: each rank's host and its number among the ranks of that host.
+        gpus: how many GPUs the ranks of each host use; 0 for none.
+    """
+    return [f"{host}/{rank_device(local_rank, gpus)}" for host, local_rank in places]
+
+
 def use_device(device: torch.device, deterministic: bool = False) -> None:
     """Make `device` this process's own; before anything else touches CUDA.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from evenflow.errors import PeerLostError, first_line
+from evenflow.runtime.rendezvous import bind_gloo, meeting_store
 
 
 class Transfer(Protocol):
@@ -76,17 +76,17 @@ class GlooTransfer:
 class GlooTransport:
     """torch.distributed over gloo: TCP, with a tag on every message."""
 
-    def __init__(self, rank: int, ranks: int, rendezvous: Path, timeout_s: float) -> None:
-        """Meet the other ranks through a file; on one machine all sockets stay on the loopback interface.
+    def __init__(self, rank: int, ranks: int, rendezvous: str, timeout_s: float) -> None:
+        """Meet the other ranks; on one host all sockets stay on the loopback interface.
 
         Raises:
             PeerLostError: they did not all come in time.
         """
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        bind_gloo(rendezvous)
         try:
             dist.init_process_group(
                 "gloo",
-                store=dist.FileStore(str(rendezvous), ranks),  # type: ignore[attr-defined]  # public, but not in its stubs
+                store=meeting_store(rendezvous, ranks, timeout_s),
                 rank=rank,
                 world_size=ranks,
                 timeout=timedelta(seconds=timeout_s),
@@ -124,6 +124,6 @@ class GlooTransport:
         dist.destroy_process_group()
 
 
-def connect(rank: int, ranks: int, rendezvous: Path, timeout_s: float) -> Transport:
-    """The transport of `rank` among `ranks` on this machine."""
-    return AloneTransport() if ranks == 1 else GlooTransport(rank, ranks, rendezvous, timeout_s)
+def connect(rank: int, ranks: int, rendezvous: str | Path, timeout_s: float) -> Transport:
+    """The transport of `rank` among `ranks`, which meet through a file or through torchrun's store."""
+    return AloneTransport() if ranks == 1 else GlooTransport(rank, ranks, str(rendezvous), timeout_s)

@@ -1,5 +1,6 @@
 """The loop round the executor: text, batches, learning rate, metrics, and the model that comes out."""
 
+from evenflow.train.hosts import serve
 from evenflow.train.job import Job
 from evenflow.train.planning import follow_plan, make_batch, plan_model
 from evenflow.train.progress import Progress, Silent
@@ -15,5 +16,6 @@ __all__ = [
     "make_batch",
     "plan_model",
     "saved_model_losses",
+    "serve",
     "train",
 ]

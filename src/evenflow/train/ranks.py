@@ -12,7 +12,7 @@ from evenflow.errors import FaultError, RankError, first_line
 from evenflow.execute import Executor
 from evenflow.files import load_plan
 from evenflow.launch import Channel
-from evenflow.models import Stage, build_stage, draw_weights, find_model, read_weights, write_weights
+from evenflow.models import Stage, build_stage, draw_weights, read_config, read_weights, write_weights
 from evenflow.plan import Plan
 from evenflow.program import verify
 from evenflow.runtime import (
@@ -28,6 +28,7 @@ from evenflow.runtime import (
     edges_of,
     memory_meter,
     rank_device,
+    rank_devices,
     to_device,
     use_device,
 )
@@ -47,7 +48,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Train one rank of `payload["plan"]` and send each step's figures."""
     plan = load_plan(Path(payload["plan"]))
     torch.set_num_threads(plan.threads)
-    device = rank_device(rank, payload["gpus"])
+    device = rank_device(payload["places"][rank][1], payload["gpus"])
     use_device(device)
     meter = memory_meter(device)
     try:
@@ -74,8 +75,8 @@ def _train(
     verify(program)
     timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
     channel.send({"kind": "doing", "what": "meeting the other ranks"})
-    host = connect(rank, len(plan.ranks), Path(payload["rendezvous"]), timeout_s)
-    kind = choose_transport([str(rank_device(own.rank, payload["gpus"])) for own in plan.ranks])
+    host = connect(rank, len(plan.ranks), payload["rendezvous"], timeout_s)
+    kind = choose_transport(rank_devices(payload["places"], payload["gpus"]))
     transport = carry(host, kind, rank, edges_of(plan.stage_rank), device, timeout_s)
     channel.send({"kind": "doing", "what": "building its stage"})
     stages = {number: _build(number, payload, plan, device) for number in plan.ranks[rank].stages}
@@ -125,8 +126,7 @@ def _compare_clocks(channel: Channel, host: Transport, rank: int, ranks: int) ->
 
 def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> Stage:
     """A stage with its weights. They are drawn in host memory: a GPU's generator would draw others."""
-    source = find_model(payload["config"])
-    stage = build_stage(source.config, plan.stages[number].layers)
+    stage = build_stage(read_config(payload["config"]), plan.stages[number].layers)
     draw_weights(stage, payload["seed"])
     if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])

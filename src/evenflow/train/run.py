@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +22,18 @@ from evenflow.files import (
     truncate_metrics,
     write_text,
 )
-from evenflow.launch import Group, cores_of_ranks, shared_server
+from evenflow.launch import Group, Launcher, ThisHost, notice_torchrun, shared_server
 from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, describe_model, find_model
 from evenflow.plan import Plan
 from evenflow.search import check_request, make_plan, plan_program, plan_timeline
 from evenflow.spec import Batch, Cluster, Model
-from evenflow.spec.cluster import CPU, local_cluster
+from evenflow.spec.cluster import CPU
 from evenflow.spec.gpus import visible_gpus
 from evenflow.timeline import Comparison, Timeline, compare
 from evenflow.train.checkpoint import RunState, check_resumable, config_hash, newest_checkpoint, publish
 from evenflow.train.folder import RunFolder
+from evenflow.train.hosts import check_ranks, lead
 from evenflow.train.job import Job
 from evenflow.train.planning import DEFAULT_SCHEDULE, check_agrees, follow_plan, make_batch
 from evenflow.train.prepare import PreparedText, prepare_text, reopen_text
@@ -74,22 +74,31 @@ class RunResult:
 
 
 def train(job: Job, progress: Progress | None = None) -> RunResult:
-    """Train a model split over processes of this machine.
+    """Train a model split over processes of this host, or over the workers of the torchrun that started it.
 
     Args:
         job: what to train.
         progress: hears of it as it goes.
 
     Raises:
-        InputError: something in the job is wrong.
+        InputError: something in the job is wrong; or this is a torchrun worker that does not lead.
         ImpossibleError: no plan fits the memory limit.
         FaultError: a rank failed or died; the others were ended.
         StoppedError: a signal stopped the run after a step; everything was saved first.
     """
     progress = progress or Silent()
+    torchrun = notice_torchrun(os.environ)
+    if torchrun is not None and not torchrun.leads:
+        raise InputError(
+            f"this worker has RANK {torchrun.rank}: it serves one rank and has no result of its own. "
+            "`evenflow.train.serve()` does that, as does `python -m evenflow train`"
+        )
     try:
         with StopSignals() as signals:
-            return _run(job, progress, signals)
+            if torchrun is None:
+                return _run(job, progress, signals, ThisHost())
+            with lead(torchrun, signals) as hosts:
+                return _run(job, progress, signals, hosts)
     finally:
         progress.closed()
 
@@ -105,18 +114,20 @@ class _Prepared:
     checkpoint: tuple[Path, RunState] | None
 
 
-def _run(job: Job, progress: Progress, signals: StopSignals) -> RunResult:
+def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher) -> RunResult:
+    check_ranks(launcher.ranks, job)
     source = find_model(job.model)
     if not job.from_scratch and not job.resume:
         source.check_weights()
     with RunFolder(job.out, job.data, job.resume) as folder:
         shared_server()  # imports torch on another core while this process prepares
-        ready = _prepare(job, source, progress, signals)
+        launcher.check_shared(job.out, () if job.from_scratch else source.weight_files)
+        ready = _prepare(job, source, progress, signals, launcher)
         _say_weights(job, ready, progress)
         save_plan(ready.plan, job.out / "plan.json")
         progress.planned(ready.plan, ready.model)
         recorder = _recorder(job, ready)
-        shards = _run_ranks(job, ready, recorder, folder, progress, signals)
+        shards = _run_ranks(job, ready, recorder, folder, progress, signals, launcher)
     last = recorder.metrics[-1].step
     # The model first: a state that is complete is never resumed, so nothing would make its model afterwards.
     finish_model_folder(
@@ -139,7 +150,7 @@ def _run(job: Job, progress: Progress, signals: StopSignals) -> RunResult:
     return result
 
 
-def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSignals) -> _Prepared:
+def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSignals, launcher: Launcher) -> _Prepared:
     """Decide everything, what is quick to refuse first."""
     checkpoint = None
     if job.resume:
@@ -150,11 +161,13 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         read_documents(job.data)  # says at once that there is nothing to read
     if job.plan is not None:
         model, plan = follow_plan(job.plan, source)
+        check_ranks(launcher.ranks, job, len(plan.ranks))
         check_agrees(plan, job)
+        launcher.cluster(len(plan.ranks), plan.threads)  # refuses hosts that differ
         batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
     else:
         plan = None
-        cluster, batch = _cluster_and_batch(job, source, checkpoint)
+        cluster, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length)
         check_request(model, cluster, batch, job.schedule or DEFAULT_SCHEDULE)
     if checkpoint is not None:
@@ -164,7 +177,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
     text = _text(job, source, batch.seq_length, progress, signals)
     signals.check()
     if plan is None:
-        plan = _plan(job, source, model, cluster, batch, progress, signals)
+        plan = _plan(job, source, model, cluster, batch, progress, signals, launcher)
     if job.check and len(plan.ranks) > 1:
         checked = check_split(source.config)
         progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
@@ -173,10 +186,10 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
 
 
 def _cluster_and_batch(
-    job: Job, source: ModelSource, checkpoint: tuple[Path, RunState] | None
+    job: Job, source: ModelSource, checkpoint: tuple[Path, RunState] | None, launcher: Launcher
 ) -> tuple[Cluster, Batch]:
     """A resumed run keeps its microbatch, over which gradients add up in order, unless it is told otherwise."""
-    cluster = local_cluster(job.processes, job.threads)
+    cluster = launcher.cluster(job.processes or launcher.ranks, job.threads)
     kept = checkpoint[1].micro_batch_size if checkpoint else None
     longest = getattr(source.config, "max_position_embeddings", None)
     batch = make_batch(
@@ -203,6 +216,7 @@ def _plan(
     batch: Batch,
     progress: Progress,
     signals: StopSignals,
+    launcher: Launcher,
 ) -> Plan:
     """Profile and plan, over what the executor runs."""
     profile = cached_profile(
@@ -212,6 +226,7 @@ def _plan(
         lambda: progress.said(f"profile: timing layers with {cluster.devices} busy processes"),
         job.measure_again,
         signals.check,
+        launcher,
     )
     save_profile(profile, job.out / "profile.json")
     schedule = job.schedule or DEFAULT_SCHEDULE
@@ -255,7 +270,13 @@ def _recorder(job: Job, ready: _Prepared) -> Recorder:
 
 
 def _run_ranks(
-    job: Job, ready: _Prepared, recorder: Recorder, folder: RunFolder, progress: Progress, signals: StopSignals
+    job: Job,
+    ready: _Prepared,
+    recorder: Recorder,
+    folder: RunFolder,
+    progress: Progress,
+    signals: StopSignals,
+    launcher: Launcher,
 ) -> list[dict[str, int]]:
     """Start the ranks and follow them to their end; returns each rank's shard of the model."""
     plan, source, checkpoint = ready.plan, ready.source, ready.checkpoint
@@ -263,34 +284,25 @@ def _run_ranks(
     for partial in (_PARTIAL_MODEL, _PARTIAL_STATE):
         shutil.rmtree(out / partial, ignore_errors=True)
         (out / partial).mkdir(parents=True)
-    with tempfile.TemporaryDirectory(prefix="evenflow-") as meeting:
-        config = Path(meeting) / "model.json"
-        source.config.to_json_file(config, use_diff=False)
-        group = shared_server().start(
-            "train",
-            "evenflow.train.ranks:run",
-            len(plan.ranks),
-            {
-                "plan": str(out / "plan.json"),
-                "config": str(config),
-                "weights": [] if job.from_scratch else [str(path.resolve()) for path in source.weight_files],
-                "seed": job.seed,
-                "gpus": 0 if plan.device == CPU else len(visible_gpus()),
-                "rendezvous": f"{meeting}/rendezvous",
-                "tokens": str(out / "tokens"),
-                "hidden_size": ready.model.hidden_size,
-                "steps": job.steps,
-                "last_step": job.stop_at or job.steps,
-                "done_steps": checkpoint[1].step if checkpoint else 0,
-                "checkpoint": str(checkpoint[0].resolve()) if checkpoint else None,
-                "learning_rate": job.learning_rate,
-                "model_out": str(out / _PARTIAL_MODEL),
-                "checkpoint_out": str(out / _PARTIAL_STATE),
-            },
-            cores_of_ranks(len(plan.ranks), plan.threads),
-        )
-        host = socket.gethostname()
-        save_ranks([RankProcess(rank, pid, host) for rank, pid in enumerate(group.pids)], out / "ranks.json")
+    payload = {
+        "plan": str(out / "plan.json"),
+        "config": source.config.to_json_string(use_diff=False),
+        "weights": [] if job.from_scratch else [str(path.resolve()) for path in source.weight_files],
+        "seed": job.seed,
+        "gpus": 0 if plan.device == CPU else len(visible_gpus()),
+        "tokens": str(out / "tokens"),
+        "hidden_size": ready.model.hidden_size,
+        "steps": job.steps,
+        "last_step": job.stop_at or job.steps,
+        "done_steps": checkpoint[1].step if checkpoint else 0,
+        "checkpoint": str(checkpoint[0].resolve()) if checkpoint else None,
+        "learning_rate": job.learning_rate,
+        "model_out": str(out / _PARTIAL_MODEL),
+        "checkpoint_out": str(out / _PARTIAL_STATE),
+    }
+    with launcher.running("train", "evenflow.train.ranks:run", len(plan.ranks), payload, plan.threads) as group:
+        processes = enumerate(zip(group.pids, group.hosts, strict=True))
+        save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
         return _watch(group, recorder, folder, progress, signals, job.steps)
 
 
@@ -305,27 +317,24 @@ def _watch(
     """Follow the ranks to their end; returns each rank's shard of the model."""
     shards: dict[int, dict[str, int]] = {}
     told = False
-    try:
-        for item in group.messages():
-            signals.check_again()
-            if signals.received is not None and not told:
-                progress.said("stopping after this step; a second signal ends at once")
-                group.tell({"kind": "stop"})
-                told = True
-            if item is None:
-                continue
-            rank, message = item
-            if message["kind"] == "step":
-                metrics = recorder.take(rank, message)
-                if metrics is not None:
-                    folder.keep()
-                    progress.stepped(metrics, steps)
-            elif message["kind"] == "clock":
-                recorder.take_clock(rank, message)
-            elif message["kind"] == "shard":
-                shards[rank] = message["sizes"]
-    finally:
-        group.end()
+    for item in group.messages():
+        signals.check_again()
+        if signals.received is not None and not told:
+            progress.said("stopping after this step; a second signal ends at once")
+            group.tell({"kind": "stop"})
+            told = True
+        if item is None:
+            continue
+        rank, message = item
+        if message["kind"] == "step":
+            metrics = recorder.take(rank, message)
+            if metrics is not None:
+                folder.keep()
+                progress.stepped(metrics, steps)
+        elif message["kind"] == "clock":
+            recorder.take_clock(rank, message)
+        elif message["kind"] == "shard":
+            shards[rank] = message["sizes"]
     return [shards[rank] for rank in sorted(shards)]
 
 

@@ -8,6 +8,7 @@ moment, which may swallow it or not survive it.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -21,11 +22,13 @@ class StopSignals:
     Attributes:
         received: the first signal that came.
         again: whether another came after it.
+        hear: called by `check`, to take in what other hosts say meanwhile.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.again = False
+        self.hear: Callable[[], None] = lambda: None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -44,6 +47,7 @@ class StopSignals:
         Raises:
             StoppedError: a signal came.
         """
+        self.hear()
         if self.received is not None:
             raise StoppedError(f"stopped by {signal.Signals(self.received).name} before the first step", self.received)
 
@@ -57,6 +61,11 @@ class StopSignals:
             raise StoppedError(
                 "stopped at once by a second signal; steps since the last checkpoint are lost", self.received
             )
+
+    def heard_elsewhere(self, number: int) -> None:
+        """Another host's worker was asked to stop, which counts as one signal here, however many hosts were asked."""
+        if self.received is None:
+            self.received = number
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:

@@ -1,0 +1,93 @@
+"""The other torchrun workers' side: fork one rank when told to, and relay between it and the leading worker."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+
+from evenflow.errors import FaultError
+from evenflow.launch.channel import Channel, Message
+from evenflow.launch.client import ForkServer
+from evenflow.launch.hosts import describe_host, fork_own, look
+from evenflow.launch.process import LocalProcess
+from evenflow.launch.torchrun import Torchrun
+
+_TURN_S = 0.2  # between two looks for signals and for a rank that ended
+
+
+class Agent:
+    """One worker's rank on behalf of the leading worker.
+
+    Args:
+        torchrun: what this worker was told.
+        line: to the leading worker.
+        secret: what proves to it that this worker is of its run.
+        server: forks the rank.
+    """
+
+    def __init__(self, torchrun: Torchrun, line: Channel, secret: str, server: ForkServer) -> None:
+        self._torchrun = torchrun
+        self._line = line
+        self._server = server
+        self._rank: LocalProcess | None = None
+        line.send({"kind": "hello", "secret": secret, "rank": torchrun.rank, **describe_host(torchrun)})
+
+    def serve(self, signal_number: Callable[[], int | None]) -> int:
+        """Do as told until told to leave; returns the exit code that the leading worker leaves with.
+
+        Args:
+            signal_number: the signal that asked this worker to stop, if one has: the run then saves and stops. What
+                it raises ends this worker at once.
+
+        Raises:
+            FaultError: the leading worker is gone.
+        """
+        told = False
+        try:
+            while True:
+                number = signal_number()
+                if number is not None and not told:
+                    self._line.send({"kind": "signal", "number": number})
+                    told = True
+                talking = [] if self._rank is None or self._rank.closed else [self._rank.fileno()]
+                select.select([self._line.fileno(), *talking], [], [], _TURN_S)
+                for message in self._line.waiting():
+                    if message["kind"] == "bye":
+                        return int(message["code"])
+                    self._obey(message)
+                if self._line.closed:
+                    raise FaultError(
+                        f"rank {self._torchrun.rank} on {socket.gethostname()} lost rank 0, the process that leads the "
+                        "run: it, its host or the network to it is gone"
+                    )
+                self._relay()
+        finally:
+            if self._rank is not None:
+                self._rank.kill()
+            self._line.close()
+
+    def _obey(self, message: Message) -> None:
+        match message["kind"]:
+            case "tell" if self._rank is not None:
+                self._rank.send(message["message"])
+            case "kill" if self._rank is not None:
+                self._rank.kill()
+            case "look":
+                self._line.send(look(message, self._torchrun.rank))
+            case "start":
+                self._rank = fork_own(
+                    self._server, self._torchrun, message["target"], message["payload"], message["threads"]
+                )
+                self._line.send({"kind": "started", "pid": self._rank.pid})
+
+    def _relay(self) -> None:
+        """Pass on what the rank says, then that it has ended."""
+        if self._rank is None:
+            return
+        for message in self._rank.waiting():
+            self._line.send({"kind": "said", "message": message})
+        if self._rank.closed and self._rank.poll(0.05):
+            self._line.send({"kind": "exited", "status": self._rank.status})
+            self._rank.close()
+            self._rank = None

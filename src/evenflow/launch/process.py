@@ -1,0 +1,98 @@
+"""A rank's process as whoever watches it sees it: the same calls whether it runs on this host or on another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from evenflow.launch.channel import Channel, Message
+
+
+class Process(Protocol):
+    """A running rank's process and its line to us."""
+
+    pid: int
+    host: str
+    status: int | None
+
+    @property
+    def where(self) -> str:
+        """` on HOST` for messages; nothing on this host."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more will come from it."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the host it runs on is not heard of any more."""
+
+    def fileno(self) -> int:
+        """What to wait for with select."""
+
+    def send(self, message: Message) -> None:
+        """Send it a message; that it is gone is not an error here."""
+
+    def waiting(self) -> list[Message]:
+        """All messages that have come from it, without waiting for more."""
+
+    def poll(self, wait_s: float) -> bool:
+        """Whether it has ended, and `status` is known if it ever will be; waits up to some seconds."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def close(self) -> None:
+        """Hang up."""
+
+
+class LocalProcess:
+    """A process that this host's fork server made."""
+
+    lost = False
+    where = ""
+
+    def __init__(self, pid: int, channel: Channel, exits: Callable[[float], dict[int, int]]) -> None:
+        self.pid = pid
+        self.host = socket.gethostname()
+        self.status: int | None = None
+        self._channel = channel
+        self._exits = exits
+
+    @property
+    def closed(self) -> bool:
+        """Whether its end of the socket is closed."""
+        return self._channel.closed
+
+    def fileno(self) -> int:
+        """Its socket's descriptor."""
+        return self._channel.fileno()
+
+    def send(self, message: Message) -> None:
+        """Send it a message."""
+        self._channel.send(message)
+
+    def waiting(self) -> list[Message]:
+        """All messages that have come."""
+        return self._channel.waiting()
+
+    def poll(self, wait_s: float) -> bool:
+        """Whether the fork server has seen it end."""
+        if self.status is None:
+            # Taken out, so that a later rank with the same process id is not taken for dead.
+            self.status = self._exits(wait_s).pop(self.pid, None)
+        return self.status is not None
+
+    def kill(self) -> None:
+        """End it."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()

@@ -1,0 +1,84 @@
+"""What is refused before the workers of a torchrun become one run, and what becomes of those that already wait."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evenflow.errors import InputError
+from evenflow.launch import Torchrun
+from evenflow.runtime import open_store
+from evenflow.train import Job, serve, train
+from evenflow.train.hosts import check_ranks, lead
+from evenflow.train.signals import StopSignals
+
+JOB = Job(model="m", data=Path("t"), out=Path("o"))
+
+
+@pytest.fixture
+def torchrun() -> Iterator[Torchrun]:
+    """The leading one of two workers, each on a host of its own, and torchrun's store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = open_store("127.0.0.1", port, True, 10)
+    yield Torchrun(0, 2, 0, 1, "127.0.0.1", port, serves_store=False, run="test")
+    del store
+
+
+def environment_of(torchrun: Torchrun, patch: pytest.MonkeyPatch) -> None:
+    """Set what torchrun sets."""
+    for name, value in (
+        ("RANK", torchrun.rank),
+        ("WORLD_SIZE", torchrun.ranks),
+        ("LOCAL_RANK", torchrun.local_rank),
+        ("LOCAL_WORLD_SIZE", torchrun.local_ranks),
+        ("MASTER_ADDR", torchrun.master),
+        ("MASTER_PORT", torchrun.port),
+        ("TORCHELASTIC_RUN_ID", "test"),
+        ("TORCHELASTIC_USE_AGENT_STORE", True),
+    ):
+        patch.setenv(name, str(value))
+
+
+def test_a_loopback_address_is_refused_while_there_are_other_hosts(
+    torchrun: Torchrun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    with pytest.raises(InputError, match=r"MASTER_ADDR 127\.0\.0\.1 is 127\.0\.0\.1 on .*, the loopback interface"):
+        lead(torchrun, StopSignals()).__enter__()
+    told = open_store("127.0.0.1", torchrun.port, False, 10).get("evenflow/test/lead")
+    assert json.loads(told) == {"left": 2}  # so the others do not wait
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with pytest.raises(InputError, match="GLOO_SOCKET_IFNAME is lo on"):
+        lead(torchrun, StopSignals()).__enter__()
+
+
+def test_a_worker_leaves_when_the_leading_one_has_left(torchrun: Torchrun, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(torchrun, rank=1, local_rank=1, local_ranks=2)
+    environment_of(other, monkeypatch)
+    open_store("127.0.0.1", torchrun.port, False, 10).set("evenflow/test-0/lead", json.dumps({"left": 2}))
+    assert serve() == 2
+
+
+def test_a_worker_that_does_not_lead_has_no_result(torchrun: Torchrun, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert serve() is None
+    environment_of(torchrun, monkeypatch)
+    assert serve() is None  # it leads: `train` is to be called
+    environment_of(replace(torchrun, rank=1), monkeypatch)
+    with pytest.raises(InputError, match="this worker has RANK 1: it serves one rank"):
+        train(JOB)
+
+
+def test_another_number_of_ranks_names_both() -> None:
+    check_ranks(None, replace(JOB, processes=3))
+    check_ranks(2, replace(JOB, processes=2), planned=2)
+    with pytest.raises(InputError, match=r"--processes is 3, but torchrun started 2 \(WORLD_SIZE\)"):
+        check_ranks(2, replace(JOB, processes=3))
+    with pytest.raises(InputError, match=r"plan\.json has 4 ranks, but torchrun started 2 \(WORLD_SIZE\)"):
+        check_ranks(2, replace(JOB, plan=Path("plan.json")), planned=4)
