@@ -74,6 +74,9 @@ class DeepSpeedPeer:
             loss_fn=loss,
             partition_method=method,
         )
+        for parameter in self.net.parameters():
+            # Its clipping leaves the gradients of all ranks but the first out of the norm, unless they say this.
+            parameter.model_parallel = True
         self.engine, *_ = deepspeed.initialize(
             model=self.net, optimizer=_adamw(self.net), config=_settings(work.plan.micro_batch_size, work.microbatches)
         )
