@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenflow.runtime.row_gradients import add_rows
+
 
 @dataclass(frozen=True, slots=True)
 class _PutOff:
@@ -34,13 +36,14 @@ class WeightGradients:
     """The queue of one stage: weight gradients are made at once, or put off for a microbatch."""
 
     def __init__(self, stage: nn.Module) -> None:
-        """Have all linear layers of `stage` leave their weight gradients here."""
+        """Have all linear layers of `stage` leave their weight gradients here; its embeddings add rows."""
         self._queues: dict[int, list[_PutOff]] = {}
         self._current: list[_PutOff] | None = None
         for module in stage.modules():
             if type(module) is nn.Linear or type(module) is _QueuedLinear:
                 module.__class__ = _QueuedLinear
                 module.weight_gradients = self  # type: ignore[assignment]  # a plain attribute, no submodule
+        add_rows(stage)
 
     @contextmanager
     def put_off(self, microbatch: int) -> Iterator[None]:
