@@ -115,9 +115,11 @@ CONTESTANTS: dict[str, Callable[[Work], Contestant]] = {
     "deepspeed_parameters": _deepspeed_parameters,
 }
 
+OPTIONAL = ("deepspeed_uniform", "deepspeed_parameters")
+
 
 def missing(name: str) -> str | None:
     """Why a contestant cannot take part here; None where it can."""
-    if name.startswith("deepspeed") and find_spec("deepspeed") is None:
+    if name in OPTIONAL and find_spec("deepspeed") is None:
         return "deepspeed is not installed; `make bench` installs it, as does pip install '.[bench]'"
     return None

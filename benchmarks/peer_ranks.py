@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.contestants import CONTESTANTS, Contestant
+from benchmarks.contestants import CONTESTANTS, OPTIONAL, Contestant
 from benchmarks.peer_job import Work, draw_ids
+from evenflow.errors import first_line
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import find_model
@@ -47,11 +48,8 @@ def work_of(rank: int, payload: dict[str, Any]) -> Work:
 def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Time `payload["rounds"]` rounds and send each contestant's seconds a step and the loss of every step."""
     work = work_of(rank, payload)
-    names: list[str] = payload["contestants"]
-    contestants: dict[str, Contestant] = {}
-    for name in names:
-        channel.send({"kind": "doing", "what": f"building {name}"})
-        contestants[name] = CONTESTANTS[name](work)
+    contestants, left_out = _build(work, channel, payload["contestants"])
+    names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, list[float | None]] = {name: [] for name in names}
@@ -70,7 +68,8 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     for name, profile in profiles.items():
         profile.dump_stats(str(Path(payload["profile"]) / f"{name}-rank{rank}.pstats"))
     splits = {name: split for name in names if (split := getattr(contestants[name], "split", None)) is not None}
-    channel.send({"kind": "result", "seconds": seconds, "cpu": cpu, "losses": losses, "splits": splits})
+    result = {"seconds": seconds, "cpu": cpu, "losses": losses, "splits": splits, "left_out": left_out}
+    channel.send({"kind": "result", **result})
     work.transport.close()
 
 
@@ -78,6 +77,26 @@ def _cpu_s() -> float:
     """Seconds of processor time that this process has used, all threads, in the kernel or not."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def _build(work: Work, channel: Channel, names: list[str]) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """The contestants, and why some are left out: an optional trainer may be installed and still not work here."""
+    contestants: dict[str, Contestant] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        channel.send({"kind": "doing", "what": f"building {name}"})
+        failed = torch.zeros(1)
+        try:
+            contestants[name] = CONTESTANTS[name](work)
+        except Exception as error:  # whatever it may lack: a compiler, say
+            if name not in OPTIONAL:
+                raise
+            failed += 1
+            left_out[name] = f"{type(error).__name__}: {first_line(error)}"
+        work.transport.sum(failed)
+        if failed and contestants.pop(name, None) is not None:
+            left_out[name] = "it failed on another rank"
+    return contestants, left_out
 
 
 def _turn(

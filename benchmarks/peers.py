@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.contestants import CONTESTANTS, EVENFLOW, missing
+from benchmarks.contestants import CONTESTANTS, EVENFLOW, OPTIONAL, missing
 from benchmarks.memory import Settings as MemorySettings
 from benchmarks.memory import memory_figures, print_memory
 from benchmarks.peer_job import JOB, TINY, PeersJob
@@ -40,7 +40,6 @@ from evenflow.spec import this_machine
 # Of losses, relative: sums are made in other orders, and AdamW's first steps make much of small gradients.
 TOLERANCE = 1e-4
 ROUNDS = LEAST_ROUNDS + 6
-_DEEPSPEED = ("deepspeed_uniform", "deepspeed_parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +133,8 @@ def compare(settings: Settings) -> dict[str, Any]:
             "profile": None if settings.profile is None else str(settings.profile.absolute()),
         }
         results = job.run("peers", "benchmarks.peer_ranks:run", own)
+    left_out |= results[0]["left_out"]
+    names = [name for name in names if name not in left_out]
     seconds = {
         name: [max(values) for values in zip(*(result["seconds"][name] for result in results), strict=True)]
         for name in names
@@ -196,7 +197,7 @@ def _speed(seconds: Mapping[str, Sequence[float]]) -> dict[str, Ratio | None]:
     speed: dict[str, Ratio | None] = {
         name: ratio_of(values, seconds[EVENFLOW]) for name, values in seconds.items() if name != EVENFLOW
     }
-    best = min((name for name in _DEEPSPEED if name in seconds), key=lambda name: median(seconds[name]), default=None)
+    best = min((name for name in OPTIONAL if name in seconds), key=lambda name: median(seconds[name]), default=None)
     return {**speed, "deepspeed": None if best is None else speed[best]}
 
 

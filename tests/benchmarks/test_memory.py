@@ -12,6 +12,7 @@ LOSS_BYTES = 4 * (MANY - FEW)  # one number for each microbatch, on the last sta
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute alone
 def test_tensors_stay_flat_and_keys_are_there(capsys):
     assert main(["--tiny", "--runs", "1", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)

@@ -21,8 +21,9 @@ def _json_of(capsys, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # seconds alone; on busy cores every transfer waits for a time slice
 def test_everybody_trains_the_same(capsys):
-    result = _json_of(capsys)
+    result = _json_of(capsys, "--rounds", "4", "--steps", "3")  # clipping by another norm shows after some ten steps
     here = [*OTHERS, *(DEEPSPEED if find_spec("deepspeed") else [])]
     assert set(result["loss_difference"]) == {"evenflow", *here}
     assert all(difference <= TOLERANCE for difference in result["loss_difference"].values())
