@@ -36,7 +36,10 @@ lint: $(STAMP)  ## format, style, types, and who may import whom
 	@$(BIN)/mypy $(wildcard src/evenflow benchmarks)
 	@$(BIN)/lint-imports --no-logo
 
-bench: $(STAMP)  ## our step beside that of other trainers, here
+bench: $(STAMP)  ## our step and memory beside those of other trainers, here
+	@$(BIN)/python -c 'import deepspeed' 2>/dev/null >&2 \
+	    || DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip install --quiet --editable '.[dev,bench]' 2>/dev/null >&2 \
+	    || echo "deepspeed cannot be had here: its figures will be missing" >&2
 	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 gpu: $(STAMP)  ## the tests that need a CUDA device

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenflow.runtime.row_gradients import add_rows
+
 
 @dataclass(frozen=True, slots=True)
 class _PutOff:
@@ -34,13 +36,14 @@ class WeightGradients:
     """The queue of one stage: weight gradients are made at once, or put off for a microbatch."""
 
     def __init__(self, stage: nn.Module) -> None:
-        """Have all linear layers of `stage` leave their weight gradients here."""
+        """Have all linear layers of `stage` leave their weight gradients here; its embeddings add rows."""
         self._queues: dict[int, list[_PutOff]] = {}
         self._current: list[_PutOff] | None = None
         for module in stage.modules():
             if type(module) is nn.Linear or type(module) is _QueuedLinear:
                 module.__class__ = _QueuedLinear
                 module.weight_gradients = self  # type: ignore[assignment]  # a plain attribute, no submodule
+        add_rows(stage)
 
     @contextmanager
     def put_off(self, microbatch: int) -> Iterator[None]:
@@ -55,8 +58,10 @@ class WeightGradients:
         """Make the weight gradients that were put off, and let go of what they are made from."""
         queue = self._queues.pop(microbatch)
         queue.reverse()
-        while queue:
-            _accumulate(queue.pop())
+        with torch.no_grad():
+            while queue:
+                own = queue.pop()
+                _accumulate(own.linear, own.hidden, own.gradient)
 
     def holds(self, microbatch: int, tensor: Tensor) -> bool:
         """Whether a queue keeps the memory of `tensor`."""
@@ -67,12 +72,11 @@ class WeightGradients:
         )
 
     def add(self, linear: nn.Linear, hidden: Tensor, gradient: Tensor) -> None:
-        """Take what a linear layer's backward leaves."""
-        own = _PutOff(linear, hidden, gradient)
+        """Take what a linear layer's backward leaves: its input and output gradient, both [tokens, features]."""
         if self._current is None:
-            _accumulate(own)
+            _accumulate(linear, hidden, gradient)
         else:
-            self._current.append(own)
+            self._current.append(_PutOff(linear, hidden, gradient))
 
 
 class _QueuedLinear(nn.Linear):
@@ -85,9 +89,9 @@ class _QueuedLinear(nn.Linear):
         if not torch.is_grad_enabled() or not self.weight.requires_grad:
             return super().forward(input)
         # Flat, since the output would else be a view made inside the function, which may not be changed in place.
-        flat = input.reshape(-1, input.shape[-1])
+        flat = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
         output: Tensor = _Product.apply(flat, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
-        return output.view(*input.shape[:-1], output.shape[-1])
+        return output if input.ndim == 2 else output.view(*input.shape[:-1], output.shape[-1])
 
 
 class _Product(torch.autograd.Function):
@@ -106,16 +110,14 @@ class _Product(torch.autograd.Function):
         return gradients[0].matmul(weight) if ctx.needs_input_grad[0] else None, None, None, None
 
 
-@torch.no_grad()
-def _accumulate(own: _PutOff) -> None:
-    weight = own.linear.weight
-    bias: Tensor | None = own.linear.bias
-    gradient = own.gradient.reshape(-1, own.gradient.shape[-1])
-    hidden = own.hidden.reshape(-1, own.hidden.shape[-1])
+def _accumulate(linear: nn.Linear, hidden: Tensor, gradient: Tensor) -> None:
+    """Add one product to the weight's gradient; called for every linear layer and microbatch, without autograd."""
+    weight = linear.weight
     if weight.grad is None:
         weight.grad = gradient.t() @ hidden
     else:
         weight.grad.addmm_(gradient.t(), hidden)
+    bias: Tensor | None = linear.bias
     if bias is not None and bias.requires_grad:
         total = gradient.sum(0)
         bias.grad = total if bias.grad is None else bias.grad.add_(total)
