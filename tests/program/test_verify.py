@@ -19,6 +19,7 @@ from evenflow.program import (
     action_text,
     build_program,
     default_stage_rank,
+    even_work,
     lower,
     verify,
 )
@@ -37,7 +38,7 @@ def _program(rank_0=RANK_0, rank_1=RANK_1):
 
 def test_what_is_broken_below_is_legal_to_begin_with():
     verify(_program())
-    assert _program() == build_program("1f1b", 2, 2)
+    assert _program() == build_program("1f1b", 2, 2, even_work((0, 1), 2))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from evenflow.cost import LinkCost, RankCost, StageMemory
@@ -17,6 +19,7 @@ from evenflow.program import (
     WeightBackward,
     action_text,
     build_program,
+    even_work,
 )
 from evenflow.simulate import simulate
 from tests.property.cases import equal_stages, hardware_of, program_of
@@ -90,8 +93,9 @@ def test_a_transfer_starts_only_once_its_receive_is_posted():
 
 
 def test_release_waits_for_its_transfer():
-    """GPipe, a transfer of 5 s: RELEASE_F0 before F2 holds rank 0 from 2 to 6, the transfer's end."""
-    timeline = _plain(build_program("gpipe", 2, 3), equal_stages(2, 1.0, 1.0), LinkCost(5.0, float("inf")))
+    """GPipe, a transfer of 5 s where 1 s was counted on: RELEASE_F0 before F2 holds rank 0 from 2 to 6, its end."""
+    program = build_program("gpipe", 2, 3, replace(even_work((0, 1), 3), transfer_s=(1.0,)))
+    timeline = _plain(program, equal_stages(2, 1.0, 1.0), LinkCost(5.0, float("inf")))
     first = _spans(timeline, 0)
     assert first["0RELEASE_F0"] == pytest.approx((2.0, 6.0))
     assert first["0F2"] == pytest.approx((6.0, 7.0))

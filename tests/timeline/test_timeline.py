@@ -79,11 +79,8 @@ def test_where_transfers_are_free_nobody_waits_for_one(seed):
 
 
 def test_a_sender_that_a_slow_receiver_holds_up_waits_for_that_rank():
-    """GPipe onto a slow rank 1: RELEASE_F2 holds rank 0 until rank 1 asks for microbatch 2, at 11 s.
-
-    Rank 0 computes F0..F3 until 4, waits for 7 s, computes F4, and so on; no transfer takes any time.
-    """
-    timeline = _simulated("gpipe", [_cost(1.0, 1.0), _cost(10.0, 1.0)], 6)
+    """GPipe onto a slow rank 1: RELEASE_F4 holds rank 0 until rank 1 asks for microbatch 4; transfers take no time."""
+    timeline = _simulated("gpipe", [_cost(1.0, 1.0), _cost(10.0, 1.0)], 10)
     assert set(idle_by_cause(timeline)[0]) == {"waiting for rank 1"}
 
 
@@ -91,7 +88,7 @@ def test_a_sender_that_a_slow_receiver_holds_up_waits_for_that_rank():
 def test_a_slow_rank_is_the_one_waited_for(schedule, slow_waits_s):
     """Rank 1 of 3 takes thrice as long as the others: they wait for it, it waits for the first tensor."""
     stages = [_cost(1.0, 2.0), _cost(3.0, 6.0), _cost(1.0, 2.0)]
-    timeline = _simulated(schedule, stages, 6)
+    timeline = _simulated(schedule, stages, 12)
     first, slow, last = idle_by_cause(timeline)
     assert next(iter(first)) == "waiting for rank 1"
     assert next(iter(last)) == "waiting for rank 1"
