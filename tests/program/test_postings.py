@@ -117,7 +117,7 @@ def test_an_evaluation_does_not_pile_up_inputs_before_a_rank_of_many_stages():
 
 
 def test_an_order_that_must_hold_many_tensors_is_not_held_back():
-    """Rank 0 runs all forwards first, rank 1 one forward, one backward: 100 gradients lie at rank 0, or nothing ends."""
+    """Rank 0 runs all forwards first, rank 1 F and B in turn: 100 gradients lie at rank 0, or nothing ends."""
     m = 100
     order = (
         (*(Forward(0, k) for k in range(m)), *(Backward(0, k) for k in range(m))),
