@@ -19,6 +19,7 @@ from evenflow.program import (
     action_text,
     build_program,
     default_stage_rank,
+    evaluation_program,
     even_work,
     lower,
     verify,
@@ -266,6 +267,31 @@ def test_a_cap_names_the_action_that_exceeds_it():
     verify(_program(), memory, [112, 0])
     with pytest.raises(ProgramError, match=r"^rank 0: 0F1: the rank holds 112 B of 111 B$"):
         verify(_program(), memory, [111, 0])
+
+
+def test_bytes_without_caps_must_all_be_freed():
+    """What stage 0 makes is 5 bytes; stage 1, on the same rank, is said to take in 3 of them."""
+    memory = [StageMemory(0, 100, 0, 0, 0, 5, 0, 0), StageMemory(0, 0, 0, 0, 3, 0, 0, 0)]
+    with pytest.raises(ProgramError, match=r"^rank 0: at its end: 4 B are still held$"):
+        verify(evaluation_program((0, 0), 2), memory)
+    memory[1] = replace(memory[1], input_bytes=7)
+    with pytest.raises(ProgramError, match=r"^rank 0: 1F1: it frees more bytes than are held$"):
+        verify(evaluation_program((0, 0), 2), memory)
+    verify(evaluation_program((0, 0), 2), [memory[0], replace(memory[1], input_bytes=5)])
+
+
+@pytest.mark.parametrize(
+    ("memory", "caps", "message"),
+    [
+        (None, [1, 1], "caps are held against bytes of each stage; with memory they can be"),
+        ([NO_MEMORY], None, "memory is of 1 stages; the program has 2"),
+        ([NO_MEMORY] * 2, [1], "caps are of 1 ranks; the program has 2"),
+    ],
+)
+def test_bytes_and_caps_are_for_all_stages_and_ranks(memory, caps, message):
+    with pytest.raises(ProgramError) as caught:
+        verify(_program(), memory, caps)
+    assert str(caught.value) == message
 
 
 def test_a_program_of_nothing_and_a_stage_on_no_rank():

@@ -7,7 +7,7 @@
    tags need that).
 4. Gradients are reduced after the last of them was computed, once; every rank ends with one NORM and one STEP.
 5. Taken together the ranks finish even if a send completes only once its receive is posted.
-6. Where caps are given, no rank ever holds more.
+6. Where bytes are given, all that was taken is freed; where caps are, no rank ever holds more.
 
 Almost every rule says that one action comes after another on the same rank, so almost every rule is a comparison
 of rows. Of all that is wrong the first action is named, with its rank and the reason.
@@ -16,6 +16,7 @@ of rows. Of all that is wrong the first action is named, with its rank and the r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +50,17 @@ from evenflow.units import format_bytes
 Mask = NDArray[np.bool_]
 
 
+@overload
+def verify(program: Program) -> None: ...
+@overload
+def verify(program: Program, memory: Sequence[StageMemory], caps: Sequence[float] | None = None) -> None: ...
 def verify(program: Program, memory: Sequence[StageMemory] | None = None, caps: Sequence[float] | None = None) -> None:
     """Check all rules.
 
     Args:
         program: what is checked.
-        memory: bytes of each stage; with `caps`.
-        caps: bytes that each rank may hold.
+        memory: bytes of each stage: no rank frees more than it holds, and at the end it holds its state alone.
+        caps: bytes that each rank may hold; only with `memory`.
 
     Raises:
         ProgramError: a rule is broken; the text names the rank, the action and the reason.
@@ -73,8 +78,8 @@ def verify(program: Program, memory: Sequence[StageMemory] | None = None, caps: 
     rules.raise_first()
     _check_edges(program)
     _ = program.graph  # cannot be built where ranks wait for each other for ever
-    if memory is not None and caps is not None:
-        _check_caps(program, memory, caps)
+    if memory is not None or caps is not None:
+        _check_memory(program, memory, caps)
 
 
 def _check_shape(program: Program) -> None:
@@ -348,13 +353,27 @@ def _send_text(message: Sequence[int]) -> str:
     return action_text(SendBackward(stage, microbatch) if backward else SendForward(stage, microbatch))
 
 
-def _check_caps(program: Program, memory: Sequence[StageMemory], caps: Sequence[float]) -> None:
-    for rank, cap in enumerate(caps):
+def _check_memory(program: Program, memory: Sequence[StageMemory] | None, caps: Sequence[float] | None) -> None:
+    if memory is None:
+        raise ProgramError("caps are held against bytes of each stage; with memory they can be")
+    if len(memory) != program.stages:
+        raise ProgramError(f"memory is of {len(memory)} stages; the program has {program.stages}")
+    if caps is not None and len(caps) != len(program.ranks):
+        raise ProgramError(f"caps are of {len(caps)} ranks; the program has {len(program.ranks)}")
+    for rank, actions in enumerate(program.ranks):
         held = rank_memory(program, memory, rank)
+        if not actions:
+            continue
+        state = sum(own.state_bytes for own, owner in zip(memory, program.stage_rank, strict=True) if owner == rank)
+        least = int(np.argmin(held.after_bytes))
+        if held.after_bytes[least] < state:
+            raise ProgramError(f"rank {rank}: {action_text(actions[least])}: it frees more bytes than are held")
+        if held.after_bytes[-1] != state:
+            left = format_bytes(int(held.after_bytes[-1]) - state)
+            raise ProgramError(f"rank {rank}: at its end: {left} are still held")
         worst = int(np.argmax(held.peak_bytes))
-        if held.peak_bytes[worst] > cap:
-            action = program.ranks[rank][worst]
+        if caps is not None and held.peak_bytes[worst] > caps[rank]:
             raise ProgramError(
-                f"rank {rank}: {action_text(action)}: the rank holds {format_bytes(int(held.peak_bytes[worst]))} "
-                f"of {format_bytes(cap)}"
+                f"rank {rank}: {action_text(actions[worst])}: the rank holds "
+                f"{format_bytes(int(held.peak_bytes[worst]))} of {format_bytes(caps[rank])}"
             )
