@@ -92,7 +92,7 @@ def golden_text(case: Case) -> str:
 
 def _shared(program: Program) -> str:
     last = program.stages - 1
-    where = "" if program.tied else ", on one rank"
+    where = "" if program.tied_apart else ", on one rank"
     return f"Stages 0 and {last} share weights{where}; gradients are added over replicas."
 
 

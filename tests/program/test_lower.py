@@ -160,6 +160,31 @@ def test_a_weight_that_two_stages_of_a_rank_share_is_reduced_when_both_have_thei
 
 
 @pytest.mark.parametrize(
+    ("stage_rank", "microbatches", "tied", "message"),
+    [
+        ((0, 1), 1, [(0, 7)], "stage 7 is tied, but stages run from 0 to 1"),
+        ((0, 1), 1, [(0, -1)], "stage -1 is tied, but stages run from 0 to 1"),
+        ((0, 1), 1, [(0, 1), (1, 0)], "stage 1 is tied twice; a stage can be in one group"),
+        ((0, 1, 2), 1, [], "stage 2 is on rank 2, but ranks run from 0 to 1"),
+        ((0, -1), 1, [], "stage 1 is on rank -1, but ranks run from 0 to 1"),
+        ((), 1, [], "a program needs at least one rank and one stage"),
+        ((0, 1), 0, [], "a step of 0 microbatches has nothing to do; 1 would be the least"),
+    ],
+)
+def test_a_shape_that_no_program_has_is_refused(stage_rank, microbatches, tied, message):
+    order = parse_order(("0F0 0B0", "1F0 1B0"))
+    with pytest.raises(ProgramError) as caught:
+        lower(order, stage_rank, microbatches, tied=tied)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("make", [lambda: build_program("1f1b", 2, 0), lambda: evaluation_program((0, 1), 0)])
+def test_a_step_of_no_microbatches_is_refused_whoever_makes_it(make):
+    with pytest.raises(ProgramError, match="a step of 0 microbatches has nothing to do"):
+        make()
+
+
+@pytest.mark.parametrize(
     ("lines", "message"),
     [
         (("0F0 0B0", "0F0"), "rank 1: 0F0: stage 0 is not on this rank"),

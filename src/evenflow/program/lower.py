@@ -28,6 +28,7 @@ from evenflow.program.actions import (
     Step,
     WeightBackward,
 )
+from evenflow.program.placement import check_stages
 from evenflow.program.postings import KNOWN, UNKNOWN, Postings, place_postings
 from evenflow.program.program import Program
 from evenflow.program.text import action_text
@@ -58,11 +59,12 @@ def lower(
             gradients are complete only when all of them have theirs.
 
     Raises:
-        ProgramError: an action's stage is not on its rank, or its microbatch does not exist.
+        ProgramError: an action's stage is not on its rank, or its microbatch does not exist; a stage is on no rank or
+            tied stages are none of the program's; there is no microbatch.
     """
     ranks = tuple(stage_rank)
+    _check_shape(order, ranks, microbatches, tied)
     _check_places(order, ranks, microbatches)
-    apart = tuple(tuple(group) for group in tied if len({ranks[stage] for stage in group}) > 1)
     slack = KNOWN if work else UNKNOWN
     placed = place_postings(order, work or even_work(ranks, microbatches), slack)
     reductions = None if forward_only else _place_reductions(order, ranks, placed.times, tied, reduces)
@@ -75,8 +77,16 @@ def lower(
         ),
         forward_only=forward_only,
         reduces=reduces,
-        tied=apart,
+        tied=tuple(map(tuple, tied)),
     )
+
+
+def _check_shape(order: Order, ranks: tuple[int, ...], microbatches: int, tied: Sequence[Sequence[int]]) -> None:
+    if not order or not ranks:
+        raise ProgramError("a program needs at least one rank and one stage")
+    if microbatches < 1:
+        raise ProgramError(f"a step of {microbatches} microbatches has nothing to do; 1 would be the least")
+    check_stages(ranks, len(order), tied)
 
 
 def _check_places(order: Order, ranks: tuple[int, ...], microbatches: int) -> None:
@@ -103,12 +113,14 @@ def _place_reductions(
 
     slots = [0] * len(order)
     for group in sorted(([stage for stage in group if stage in last] for group in tied), key=complete_at):
+        if len({ranks[stage] for stage in group}) == 1:  # one tensor: whole once all of them have added to it
+            last |= dict.fromkeys(group, max(last[stage] for stage in group))
+            continue
         for stage in group:
             slots[ranks[stage]] = max(slots[ranks[stage]], last[stage])
         for stage in group:
             last[stage] = slots[ranks[stage]]
-            if len({ranks[own] for own in group}) > 1:
-                placed[ranks[stage]][last[stage]].append(ReduceTied(stage))
+            placed[ranks[stage]][last[stage]].append(ReduceTied(stage))
     for stage in sorted(last) if reduces else ():
         placed[ranks[stage]][last[stage]].append(ReduceGrad(stage))
     return placed

@@ -42,6 +42,7 @@ from evenflow.program.actions import (
     WeightBackward,
 )
 from evenflow.program.memory import rank_memory
+from evenflow.program.placement import check_stages
 from evenflow.program.program import Program
 from evenflow.program.table import Ints
 from evenflow.program.text import action_text
@@ -85,15 +86,9 @@ def verify(program: Program, memory: Sequence[StageMemory] | None = None, caps: 
 def _check_shape(program: Program) -> None:
     if not program.ranks or not program.stage_rank:
         raise ProgramError("a program needs at least one rank and one stage")
-    for stage, rank in enumerate(program.stage_rank):
-        if not 0 <= rank < len(program.ranks):
-            raise ProgramError(f"stage {stage} is on rank {rank}, but ranks run from 0 to {len(program.ranks) - 1}")
-    tied = [stage for group in program.tied for stage in group]
-    for at, stage in enumerate(tied):
-        if not 0 <= stage < program.stages:
-            raise ProgramError(f"stage {stage} is tied, but stages run from 0 to {program.stages - 1}")
-        if stage in tied[:at]:
-            raise ProgramError(f"stage {stage} is tied twice; a stage can be in one group")
+    if program.microbatches < 1:
+        raise ProgramError(f"a step of {program.microbatches} microbatches has nothing to do; 1 would be the least")
+    check_stages(program.stage_rank, len(program.ranks), program.tied)
 
 
 def _check_places(program: Program) -> None:
@@ -241,26 +236,31 @@ class _Rules:
                 self.left.append((rank, reason))
 
     def check_reductions(self) -> None:
-        """Each stage's gradients are reduced once, after the last of them, where the program has replicas or ties."""
+        """Each stage's gradients are reduced once, after the last of them, where the program has replicas or ties.
+
+        The weight that stages of one rank share is complete, and may be reduced, once all of them have added to it.
+        """
+        if self.program.forward_only:
+            return  # `check_backward` forbids all of them
         tied = np.zeros(self.program.stages, bool)
-        tied[[stage for group in self.program.tied for stage in group]] = True
+        tied[[stage for group in self.program.tied_apart for stage in group]] = True
         last = self.weights.max(axis=1)
         reductions: tuple[tuple[type[ReduceTied | ReduceGrad], Mask, str], ...] = (
             (ReduceTied, tied, "its weights are tied to no other rank's"),
             (ReduceGrad, np.full(self.program.stages, self.program.reduces), "this program has no replicas"),
         )
-        tied_rows = np.full(self.program.stages, -1)
+        complete = np.full(self.program.stages, -1)  # the weights that a stage shares on its rank have all of theirs
         for kind, wanted, reason in reductions:
             rows = np.full(self.program.stages, -1)
             own = np.flatnonzero(self.table.is_kind(kind))[::-1]
             rows[self.table.stage[own]] = own
             self._forbid(rows[(rows >= 0) & ~wanted], reason)
             self._forbid(rows[(rows >= 0) & (last > rows)], "gradients are still added to after it")
-            self._forbid(rows[(rows >= 0) & (tied_rows > rows)], "the gradients of tied weights are not complete")
+            self._forbid(rows[(rows >= 0) & (complete > rows)], "the gradients of tied weights are not complete")
             self.missing += [
                 (self.program.stage_rank[s], kind(s)) for s in np.flatnonzero(wanted & (rows < 0)).tolist()
             ]
-            tied_rows = self._last_of_group(rows)
+            complete = self._last_of_group(np.maximum(rows, last))
 
     def _last_of_group(self, rows: Ints) -> Ints:
         """For each tied stage, the last of these rows of its group's stages on its rank; -1 for all others."""

@@ -121,7 +121,7 @@ def _find(timeline: Timeline) -> _Idle:
         maker = np.where(is_step, slowest, maker)
         until = np.where(is_step, end[slowest], until)
     has_maker = maker >= 0
-    reduces = bool(program.reduces or program.tied)
+    reduces = bool(program.reduces or program.tied_apart)
     # What can be split lies before the action, or for a RELEASE inside it; all else is overhead.
     span = np.where(is_release, end - start, gap)
     begin = np.where(is_release, start, before)
