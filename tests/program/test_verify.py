@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from evenflow.cost import StageMemory
+from evenflow.cost import LinkCost, RankCost, StageCost, StageMemory
 from evenflow.errors import ProgramError
 from evenflow.program import (
     SCHEDULES,
@@ -22,8 +22,10 @@ from evenflow.program import (
     evaluation_program,
     even_work,
     lower,
+    peak_bytes,
     verify,
 )
+from evenflow.simulate import Hardware, simulate
 from tests.program.lines import after, moved, refusal_of, with_rank, without
 from tests.property.cases import NO_MEMORY, program_of
 
@@ -278,6 +280,17 @@ def test_bytes_without_caps_must_all_be_freed():
     with pytest.raises(ProgramError, match=r"^rank 0: 1F1: it frees more bytes than are held$"):
         verify(evaluation_program((0, 0), 2), memory)
     verify(evaluation_program((0, 0), 2), [memory[0], replace(memory[1], input_bytes=5)])
+
+
+def test_a_rank_without_actions_holds_nothing_and_breaks_no_cap():
+    program = lower(((Forward(0, 0),), (), (Forward(1, 0),)), (0, 2), 1, forward_only=True)
+    memory = [StageMemory(0, 10, 0, 0, 0, 1, 0, 0), StageMemory(0, 20, 0, 0, 1, 0, 0, 0)]
+    verify(program, memory, [12, 0, 22])
+    assert [peak_bytes(program, memory, rank) for rank in range(3)] == [11, 0, 21]
+    timeline = simulate(
+        program, Hardware([StageCost(1.0, 0.0, 0.0, 0.0)] * 2, [RankCost(0.0, 0.0)] * 3, LinkCost(0.0, 1.0), memory)
+    )
+    assert [own.peak_bytes for own in timeline.ranks] == [11, 0, 21]
 
 
 @pytest.mark.parametrize(

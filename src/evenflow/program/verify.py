@@ -361,9 +361,9 @@ def _check_memory(program: Program, memory: Sequence[StageMemory] | None, caps: 
     if caps is not None and len(caps) != len(program.ranks):
         raise ProgramError(f"caps are of {len(caps)} ranks; the program has {len(program.ranks)}")
     for rank, actions in enumerate(program.ranks):
-        held = rank_memory(program, memory, rank)
         if not actions:
-            continue
+            continue  # it has no stage either, or its forwards would be missing
+        held = rank_memory(program, memory, rank)
         state = sum(own.state_bytes for own, owner in zip(memory, program.stage_rank, strict=True) if owner == rank)
         least = int(np.argmin(held.after_bytes))
         if held.after_bytes[least] < state:

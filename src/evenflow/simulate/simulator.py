@@ -54,7 +54,7 @@ def simulate(program: Program, hardware: Hardware) -> Timeline:
                 actions=program.ranks[rank],
                 starts=tuple(row_start[rows].tolist()),
                 ends=tuple(row_end[rows].tolist()),
-                peak_bytes=int(held.peak_bytes.max()) if held.peak_bytes.size else 0,
+                peak_bytes=int(held.peak_bytes.max(initial=0)),
                 memory=tuple(held.after_bytes.tolist()),
             )
         )
