@@ -307,6 +307,11 @@ def test_bytes_and_caps_are_for_all_stages_and_ranks(memory, caps, message):
     assert str(caught.value) == message
 
 
+def test_numbers_beyond_any_program_are_refused():
+    with pytest.raises(ProgramError, match="a stage or microbatch is numbered beyond what any program has"):
+        verify(Program((0,), 1, ((Forward(10**30, 0),),)))
+
+
 def test_a_program_of_nothing_and_a_stage_on_no_rank():
     with pytest.raises(ProgramError, match="at least one rank and one stage"):
         verify(Program((), 1, ()))
