@@ -65,7 +65,7 @@ def test_the_graphs_nodes_stand_behind_what_they_wait_for_and_every_action_is_on
         assert (needs[1:] < nodes).all()
     own = graph.row_node[graph.row_node >= 0]
     assert len(set(own.tolist())) == len(own)
-    assert graph.actions.sum() == len(table.kind)
+    assert (graph.row_actions > 0).all()  # each row is counted from a node of its own rank
     assert (graph.edge >= 0).sum() == table.is_kind(SendForward, SendBackward).sum()
     actions = [action for rank in program.ranks for action in rank]
     for code, kind in ((0, Forward), (1, Backward), (2, InputBackward), (3, WeightBackward)):
