@@ -28,6 +28,7 @@ class Case(NamedTuple):
     reduced: bool = False
 
 
+# A new schedule needs none: its picture and the property tests hold it. One or two small cases make good reading.
 CASES = [
     Case("1f1b", 2, 2),
     Case("1f1b", 2, 4),
