@@ -9,6 +9,7 @@ from math import isnan, nan
 
 import pytest
 
+from evenflow.cost import LinkCost, RankCost, StageCost, StageMemory
 from evenflow.errors import InputError, ProgramError
 from evenflow.files import (
     RankProcess,
@@ -28,7 +29,10 @@ from evenflow.files import (
     truncate_metrics,
     write_json,
 )
+from evenflow.program import evaluation_program
 from evenflow.search import plan_timeline
+from evenflow.simulate import Hardware, simulate
+from evenflow.timeline import idle_by_cause
 from tests.files.samples import sample_metrics, sample_model, sample_plan, sample_profile, sample_timelines
 
 
@@ -55,6 +59,21 @@ def test_timelines_come_back_exactly(tmp_path, schedule):
     assert load_timelines(path) == StepTimelines(predicted, measured, 7)
     save_timelines(path, predicted, None, None)
     assert load_timelines(path) == StepTimelines(predicted, None, None)
+
+
+@pytest.mark.parametrize("stage_rank", [(0, 1), (0, 2)])
+def test_a_timeline_of_an_evaluation_comes_back_with_its_overhead(tmp_path, stage_rank):
+    """Also where a rank between has nothing to do."""
+    program = evaluation_program(stage_rank, 3)
+    ranks = [RankCost(0.0, 0.0)] * len(program.ranks)
+    memory = [StageMemory(0, 10, 5, 0, 0, 3, 0, 0), StageMemory(0, 10, 5, 0, 3, 0, 0, 0)]
+    stages = [StageCost(1.0, 2.0, 1.0, 1.0)] * 2
+    timeline = simulate(program, Hardware(stages, ranks, LinkCost(0.5, 1e9), memory, overhead_s=0.25))
+    save_timelines(tmp_path / "timeline.json", timeline, None, None)
+    again = load_timelines(tmp_path / "timeline.json").predicted
+    assert again == timeline
+    assert again.program.forward_only
+    assert idle_by_cause(again) == idle_by_cause(timeline)
 
 
 def test_timelines_of_two_programs_are_not_saved_together(tmp_path):

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from evenflow.program import SCHEDULES, parse_ranks, ranks_text, verify
-from tests.golden.write import CASES, FOLDER, FORWARD_ONLY, golden_text, path_of, program_of_case
+from evenflow.program import parse_ranks, ranks_text, verify
+from tests.golden.write import CASES, FOLDER, golden_text, path_of, program_of_case
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: path_of(case).stem)
@@ -29,8 +29,3 @@ def test_no_file_is_left_without_its_case():
     assert {path.name for path in FOLDER.glob("*.txt") if "-ranks-" in path.name} == {
         path_of(case).name for case in CASES
     }
-
-
-def test_every_schedule_that_no_search_makes_has_a_case():
-    fixed = {name for name, schedule in SCHEDULES.items() if not schedule.by_costs}
-    assert {case.schedule for case in CASES} >= fixed | {FORWARD_ONLY}

@@ -28,6 +28,7 @@ class Case(NamedTuple):
     reduced: bool = False
 
 
+# A new schedule needs none: its picture and the property tests hold it. One or two small cases make good reading.
 CASES = [
     Case("1f1b", 2, 2),
     Case("1f1b", 2, 4),
@@ -92,7 +93,7 @@ def golden_text(case: Case) -> str:
 
 def _shared(program: Program) -> str:
     last = program.stages - 1
-    where = "" if program.tied else ", on one rank"
+    where = "" if program.tied_apart else ", on one rank"
     return f"Stages 0 and {last} share weights{where}; gradients are added over replicas."
 
 

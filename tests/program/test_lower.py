@@ -14,6 +14,7 @@ from evenflow.program import (
     Forward,
     InputBackward,
     Norm,
+    ReceiveBackward,
     ReduceGrad,
     ReduceTied,
     ReleaseForward,
@@ -41,7 +42,8 @@ def test_a_receive_is_posted_when_its_tensor_is_made_and_not_before():
     What is made at 2 and 3 is received from 2 on, between F0 and B0; what is made at 4, between B0 and F1.
     """
     order = parse_order(("0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3", "1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3"))
-    actions = [token for token in _rank(lower(order, (0, 1), 4), 1).split() if not token.startswith("1SEND")]
+    program = lower(order, (0, 1), 4, even_work((0, 1), 4))
+    actions = [token for token in _rank(program, 1).split() if not token.startswith("1SEND")]
     assert actions[:7] == ["1RECV_F0", "1F0", "1RECV_F1", "1RECV_F2", "1B0", "1RECV_F3", "1F1"]
 
 
@@ -99,10 +101,21 @@ def test_receives_stand_in_the_order_of_the_sends_whatever_is_needed_first():
     assert actions.index("1RECV_F0") < actions.index("1RECV_F1") < actions.index("1F1")
 
 
-def test_a_third_tensor_waits_until_the_first_has_left():
-    actions = build_program("gpipe", 2, 4).ranks[0]
+def test_without_costs_a_fifth_tensor_waits_until_the_first_has_left():
+    actions = build_program("gpipe", 2, 6).ranks[0]
+    assert actions.index(ReleaseForward(0, 0)) == actions.index(Forward(0, 4)) - 1
+    assert actions.index(SendForward(0, 3)) < actions.index(ReleaseForward(0, 0))
+    assert actions.index(ReceiveBackward(0, 0)) < actions.index(Backward(0, 0)) - 3
+
+
+def test_with_costs_a_send_is_completed_when_its_tensor_has_arrived():
+    """A second an action: made at 1 and 3 s under way, F0's output has arrived when F4 begins; F1's when B0 does."""
+    work = replace(even_work((0, 1), 5), transfer_s=(3.0,))
+    actions = build_program("gpipe", (0, 1), 5, work).ranks[0]
+    assert actions.index(ReleaseForward(0, 0)) == actions.index(Forward(0, 4)) - 1
+    at_once = replace(work, transfer_s=(0.5,))  # two may be under way even so: no small delay is waited for
+    actions = build_program("gpipe", (0, 1), 5, at_once).ranks[0]
     assert actions.index(ReleaseForward(0, 0)) == actions.index(Forward(0, 2)) - 1
-    assert actions.index(SendForward(0, 1)) < actions.index(ReleaseForward(0, 0))
 
 
 def test_neighbours_on_one_rank_send_each_other_nothing():
@@ -144,6 +157,31 @@ def test_a_weight_that_two_stages_of_a_rank_share_is_reduced_when_both_have_thei
     assert tokens[at + 1] == "3REDUCE_GRAD"
     assert tokens.index("0W2") < at
     assert not any("REDUCE_TIED" in token for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("stage_rank", "microbatches", "tied", "message"),
+    [
+        ((0, 1), 1, [(0, 7)], "stage 7 is tied, but stages run from 0 to 1"),
+        ((0, 1), 1, [(0, -1)], "stage -1 is tied, but stages run from 0 to 1"),
+        ((0, 1), 1, [(0, 1), (1, 0)], "stage 1 is tied twice; a stage can be in one group"),
+        ((0, 1, 2), 1, [], "stage 2 is on rank 2, but ranks run from 0 to 1"),
+        ((0, -1), 1, [], "stage 1 is on rank -1, but ranks run from 0 to 1"),
+        ((), 1, [], "a program needs at least one rank and one stage"),
+        ((0, 1), 0, [], "a step of 0 microbatches has nothing to do; 1 would be the least"),
+    ],
+)
+def test_a_shape_that_no_program_has_is_refused(stage_rank, microbatches, tied, message):
+    order = parse_order(("0F0 0B0", "1F0 1B0"))
+    with pytest.raises(ProgramError) as caught:
+        lower(order, stage_rank, microbatches, tied=tied)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("make", [lambda: build_program("1f1b", 2, 0), lambda: evaluation_program((0, 1), 0)])
+def test_a_step_of_no_microbatches_is_refused_whoever_makes_it(make):
+    with pytest.raises(ProgramError, match="a step of 0 microbatches has nothing to do"):
+        make()
 
 
 @pytest.mark.parametrize(

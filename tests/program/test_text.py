@@ -28,6 +28,7 @@ from evenflow.program import (
     action_kind,
     action_text,
     build_program,
+    lower,
     order_csv,
     order_text,
     parse_action,
@@ -35,6 +36,7 @@ from evenflow.program import (
     parse_order_csv,
     parse_ranks,
     ranks_text,
+    verify,
 )
 
 TOKENS = {
@@ -115,6 +117,37 @@ def test_programs_round_trip(schedule, p, m):
     order = program.compute_order()
     assert parse_order(order_text(order)) == order
     assert parse_order_csv(order_csv(order)) == order
+
+
+@pytest.mark.parametrize("forward_only", [True, False])
+def test_a_rank_without_actions_keeps_its_line(forward_only):
+    order = ((Forward(0, 0),), (), (Forward(1, 0),))
+    if not forward_only:
+        order = ((*order[0], Backward(0, 0)), (), (*order[2], Backward(1, 0)))
+    program = lower(order, (0, 2), 1, forward_only=forward_only)
+    verify(program)
+    assert parse_ranks(ranks_text(program.ranks)) == program.ranks
+    assert (ranks_text(program.ranks).splitlines()[1] == "-") == forward_only
+    assert parse_order_csv(order_csv(order)) == order
+    assert parse_order(order_text(order)) == order
+
+
+@pytest.mark.parametrize(
+    "token", ["\u0663F\u0660", "0F\u0661", "\uff11F0", "9" * 5000 + "F0", "0F" + "9" * 5000, "1" * 10 + "F0"]
+)
+def test_numbers_are_a_few_of_our_own_digits(token):
+    with pytest.raises(ProgramError, match="is not an action") as caught:
+        parse_action(token)
+    assert len(str(caught.value)) < 300
+    for parse in (lambda: parse_order((token,)), lambda: parse_order_csv(token), lambda: parse_ranks(token)):
+        with pytest.raises(ProgramError) as caught:
+            parse()
+        assert len(str(caught.value)) < 350
+
+
+def test_a_cell_of_any_length_is_refused_in_one_line():
+    with pytest.raises(ProgramError, match="it is not CSV: field larger than field limit"):
+        parse_order_csv("0F0," + "9" * 200_000)
 
 
 def test_comments_and_empty_lines_are_passed_over():

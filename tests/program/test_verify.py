@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from evenflow.cost import StageMemory
+from evenflow.cost import LinkCost, RankCost, StageCost, StageMemory
 from evenflow.errors import ProgramError
 from evenflow.program import (
     SCHEDULES,
@@ -19,9 +19,13 @@ from evenflow.program import (
     action_text,
     build_program,
     default_stage_rank,
+    evaluation_program,
+    even_work,
     lower,
+    peak_bytes,
     verify,
 )
+from evenflow.simulate import Hardware, simulate
 from tests.program.lines import after, moved, refusal_of, with_rank, without
 from tests.property.cases import NO_MEMORY, program_of
 
@@ -37,7 +41,7 @@ def _program(rank_0=RANK_0, rank_1=RANK_1):
 
 def test_what_is_broken_below_is_legal_to_begin_with():
     verify(_program())
-    assert _program() == build_program("1f1b", 2, 2)
+    assert _program() == build_program("1f1b", 2, 2, even_work((0, 1), 2))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +269,47 @@ def test_a_cap_names_the_action_that_exceeds_it():
     verify(_program(), memory, [112, 0])
     with pytest.raises(ProgramError, match=r"^rank 0: 0F1: the rank holds 112 B of 111 B$"):
         verify(_program(), memory, [111, 0])
+
+
+def test_bytes_without_caps_must_all_be_freed():
+    """What stage 0 makes is 5 bytes; stage 1, on the same rank, is said to take in 3 of them."""
+    memory = [StageMemory(0, 100, 0, 0, 0, 5, 0, 0), StageMemory(0, 0, 0, 0, 3, 0, 0, 0)]
+    with pytest.raises(ProgramError, match=r"^rank 0: at its end: 4 B are still held$"):
+        verify(evaluation_program((0, 0), 2), memory)
+    memory[1] = replace(memory[1], input_bytes=7)
+    with pytest.raises(ProgramError, match=r"^rank 0: 1F1: it frees more bytes than are held$"):
+        verify(evaluation_program((0, 0), 2), memory)
+    verify(evaluation_program((0, 0), 2), [memory[0], replace(memory[1], input_bytes=5)])
+
+
+def test_a_rank_without_actions_holds_nothing_and_breaks_no_cap():
+    program = lower(((Forward(0, 0),), (), (Forward(1, 0),)), (0, 2), 1, forward_only=True)
+    memory = [StageMemory(0, 10, 0, 0, 0, 1, 0, 0), StageMemory(0, 20, 0, 0, 1, 0, 0, 0)]
+    verify(program, memory, [12, 0, 22])
+    assert [peak_bytes(program, memory, rank) for rank in range(3)] == [11, 0, 21]
+    timeline = simulate(
+        program, Hardware([StageCost(1.0, 0.0, 0.0, 0.0)] * 2, [RankCost(0.0, 0.0)] * 3, LinkCost(0.0, 1.0), memory)
+    )
+    assert [own.peak_bytes for own in timeline.ranks] == [11, 0, 21]
+
+
+@pytest.mark.parametrize(
+    ("memory", "caps", "message"),
+    [
+        (None, [1, 1], "caps are held against bytes of each stage; with memory they can be"),
+        ([NO_MEMORY], None, "memory is of 1 stages; the program has 2"),
+        ([NO_MEMORY] * 2, [1], "caps are of 1 ranks; the program has 2"),
+    ],
+)
+def test_bytes_and_caps_are_for_all_stages_and_ranks(memory, caps, message):
+    with pytest.raises(ProgramError) as caught:
+        verify(_program(), memory, caps)
+    assert str(caught.value) == message
+
+
+def test_numbers_beyond_any_program_are_refused():
+    with pytest.raises(ProgramError, match="a stage or microbatch is numbered beyond what any program has"):
+        verify(Program((0,), 1, ((Forward(10**30, 0),),)))
 
 
 def test_a_program_of_nothing_and_a_stage_on_no_rank():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from evenflow.errors import ProgramError
-from evenflow.program import ReduceTied, WeightBackward, build_program, parse_ranks, ranks_text, verify
+from evenflow.program import ReduceGrad, ReduceTied, WeightBackward, build_program, parse_ranks, ranks_text, verify
 from tests.program.lines import after, moved, refusal_of, with_rank, without
 from tests.property.cases import program_of
 
@@ -263,6 +263,31 @@ def test_replicas_come_after_all_that_a_rank_adds_to_a_tied_weight():
     assert refusal_of(with_rank(good, 0, early)) == reason
     early = parse_ranks(moved(tokens, "3REDUCE_GRAD", before="3REDUCE_TIED"))[0]
     assert refusal_of(with_rank(good, 0, early)) == reason.replace("0REDUCE", "3REDUCE")
+
+
+def test_a_weight_that_stages_of_one_rank_share_is_reduced_when_both_have_added_to_it():
+    """V: stages 0 and 3 are on rank 0. Stage 3 is done first; reduced then, the weight would lack stage 0's half."""
+    good = build_program("zb-v", 2, 2, reduces=True, tied=[(0, 3)])
+    assert good.tied == ((0, 3),)
+    verify(good)
+    alone = build_program("zb-v", 2, 2, reduces=True)
+    assert alone.ranks[0].index(ReduceGrad(3)) < alone.ranks[0].index(ReduceGrad(0)) - 1
+    with pytest.raises(ProgramError) as caught:
+        verify(replace(alone, tied=((0, 3),)))
+    assert str(caught.value) == "rank 0: 3REDUCE_GRAD: the gradients of tied weights are not complete"
+    single = build_program("zb-v", 2, 2, tied=[(0, 3)])
+    verify(single)
+    needless = (*single.ranks[0][:-2], ReduceTied(0), *single.ranks[0][-2:])
+    with pytest.raises(ProgramError, match="0REDUCE_TIED: its weights are tied to no other rank's"):
+        verify(replace(single, ranks=(needless, single.ranks[1])))
+
+
+def test_one_stage_of_a_rank_reduces_the_weight_that_they_share():
+    program = build_program("zb-v", 2, 2, reduces=True, tied=[(0, 3), (1, 2)])
+    assert [program.reducer(stage) for stage in range(4)] == [0, 1, 1, 0]
+    apart = build_program("interleaved", (0, 1, 0, 1), 2, reduces=True, tied=[(0, 2, 3)])
+    assert [apart.reducer(stage) for stage in range(4)] == [0, 1, 0, 3]
+    assert (program.tied_apart, apart.tied_apart) == ((), ((0, 2, 3),))
 
 
 def test_who_is_tied_must_exist_and_be_in_one_group():

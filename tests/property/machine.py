@@ -91,7 +91,7 @@ class _Machine:
             if program.forward_only:
                 expected = {(stage, k) for k in everything}
             else:
-                tied = next((group for group in program.tied if stage in group), (stage,))
+                tied = next((group for group in program.tied_apart if stage in group), (stage,))
                 expected = {(other, k) for other in tied for k in everything}
                 expected |= {REPLICAS} if program.reduces else set()
             if gradient != expected:
@@ -218,6 +218,9 @@ class _Machine:
         rank.reduced.add(what)
         group = next((group for group in self.program.tied if stage in group), None)
         if not is_tied:
+            here = [own for own in group or () if own in rank.gradients]
+            if any((own, k) not in rank.gradients[own] for own in here for k in range(self.program.microbatches)):
+                raise Refused("weights that a rank's stages share, reduced before they are complete")
             rank.reductions.append(stage)
         elif group is None:
             raise Refused("weights that are tied to nothing")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from evenflow.cost import LinkCost, Links, RankCost
 from evenflow.program import action_text, build_program, evaluation_program
 from evenflow.simulate import simulate, step_seconds
+from evenflow.timeline import idle_by_cause
 from tests.property.cases import equal_stages, hardware_of, program_of
 
 INSTANT = float("inf")
@@ -103,20 +106,60 @@ def test_reductions_of_several_stages_do_not_hold_up_what_others_wait_for():
 
 
 def test_taking_an_action_has_its_price():
-    """0.1 s an action; what has no time of its own is paid for with the next action that has.
+    """0.1 s an action, before it and before it waits.
 
-    rank 0: F 0.1-1.1; SEND, RECV and B after the gradient came at 4.4: 4.7-6.7; RELEASE and NORM: 6.9; STEP: 7.0
-    rank 1: RECV and F after the input came at 1.1: 1.3-2.3; B 2.4-4.4; SEND, RELEASE, NORM: 4.7; STEP: 7.0
+    rank 0: F 0.1-1.1; SEND until 1.2, RECV until 1.3, B taken at 1.4, its gradient comes at 4.4: until 6.4; RELEASE
+            until 6.5; NORM taken at 6.6; STEP at 6.7
+    rank 1: RECV until 0.1, F taken at 0.2, its input comes at 1.2: until 2.2; B 2.3-4.3; SEND until 4.4; RELEASE until
+            4.5; NORM taken at 4.6; STEP at 4.7, and all norms are there at 6.6
     """
     timeline, spans = _run(THERE_AND_BACK, overhead_s=0.1)
     assert spans[0, "0F0"] == (0.1, 1.1)
-    assert spans[1, "1F0"] == (1.3, 2.3)
-    assert spans[1, "1B0"] == (2.4, 4.4)
-    assert spans[0, "0B0"] == (4.7, 6.7)
-    assert spans[0, "NORM"] == (6.9, 6.9)
-    assert spans[1, "NORM"] == (4.7, 4.7)
-    assert timeline.step_s == pytest.approx(7.0)
+    assert spans[0, "0SEND_F0"] == (1.1, 1.2)
+    assert spans[0, "0RECV_B0"] == (1.2, 1.3)
+    assert spans[1, "1F0"] == (1.2, 2.2)
+    assert spans[1, "1B0"] == (2.3, 4.3)
+    assert spans[0, "0B0"] == (4.4, 6.4)
+    assert spans[0, "0RELEASE_F0"] == (6.4, 6.5)
+    assert spans[0, "NORM"] == (6.6, 6.6)
+    assert spans[1, "NORM"] == (4.6, 4.6)
+    assert timeline.step_s == pytest.approx(6.7)
+    assert [own.wall_s for own in timeline.ranks] == pytest.approx([6.7, 6.7])
     assert [own.busy_s for own in timeline.ranks] == pytest.approx([3.0, 3.0])
+    assert idle_by_cause(timeline) == (
+        {"waiting for rank 1": pytest.approx(2.9), "overhead": pytest.approx(0.7), "transfer": pytest.approx(0.1)},
+        {
+            "waiting for rank 0": pytest.approx(2.9),
+            "overhead": pytest.approx(0.7),
+            "transfer": pytest.approx(0.1),
+        },
+    )
+
+
+def test_overhead_is_a_cause_of_its_own_where_transfers_are_free():
+    """Nobody waits for a transfer: what one rank posts late, the other waits for as for the rank's own work."""
+    program = build_program("1f1b", 4, 8, reduces=True)
+    timeline, _ = _run(program, overhead_s=0.01)
+    for rank, (own, causes) in enumerate(zip(timeline.ranks, idle_by_cause(timeline), strict=True)):
+        assert causes["overhead"] == pytest.approx(0.01 * len(own.actions))
+        assert causes.get("transfer", 0.0) <= 0.01 * 16 * 3, rank  # a SEND's own overhead, or a RECV's, on the way
+    _, spans = _two_ranks(program={"reduces": True}, overhead_s=0.1, reduce_grad_s=[0.0, 5.0])
+    assert spans[1, "1REDUCE_GRAD"][1] - spans[1, "1REDUCE_GRAD"][0] == pytest.approx(0.1)
+
+
+def test_a_transfer_is_posted_after_the_overhead_of_both_its_ends():
+    """Rank 0: F0 at 0.3 s, sent at 0.6, F1 at 0.9, sent at 1.2. Rank 1 asks at 0.3 and 0.6; 1 s under way each."""
+    program = program_of("0F0 0SEND_F0 0F1 0SEND_F1 0RELEASE_F0 0RELEASE_F1\n1RECV_F0 1RECV_F1 1F0 1F1\n", (0, 1), 2)
+    program = replace(program, forward_only=True)
+    hardware = hardware_of(program, equal_stages(2, 0.0, 0.0), LinkCost(1.0, INSTANT), overhead_s=0.3)
+    timeline = simulate(program, hardware)
+    spans = {action_text(one.action): (one.start_s, one.end_s) for own in timeline.ranks for one in own.events}
+    assert spans["1RECV_F1"] == pytest.approx((0.3, 0.6))
+    assert spans["0SEND_F0"] == pytest.approx((0.3, 0.6))
+    assert spans["1F0"] == pytest.approx((1.6, 1.6))
+    assert spans["0RELEASE_F0"] == pytest.approx((1.2, 1.6))
+    assert spans["0RELEASE_F1"] == pytest.approx((1.6, 2.2))
+    assert spans["1F1"] == pytest.approx((2.2, 2.2))
 
 
 def test_a_rank_of_twice_the_speed_takes_half_as_long_for_everything():

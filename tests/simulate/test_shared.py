@@ -94,3 +94,20 @@ def test_any_length_of_step_comes_to_an_end(scale: float) -> None:
     stages = [(0.1 * scale * (stage + 1), 0.23 * scale) for stage in range(5)]
     timeline = run(stages, 7, at_once=2, link=LinkCost(0.01, 1e9))
     assert timeline.step_s >= 7 * sum(map(sum, stages)) / 2 * (1 - 1e-9)
+
+
+def test_updates_that_share_processors_end_where_the_next_step_begins() -> None:
+    """Updates of 1, 2 and 6 s on one processor end 3, 5 and 9 s after they begin: so far apart ranks begin, too.
+
+    The step ends for all when it ends for the last: everybody's wall is the time between two ends of the last.
+    """
+    program = build_program("1f1b", 3, 2)
+    stages = [StageCost(1.0, 2.0, 1.0, 1.0)] * 3
+    updates = [RankCost(0.0, seconds) for seconds in (1.0, 2.0, 6.0)]
+    timeline = simulate(program, hardware_of(program, stages, ranks=updates, at_once=1))
+    assert [rank.begin_s for rank in timeline.ranks] == pytest.approx([-6.0, -4.0, 0.0])
+    assert [rank.wall_s for rank in timeline.ranks] == pytest.approx([timeline.step_s] * 3)
+    assert timeline.ranks[2].end_s == pytest.approx(timeline.step_s)
+    for crowded in (2, 3, None):
+        timeline = simulate(program, hardware_of(program, stages, ranks=updates, at_once=crowded))
+        assert [rank.wall_s for rank in timeline.ranks] == pytest.approx([timeline.step_s] * 3)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from evenflow.cost import LinkCost, RankCost, StageMemory
-from evenflow.errors import ProgramError
+from evenflow.cost import LinkCost, Links, RankCost, StageMemory
+from evenflow.errors import InputError, ProgramError
 from evenflow.program import (
     SCHEDULES,
     Backward,
@@ -17,9 +19,12 @@ from evenflow.program import (
     WeightBackward,
     action_text,
     build_program,
+    even_work,
 )
-from evenflow.simulate import simulate
-from tests.property.cases import equal_stages, hardware_of, program_of
+from evenflow.simulate import simulate, step_seconds
+from tests.property.cases import NO_MEMORY, equal_stages, hardware_of, program_of
+
+EQUAL = equal_stages(2, 1.0, 1.0)
 
 
 def _plain(program, stages, link=None, output_bytes=0):
@@ -90,8 +95,9 @@ def test_a_transfer_starts_only_once_its_receive_is_posted():
 
 
 def test_release_waits_for_its_transfer():
-    """GPipe, a transfer of 5 s: RELEASE_F0 before F2 holds rank 0 from 2 to 6, the transfer's end."""
-    timeline = _plain(build_program("gpipe", 2, 3), equal_stages(2, 1.0, 1.0), LinkCost(5.0, float("inf")))
+    """GPipe, a transfer of 5 s where 1 s was counted on: RELEASE_F0 before F2 holds rank 0 from 2 to 6, its end."""
+    program = build_program("gpipe", 2, 3, replace(even_work((0, 1), 3), transfer_s=(1.0,)))
+    timeline = _plain(program, equal_stages(2, 1.0, 1.0), LinkCost(5.0, float("inf")))
     first = _spans(timeline, 0)
     assert first["0RELEASE_F0"] == pytest.approx((2.0, 6.0))
     assert first["0F2"] == pytest.approx((6.0, 7.0))
@@ -164,3 +170,37 @@ def test_a_release_that_nobody_receives_is_named():
     with pytest.raises(ProgramError, match="deadlock: rank 0 at 0RELEASE_F0, rank 1 at STEP"):
         _plain(broken, equal_stages(2, 1.0, 1.0))
     assert ReleaseForward(0, 0) in first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": [EQUAL[0]]}, "stages: there are 1; the program has 2 stages, so 2 would do"),
+        ({"ranks": [RankCost(0.0, 0.0)] * 3}, "ranks: there are 3; the program has 2 ranks, so 2 would do"),
+        ({"memory": [NO_MEMORY] * 3}, "memory: there are 3; the program has 2 stages, so 2 would do"),
+        ({"speeds": [1.0]}, "speeds: there are 1; the program has 2 ranks, so 2 would do"),
+        ({"speeds": [1.0, 0.0]}, "speeds: rank 1 has 0; more than 0 would do"),
+        ({"reduce_grad_s": [1.0]}, "reduce_grad_s: there are 1; the program has 2 stages, so 2 would do"),
+        (
+            {"reduce_tied_s": [1.0]},
+            "reduce_tied_s: there are 1; the program has 0 tied groups, so 0 would do",
+        ),
+        ({"at_once": 0}, "at_once: 0 ranks compute at once; 1 would be the least"),
+        ({"links": LinkCost(0.0, 0.0)}, "links: 0 bytes a second carry nothing; more than 0 would do"),
+        (
+            {"links": Links(LinkCost(0.0, 1.0), between={(1, 0): LinkCost(0.0, 0.0)})},
+            "links.between: rank 1 to rank 0: 0 bytes a second carry nothing; more than 0 would do",
+        ),
+        (
+            {"links": Links(LinkCost(0.0, 1.0), shared=(frozenset({(0, 1), (1, 0)}), frozenset({(1, 0)})))},
+            "links.shared: rank 1 to rank 0 is in two groups; an edge has one wire",
+        ),
+    ],
+)
+def test_hardware_that_cannot_run_the_program_is_refused_in_one_line(change, message):
+    program = build_program("1f1b", 2, 2)
+    good = hardware_of(program, EQUAL)
+    for run in (simulate, step_seconds):
+        with pytest.raises(InputError) as caught:
+            run(program, replace(good, **change))
+        assert str(caught.value) == message

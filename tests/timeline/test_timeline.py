@@ -15,6 +15,7 @@ from evenflow.program import (
     InputBackward,
     Norm,
     ReceiveForward,
+    ReduceTied,
     ReleaseForward,
     Step,
     action_text,
@@ -79,11 +80,8 @@ def test_where_transfers_are_free_nobody_waits_for_one(seed):
 
 
 def test_a_sender_that_a_slow_receiver_holds_up_waits_for_that_rank():
-    """GPipe onto a slow rank 1: RELEASE_F2 holds rank 0 until rank 1 asks for microbatch 2, at 11 s.
-
-    Rank 0 computes F0..F3 until 4, waits for 7 s, computes F4, and so on; no transfer takes any time.
-    """
-    timeline = _simulated("gpipe", [_cost(1.0, 1.0), _cost(10.0, 1.0)], 6)
+    """GPipe onto a slow rank 1: RELEASE_F4 holds rank 0 until rank 1 asks for microbatch 4; transfers take no time."""
+    timeline = _simulated("gpipe", [_cost(1.0, 1.0), _cost(10.0, 1.0)], 10)
     assert set(idle_by_cause(timeline)[0]) == {"waiting for rank 1"}
 
 
@@ -91,7 +89,7 @@ def test_a_sender_that_a_slow_receiver_holds_up_waits_for_that_rank():
 def test_a_slow_rank_is_the_one_waited_for(schedule, slow_waits_s):
     """Rank 1 of 3 takes thrice as long as the others: they wait for it, it waits for the first tensor."""
     stages = [_cost(1.0, 2.0), _cost(3.0, 6.0), _cost(1.0, 2.0)]
-    timeline = _simulated(schedule, stages, 6)
+    timeline = _simulated(schedule, stages, 12)
     first, slow, last = idle_by_cause(timeline)
     assert next(iter(first)) == "waiting for rank 1"
     assert next(iter(last)) == "waiting for rank 1"
@@ -274,3 +272,16 @@ def test_memory_after_each_event_is_known():
         assert len(own.memory) == len(own.events)
         assert max(own.memory) <= own.peak_bytes
     assert replace(timeline, program=build_program("1f1b", 1, 3)).ranks[0].memory[-1] == NO_MEMORY.state_bytes
+
+
+def test_a_norm_waits_for_the_rank_that_shares_its_weights_and_then_for_the_reduction():
+    """F 1 s, B 2 s on each of two ranks, one microbatch: rank 1 is done at 4, rank 0 at 6; adding takes 1.5 s."""
+    program = build_program("1f1b", 2, 1, tied=[(0, 1)])
+    timeline = simulate(program, hardware_of(program, [_cost(1.0, 2.0)] * 2, reduce_tied_s=[1.5]))
+    found = [[own for own in waited if isinstance(own.action, Norm)] for waited in waits(timeline)]
+    assert [(own.cause, own.peer, own.peer_action, own.seconds) for own in found[1]] == [
+        ("waiting", 0, ReduceTied(0), pytest.approx(2.0)),
+        ("reduction", None, None, pytest.approx(1.5)),
+    ]
+    assert [(own.cause, own.seconds) for own in found[0]] == [("reduction", pytest.approx(1.5))]
+    assert idle_by_cause(timeline)[0] == {"waiting for rank 1": pytest.approx(3.0), "reduction": pytest.approx(1.5)}

@@ -12,7 +12,7 @@ from evenflow.errors import InputError, ProgramError
 from evenflow.files.document import Document, Part, read_document, write_json
 from evenflow.files.parts import Bytes, Count, Index, LinkPart, Seconds
 from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan
-from evenflow.program import AUTO, SCHEDULES, lower, misfit, parse_order, verify
+from evenflow.program import AUTO, SCHEDULES, misfit, verify_plan
 
 
 class AxesPart(Part):
@@ -254,14 +254,20 @@ def load_plan(path: Path) -> Plan:
     """Read plan.json.
 
     Raises:
-        InputError: the file is not a plan, or its layers, stages and ranks do not make one.
+        InputError: the file is not a plan; its layers, stages and ranks do not make one; or the program that it
+            makes is not legal or needs more memory than it allows.
     """
     document = read_document(path, PlanDocument)
     mistake = _layers_mistake(document) or _ranks_mistake(document)
     mistake = mistake or _schedule_mistake(document)
     if mistake is not None:
         raise InputError(f"{path}: {mistake}")
-    return document.value()
+    plan = document.value()
+    try:
+        verify_plan(plan)
+    except ProgramError as error:
+        raise InputError(f"{path}: {'its program' if plan.order is None else 'order'}: {error}") from None
+    return plan
 
 
 def _schedule_mistake(document: PlanDocument) -> str | None:
@@ -276,15 +282,8 @@ def _schedule_mistake(document: PlanDocument) -> str | None:
         return (
             f"order: {name} needs each rank's order" if made_for_costs else f"order: {name} needs none; null would do"
         )
-    if document.order is None:
-        return None
-    if len(document.order) != len(document.ranks):
+    if document.order is not None and len(document.order) != len(document.ranks):
         return f"order: has {len(document.order)} ranks; there are {len(document.ranks)}"
-    try:
-        order = parse_order(document.order)
-        verify(lower(order, stage_rank, document.microbatches))
-    except ProgramError as error:
-        return f"order: {error}"
     return None
 
 

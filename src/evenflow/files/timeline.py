@@ -82,10 +82,11 @@ class RankPart(Part):
 
 
 class TimelinePart(Part):
-    """One step of all ranks, and the most by which their clocks may disagree."""
+    """One step of all ranks, the most by which their clocks may disagree, and what taking an action cost if known."""
 
     ranks: Annotated[list[RankPart], Field(min_length=1)]
     clock_error_s: Annotated[float, Field(ge=0)] = 0.0
+    overhead_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TimelineDocument(Document):
@@ -95,6 +96,7 @@ class TimelineDocument(Document):
     stage_rank: Annotated[list[Index], Field(min_length=1)]
     microbatches: Count
     reduces: bool
+    forward_only: bool = False
     tied: list[list[Index]]
     predicted: TimelinePart
     measured: TimelinePart | None
@@ -120,6 +122,7 @@ def save_timelines(path: Path, predicted: Timeline, measured: Timeline | None, s
         stage_rank=list(predicted.program.stage_rank),
         microbatches=predicted.program.microbatches,
         reduces=predicted.program.reduces,
+        forward_only=predicted.program.forward_only,
         tied=[list(group) for group in predicted.program.tied],
         predicted=_part(predicted),
         measured=None if measured is None else _part(measured),
@@ -144,7 +147,11 @@ def load_timelines(path: Path) -> StepTimelines:
 
 
 def _part(timeline: Timeline) -> TimelinePart:
-    return TimelinePart(ranks=[RankPart.of(rank) for rank in timeline.ranks], clock_error_s=timeline.clock_error_s)
+    return TimelinePart(
+        ranks=[RankPart.of(rank) for rank in timeline.ranks],
+        clock_error_s=timeline.clock_error_s,
+        overhead_s=timeline.overhead_s,
+    )
 
 
 def _check_follows(timeline: Timeline, program: Program) -> None:
@@ -173,6 +180,7 @@ def _timeline(document: TimelineDocument, part: TimelinePart, origin: TimelineOr
         tuple(document.stage_rank),
         document.microbatches,
         tuple(actions),
+        forward_only=document.forward_only,
         reduces=document.reduces,
         tied=tuple(map(tuple, document.tied)),
     )
@@ -181,4 +189,4 @@ def _timeline(document: TimelineDocument, part: TimelinePart, origin: TimelineOr
     except ProgramError as error:
         raise InputError(f"{path}: {origin}: {error}") from None
     ranks = (rank.value(own) for rank, own in zip(part.ranks, actions, strict=True))
-    return Timeline(origin, program, tuple(ranks), part.clock_error_s)
+    return Timeline(origin, program, tuple(ranks), part.clock_error_s, part.overhead_s)

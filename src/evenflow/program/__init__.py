@@ -28,6 +28,7 @@ from evenflow.program.graph import CostIndex, Graph
 from evenflow.program.lower import lower
 from evenflow.program.memory import Held, PeakForm, peak_bytes, peak_forms, rank_memory
 from evenflow.program.placement import Placement, place, placement_of, stages_of
+from evenflow.program.planned import linked_work, plan_caps, plan_program, verify_plan
 from evenflow.program.program import Program, in_flight
 from evenflow.program.schedules import (
     AUTO,
@@ -92,6 +93,7 @@ __all__ = [
     "even_work",
     "find_schedule",
     "in_flight",
+    "linked_work",
     "lower",
     "make_work",
     "misfit",
@@ -105,9 +107,12 @@ __all__ = [
     "peak_forms",
     "place",
     "placement_of",
+    "plan_caps",
+    "plan_program",
     "rank_memory",
     "ranks_text",
     "receive_buffers",
     "stages_of",
     "verify",
+    "verify_plan",
 ]

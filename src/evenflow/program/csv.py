@@ -11,6 +11,7 @@ import csv
 import io
 import re
 
+from evenflow.errors import ProgramError
 from evenflow.program.actions import Compute, Order
 from evenflow.program.text import action_text, parse_compute
 
@@ -28,10 +29,14 @@ def parse_order_csv(text: str) -> Order:
     """Read what `order_csv` or PyTorch wrote; the row of a rank without actions is empty.
 
     Raises:
-        ProgramError: a cell is not a compute action (its row and column are named).
+        ProgramError: a cell is not a compute action (its row and column are named), or this is no CSV.
     """
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:  # a cell of more than 131072 characters, say
+        raise ProgramError(f"it is not CSV: {error}") from None
     order: list[tuple[Compute, ...]] = []
-    for row, cells in enumerate(csv.reader(io.StringIO(text)), 1):
+    for row, cells in enumerate(rows, 1):
         actions: list[Compute] = []
         for column, cell in enumerate(cells, 1):
             match = _OVERLAPPED.fullmatch(cell.strip())

@@ -6,7 +6,8 @@ pass over the nodes:
 
     end[n] = max(end[after[n]], end[needs[n]], end[also[n]] - lag) + seconds[n]
 
-* A rank takes its actions in order; posting a send or a receive, and starting a reduction, take no time.
+* A rank takes its actions in order; posting a send or a receive, and starting a reduction, take no time but what taking
+  any action costs (`after_actions`, `needs_actions` and `also_actions` count how often that is before a node begins).
 * A transfer begins once it was sent, its receive was posted and the wire is free: what was sent before it on
   the same directed edge has left (it may still be under way for the link's latency: `lag`).
 * RELEASE holds its rank until its transfer has ended.
@@ -115,10 +116,14 @@ class Graph:
         needs: a second node that it waits for; for a transfer, the node after which it may be received.
         also: a third; for a transfer, the transfer before it on its wire.
         cost: where its seconds stand in the vector of costs.
-        actions: how many actions of its rank it stands for.
+        after_actions: how many actions its rank (of a transfer: the sender) takes from the end of `after` until it can
+            begin, its own included.
+        needs_actions: for a transfer, how many the receiver takes from the end of `needs` until the receive is posted.
+        also_actions: for an action right after a RELEASE, 1: itself; the transfer waited for is `also`.
         edge: for a transfer, its directed edge (sender x ranks + receiver); -1 for all others.
         row_node: for each row of the table, the node that its action is; -1 where it takes no time of its own.
         row_clock: for each row, the last node of its rank before it.
+        row_actions: for each row, how many actions its rank has taken since that node, it included.
         row_transfer: for each RELEASE, the transfer that it waits for; 0 for other rows.
         last: for each rank, its last node.
         index: where each cost stands.
@@ -128,10 +133,13 @@ class Graph:
     needs: Ints
     also: Ints
     cost: Ints
-    actions: Ints
+    after_actions: Ints
+    needs_actions: Ints
+    also_actions: Ints
     edge: Ints
     row_node: Ints
     row_clock: Ints
+    row_actions: Ints
     row_transfer: Ints
     last: tuple[int, ...]
     index: CostIndex
@@ -175,14 +183,17 @@ class _Walk:
         # Node 0 is where time begins, nodes 1 to `ranks` where each rank's step before ended.
         self.after, self.needs, self.also = [0] * (ranks + 1), [0] * (ranks + 1), [0] * (ranks + 1)
         self.cost = [0, *range(self.index.begin, self.index.begin + ranks)]
-        self.actions, self.edge = [0] * (ranks + 1), [-1] * (ranks + 1)
+        self.after_actions, self.needs_actions = [0] * (ranks + 1), [0] * (ranks + 1)
+        self.also_actions, self.edge = [0] * (ranks + 1), [-1] * (ranks + 1)
         self.row_node, self.row_clock, self.row_transfer = [-1] * rows, [0] * rows, [0] * rows
+        self.row_actions = [0] * rows
         self.row = table.begins[:-1].tolist()  # each rank's next row
         self.clock = list(range(1, ranks + 1))  # each rank's last node
         self.released = [0] * ranks  # the transfer that a rank's last RELEASE waits for, not yet a node's
-        self.folded = [0] * ranks  # actions since that node
+        self.folded = [0] * ranks  # actions since a rank's last node
         # A message is (direction, stage that it arrives at, microbatch).
         self.sent, self.expected, self.arrived = [-1] * messages, [-1] * messages, [-1] * messages
+        self.sent_actions, self.expected_actions = [0] * messages, [0] * messages
         self.waiter = [-1] * messages  # the rank that cannot go on without this message
         self.wire: dict[int, int] = {}  # the last transfer on each directed edge
         self.reducing = [0] * ranks  # each rank's last reduction
@@ -201,12 +212,14 @@ class _Walk:
         ends = self.table.begins[1:].tolist()
         handlers = self._handlers()
         row, row_clock, folded, clock = self.row, self.row_clock, self.folded, self.clock
+        row_actions = self.row_actions
         self.ready = list(range(self.ranks))[::-1]
         while self.ready:
             rank = self.ready.pop()
             while (at := row[rank]) < ends[rank]:
                 row_clock[at] = clock[rank]
                 folded[rank] += 1
+                row_actions[at] = folded[rank]
                 if not handlers[kind[at]](rank, key[at]):
                     folded[rank] -= 1
                     break
@@ -231,12 +244,14 @@ class _Walk:
         }
         return [by_kind[kind] for kind in KINDS]
 
-    def _node(self, after: int, needs: int, also: int, cost: int, actions: int = 0, edge: int = -1) -> int:
+    def _node(self, after: int, needs: int, also: int, cost: int, after_actions: int = 0, edge: int = -1) -> int:
         self.after.append(after)
         self.needs.append(needs)
         self.also.append(also)
         self.cost.append(cost)
-        self.actions.append(actions)
+        self.after_actions.append(after_actions)
+        self.needs_actions.append(0)
+        self.also_actions.append(0)
         self.edge.append(edge)
         return len(self.after) - 1
 
@@ -244,6 +259,8 @@ class _Walk:
         """The rank's next action that takes time, together with the RELEASE right before it."""
         node = self._node(self.clock[rank], needs, self.released[rank], cost, self.folded[rank])
         self.row_node[self.row[rank]] = self.clock[rank] = node
+        if self.released[rank]:
+            self.also_actions[node] = 1
         self.released[rank] = self.folded[rank] = 0
 
     def _settle(self, rank: int) -> int:
@@ -251,7 +268,8 @@ class _Walk:
         if self.released[rank]:
             self.clock[rank] = self._node(self.clock[rank], 0, self.released[rank], 0, self.folded[rank] - 1)
             self.released[rank], self.folded[rank] = 0, 1
-        self.row_clock[self.row[rank]] = self.clock[rank]
+        at = self.row[rank]
+        self.row_clock[at], self.row_actions[at] = self.clock[rank], self.folded[rank]
         return self.clock[rank]
 
     def _wait(self, rank: int, message: int) -> bool:
@@ -283,13 +301,13 @@ class _Walk:
 
     def _send(self, rank: int, key: int, forward: bool) -> bool:
         shift = self.microbatches if forward else (self.stages - 1) * self.microbatches
-        self.sent[key + shift] = self._settle(rank)
+        self.sent[key + shift], self.sent_actions[key + shift] = self._settle(rank), self.folded[rank]
         self._meet(key + shift)
         return True
 
     def _receive(self, rank: int, key: int, forward: bool) -> bool:
         message = key if forward else self.stages * self.microbatches + key
-        self.expected[message] = self._settle(rank)
+        self.expected[message], self.expected_actions[message] = self._settle(rank), self.folded[rank]
         self._meet(message)
         return True
 
@@ -303,7 +321,8 @@ class _Walk:
         source = stage + 1 if backward else stage - 1
         cost = (self.index.send_backward if backward else self.index.send_forward) + source
         edge = self.stage_rank[source] * self.ranks + self.stage_rank[stage]
-        node = self._node(sent, expected, self.wire.get(edge, 0), cost, edge=edge)
+        node = self._node(sent, expected, self.wire.get(edge, 0), cost, self.sent_actions[message], edge)
+        self.needs_actions[node] = self.expected_actions[message]
         self.arrived[message] = self.wire[edge] = node
         if self.waiter[message] >= 0:
             self.ready.append(self.waiter[message])
@@ -330,7 +349,10 @@ class _Walk:
         return True
 
     def _start_reducing(self, rank: int, group: int, cost: int) -> None:
-        self.to_reduce[rank].append((group, cost, self._settle(rank)))
+        after = self._settle(rank)
+        self.clock[rank] = self._node(after, 0, 0, 0, self.folded[rank])  # others wait for the moment of its start
+        self.folded[rank] = 0
+        self.to_reduce[rank].append((group, cost, self.clock[rank]))
         self._reduce(rank)
 
     def _reduce(self, rank: int) -> None:
@@ -381,10 +403,13 @@ class _Walk:
             needs=np.array(self.needs),
             also=np.array(self.also),
             cost=np.array(self.cost),
-            actions=np.array(self.actions),
+            after_actions=np.array(self.after_actions),
+            needs_actions=np.array(self.needs_actions),
+            also_actions=np.array(self.also_actions),
             edge=np.array(self.edge),
             row_node=np.array(self.row_node),
             row_clock=np.array(self.row_clock),
+            row_actions=np.array(self.row_actions),
             row_transfer=np.array(self.row_transfer),
             last=tuple(self.clock),
             index=self.index,

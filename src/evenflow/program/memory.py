@@ -93,14 +93,19 @@ def rank_memory(program: Program, memory: Sequence[StageMemory], rank: int) -> H
     peaks = np.array([[m.forward_peak_bytes, m.backward_peak_bytes] for m in memory], dtype=np.int64)
     change = (units[kind] * sizes[stage]).sum(axis=1)
     passing = (passes[kind] * peaks[stage]).sum(axis=1)
-    state = sum(stage.state_bytes for stage, owner in zip(memory, program.stage_rank, strict=True) if owner == rank)
+    state = _state_bytes(program, memory, rank)
     after = state + np.cumsum(change)
     return Held(after - change + np.maximum(np.maximum(passing, change), 0), after)
 
 
+def _state_bytes(program: Program, memory: Sequence[StageMemory], rank: int) -> int:
+    return sum(stage.state_bytes for stage, owner in zip(memory, program.stage_rank, strict=True) if owner == rank)
+
+
 def peak_bytes(program: Program, memory: Sequence[StageMemory], rank: int) -> int:
-    """The most bytes that `rank` holds in a step."""
-    return int(rank_memory(program, memory, rank).peak_bytes.max())
+    """The most bytes that `rank` holds in a step; one without actions holds its state."""
+    held = rank_memory(program, memory, rank).peak_bytes
+    return int(held.max()) if held.size else _state_bytes(program, memory, rank)
 
 
 @dataclass(frozen=True, slots=True)

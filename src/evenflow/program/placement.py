@@ -8,7 +8,11 @@ v      0 1 2 3 3 2 1 0    back and forth: the first and the last stage share ran
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
+
+from evenflow.errors import ProgramError
 
 Placement = Literal["one", "loop", "v"]
 
@@ -32,6 +36,25 @@ def placement_of(stage_rank: tuple[int, ...]) -> Placement | None:
 def stages_of(stage_rank: tuple[int, ...], rank: int) -> tuple[int, ...]:
     """The stages of one rank, in order."""
     return tuple(stage for stage, owner in enumerate(stage_rank) if owner == rank)
+
+
+def check_stages(stage_rank: Sequence[int], ranks: int, tied: Sequence[Sequence[int]]) -> None:
+    """Stages must be on ranks that there are, and tied stages must be some of them, each in one group.
+
+    Raises:
+        ProgramError: one is not.
+    """
+    stages = len(stage_rank)
+    for stage, rank in enumerate(stage_rank):
+        if not 0 <= rank < ranks:
+            raise ProgramError(f"stage {stage} is on rank {rank}, but ranks run from 0 to {ranks - 1}")
+    found: set[int] = set()
+    for stage in chain.from_iterable(tied):
+        if not 0 <= stage < stages:
+            raise ProgramError(f"stage {stage} is tied, but stages run from 0 to {stages - 1}")
+        if stage in found:
+            raise ProgramError(f"stage {stage} is tied twice; a stage can be in one group")
+        found.add(stage)
 
 
 def _zigzag(stage: int, ranks: int) -> int:

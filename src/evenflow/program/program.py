@@ -27,7 +27,8 @@ class Program:
         ranks: each rank's actions, in the order in which it takes them.
         forward_only: whether it evaluates: no backward, no update.
         reduces: whether weight gradients are added over data-parallel replicas.
-        tied: groups of stages on different ranks that share weights.
+        tied: groups of stages that share weights. The weight that stages of one rank share is one tensor there, with
+            one gradient; see `reducer`.
     """
 
     stage_rank: tuple[int, ...]
@@ -41,6 +42,20 @@ class Program:
     def stages(self) -> int:
         """How many stages there are."""
         return len(self.stage_rank)
+
+    @property
+    def tied_apart(self) -> tuple[tuple[int, ...], ...]:
+        """The tied groups whose stages are on several ranks: those whose gradients REDUCE_TIED adds."""
+        return tuple(group for group in self.tied if len({self.stage_rank[stage] for stage in group}) > 1)
+
+    def reducer(self, stage: int) -> int:
+        """The stage whose REDUCE_GRAD reduces the weight that `stage` shares: the first of its group on its rank.
+
+        A weight is reduced once on each rank that has it. The REDUCE_GRADs of the group's other stages leave it out;
+        `verify` proves that all of them come after its whole gradient. A stage that shares nothing is its own.
+        """
+        group = next((group for group in self.tied if stage in group), (stage,))
+        return min(own for own in group if self.stage_rank[own] == self.stage_rank[stage])
 
     @cached_property
     def table(self) -> Table:

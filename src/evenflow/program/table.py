@@ -12,6 +12,7 @@ from itertools import chain, repeat
 import numpy as np
 from numpy.typing import NDArray
 
+from evenflow.errors import ProgramError
 from evenflow.program.actions import (
     Action,
     Backward,
@@ -94,7 +95,11 @@ class Table:
 
 
 def make_table(ranks: tuple[tuple[Action, ...], ...]) -> Table:
-    """Read all ranks' actions into columns."""
+    """Read all ranks' actions into columns.
+
+    Raises:
+        ProgramError: a number does not fit into a column.
+    """
     lengths = list(map(len, ranks))
     actions = tuple(chain.from_iterable(ranks))
     return Table(
@@ -107,4 +112,7 @@ def make_table(ranks: tuple[tuple[Action, ...], ...]) -> Table:
 
 
 def _column(values: Iterator[int], rows: int) -> Ints:
-    return np.fromiter(values, dtype=np.int64, count=rows)
+    try:
+        return np.fromiter(values, dtype=np.int64, count=rows)
+    except OverflowError:
+        raise ProgramError("a stage or microbatch is numbered beyond what any program has") from None

@@ -45,7 +45,10 @@ _RANK_WORDS: dict[str, type[Norm] | type[Step]] = {"NORM": Norm, "STEP": Step}
 _WORDS: dict[type[Action], str] = {
     kind: word for words in (_MICROBATCH_WORDS, _STAGE_WORDS, _RANK_WORDS) for word, kind in words.items()
 }
-_TOKEN = re.compile(r"(\d+)([A-Z]+(?:_[A-Z]+)?)(\d*)")
+# `\d` would take the digits of other scripts, too, and Python refuses to read numbers of thousands of them.
+_TOKEN = re.compile(r"([0-9]{1,9})([A-Z]+(?:_[A-Z]+)?)([0-9]{0,9})")
+_NO_ACTIONS = "-"  # the line of a rank that has none
+_SHOWN = 40  # characters of a token that is none
 
 
 def action_text(action: Action) -> str:
@@ -77,12 +80,12 @@ def parse_action(token: str) -> Action:
     if match is not None and match[2] in _STAGE_WORDS and not match[3]:
         return _STAGE_WORDS[match[2]](int(match[1]))
     words = ", ".join([*_MICROBATCH_WORDS, *_STAGE_WORDS, *_RANK_WORDS])
-    raise ProgramError(f"{token!r} is not an action; actions look like 2F0 and their words are {words}")
+    raise ProgramError(f"{_shown(token)} is not an action; actions look like 2F0 and their words are {words}")
 
 
 def ranks_text(ranks: tuple[tuple[Action, ...], ...]) -> str:
-    """All ranks' actions, a line for each rank."""
-    return "".join(" ".join(map(action_text, actions)) + "\n" for actions in ranks)
+    """All ranks' actions, a line for each rank; that of a rank without actions is `-`."""
+    return "".join((" ".join(map(action_text, actions)) or _NO_ACTIONS) + "\n" for actions in ranks)
 
 
 def order_text(order: Order) -> tuple[str, ...]:
@@ -112,8 +115,13 @@ def parse_compute(token: str, where: str) -> Compute:
     except ProgramError:
         action = None
     if not isinstance(action, Forward | Backward | InputBackward | WeightBackward):
-        raise ProgramError(f"{where}: {token!r} is not a compute action; 2F0, 2B0, 2I0 or 2W0 are")
+        raise ProgramError(f"{where}: {_shown(token)} is not a compute action; 2F0, 2B0, 2I0 or 2W0 are")
     return action
+
+
+def _shown(token: str) -> str:
+    """A wrong token, short and on one line."""
+    return repr(token) if len(token) <= _SHOWN else f"{token[:_SHOWN]!r}... ({len(token)} characters)"
 
 
 def parse_ranks(text: str) -> tuple[tuple[Action, ...], ...]:
@@ -127,7 +135,7 @@ def parse_ranks(text: str) -> tuple[tuple[Action, ...], ...]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            ranks.append(tuple(map(parse_action, line.split())))
+            ranks.append(() if line.strip() == _NO_ACTIONS else tuple(map(parse_action, line.split())))
         except ProgramError as error:
             raise ProgramError(f"line {number}: {error}") from None
     return tuple(ranks)

@@ -7,7 +7,7 @@
    tags need that).
 4. Gradients are reduced after the last of them was computed, once; every rank ends with one NORM and one STEP.
 5. Taken together the ranks finish even if a send completes only once its receive is posted.
-6. Where caps are given, no rank ever holds more.
+6. Where bytes are given, all that was taken is freed; where caps are, no rank ever holds more.
 
 Almost every rule says that one action comes after another on the same rank, so almost every rule is a comparison
 of rows. Of all that is wrong the first action is named, with its rank and the reason.
@@ -16,6 +16,7 @@ of rows. Of all that is wrong the first action is named, with its rank and the r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ from evenflow.program.actions import (
     WeightBackward,
 )
 from evenflow.program.memory import rank_memory
+from evenflow.program.placement import check_stages
 from evenflow.program.program import Program
 from evenflow.program.table import Ints
 from evenflow.program.text import action_text
@@ -49,13 +51,17 @@ from evenflow.units import format_bytes
 Mask = NDArray[np.bool_]
 
 
+@overload
+def verify(program: Program) -> None: ...
+@overload
+def verify(program: Program, memory: Sequence[StageMemory], caps: Sequence[float] | None = None) -> None: ...
 def verify(program: Program, memory: Sequence[StageMemory] | None = None, caps: Sequence[float] | None = None) -> None:
     """Check all rules.
 
     Args:
         program: what is checked.
-        memory: bytes of each stage; with `caps`.
-        caps: bytes that each rank may hold.
+        memory: bytes of each stage: no rank frees more than it holds, and at the end it holds its state alone.
+        caps: bytes that each rank may hold; only with `memory`.
 
     Raises:
         ProgramError: a rule is broken; the text names the rank, the action and the reason.
@@ -73,22 +79,16 @@ def verify(program: Program, memory: Sequence[StageMemory] | None = None, caps: 
     rules.raise_first()
     _check_edges(program)
     _ = program.graph  # cannot be built where ranks wait for each other for ever
-    if memory is not None and caps is not None:
-        _check_caps(program, memory, caps)
+    if memory is not None or caps is not None:
+        _check_memory(program, memory, caps)
 
 
 def _check_shape(program: Program) -> None:
     if not program.ranks or not program.stage_rank:
         raise ProgramError("a program needs at least one rank and one stage")
-    for stage, rank in enumerate(program.stage_rank):
-        if not 0 <= rank < len(program.ranks):
-            raise ProgramError(f"stage {stage} is on rank {rank}, but ranks run from 0 to {len(program.ranks) - 1}")
-    tied = [stage for group in program.tied for stage in group]
-    for at, stage in enumerate(tied):
-        if not 0 <= stage < program.stages:
-            raise ProgramError(f"stage {stage} is tied, but stages run from 0 to {program.stages - 1}")
-        if stage in tied[:at]:
-            raise ProgramError(f"stage {stage} is tied twice; a stage can be in one group")
+    if program.microbatches < 1:
+        raise ProgramError(f"a step of {program.microbatches} microbatches has nothing to do; 1 would be the least")
+    check_stages(program.stage_rank, len(program.ranks), program.tied)
 
 
 def _check_places(program: Program) -> None:
@@ -236,26 +236,31 @@ class _Rules:
                 self.left.append((rank, reason))
 
     def check_reductions(self) -> None:
-        """Each stage's gradients are reduced once, after the last of them, where the program has replicas or ties."""
+        """Each stage's gradients are reduced once, after the last of them, where the program has replicas or ties.
+
+        The weight that stages of one rank share is complete, and may be reduced, once all of them have added to it.
+        """
+        if self.program.forward_only:
+            return  # `check_backward` forbids all of them
         tied = np.zeros(self.program.stages, bool)
-        tied[[stage for group in self.program.tied for stage in group]] = True
+        tied[[stage for group in self.program.tied_apart for stage in group]] = True
         last = self.weights.max(axis=1)
         reductions: tuple[tuple[type[ReduceTied | ReduceGrad], Mask, str], ...] = (
             (ReduceTied, tied, "its weights are tied to no other rank's"),
             (ReduceGrad, np.full(self.program.stages, self.program.reduces), "this program has no replicas"),
         )
-        tied_rows = np.full(self.program.stages, -1)
+        complete = np.full(self.program.stages, -1)  # the weights that a stage shares on its rank have all of theirs
         for kind, wanted, reason in reductions:
             rows = np.full(self.program.stages, -1)
             own = np.flatnonzero(self.table.is_kind(kind))[::-1]
             rows[self.table.stage[own]] = own
             self._forbid(rows[(rows >= 0) & ~wanted], reason)
             self._forbid(rows[(rows >= 0) & (last > rows)], "gradients are still added to after it")
-            self._forbid(rows[(rows >= 0) & (tied_rows > rows)], "the gradients of tied weights are not complete")
+            self._forbid(rows[(rows >= 0) & (complete > rows)], "the gradients of tied weights are not complete")
             self.missing += [
                 (self.program.stage_rank[s], kind(s)) for s in np.flatnonzero(wanted & (rows < 0)).tolist()
             ]
-            tied_rows = self._last_of_group(rows)
+            complete = self._last_of_group(np.maximum(rows, last))
 
     def _last_of_group(self, rows: Ints) -> Ints:
         """For each tied stage, the last of these rows of its group's stages on its rank; -1 for all others."""
@@ -348,13 +353,27 @@ def _send_text(message: Sequence[int]) -> str:
     return action_text(SendBackward(stage, microbatch) if backward else SendForward(stage, microbatch))
 
 
-def _check_caps(program: Program, memory: Sequence[StageMemory], caps: Sequence[float]) -> None:
-    for rank, cap in enumerate(caps):
+def _check_memory(program: Program, memory: Sequence[StageMemory] | None, caps: Sequence[float] | None) -> None:
+    if memory is None:
+        raise ProgramError("caps are held against bytes of each stage; with memory they can be")
+    if len(memory) != program.stages:
+        raise ProgramError(f"memory is of {len(memory)} stages; the program has {program.stages}")
+    if caps is not None and len(caps) != len(program.ranks):
+        raise ProgramError(f"caps are of {len(caps)} ranks; the program has {len(program.ranks)}")
+    for rank, actions in enumerate(program.ranks):
+        if not actions:
+            continue  # it has no stage either, or its forwards would be missing
         held = rank_memory(program, memory, rank)
+        state = sum(own.state_bytes for own, owner in zip(memory, program.stage_rank, strict=True) if owner == rank)
+        least = int(np.argmin(held.after_bytes))
+        if held.after_bytes[least] < state:
+            raise ProgramError(f"rank {rank}: {action_text(actions[least])}: it frees more bytes than are held")
+        if held.after_bytes[-1] != state:
+            left = format_bytes(int(held.after_bytes[-1]) - state)
+            raise ProgramError(f"rank {rank}: at its end: {left} are still held")
         worst = int(np.argmax(held.peak_bytes))
-        if held.peak_bytes[worst] > cap:
-            action = program.ranks[rank][worst]
+        if caps is not None and held.peak_bytes[worst] > caps[rank]:
             raise ProgramError(
-                f"rank {rank}: {action_text(action)}: the rank holds {format_bytes(int(held.peak_bytes[worst]))} "
-                f"of {format_bytes(cap)}"
+                f"rank {rank}: {action_text(actions[worst])}: the rank holds "
+                f"{format_bytes(int(held.peak_bytes[worst]))} of {format_bytes(caps[rank])}"
             )

@@ -7,11 +7,10 @@ simulator, the schedules and the bound alike; it does if all three ask here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
-from evenflow.cost import Costs, Links, MemoryModel, rank_costs, stage_costs
+from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
 from evenflow.plan import Plan
-from evenflow.program import Work, make_work
+from evenflow.program import Work, linked_work
 from evenflow.simulate import Hardware
 
 
@@ -57,14 +56,5 @@ def plan_work(
     stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: Sequence[float] | None = None
 ) -> Work:
     """What a schedule for this hardware is made from, every rank on a processor of its own."""
-    links = hardware.links if isinstance(hardware.links, Links) else Links(hardware.links)
-    edges, memory = list(pairwise(stage_rank)), hardware.memory
-    return make_work(
-        stage_rank,
-        microbatches,
-        hardware.own_stages(stage_rank),
-        memory,
-        [links.cost(edge).seconds(own.output_bytes) for edge, own in zip(edges, memory, strict=False)],
-        caps,
-        [links.cost(edge[::-1]).seconds(own.input_bytes) for edge, own in zip(edges, memory[1:], strict=True)],
-    )
+    costs = hardware.own_stages(stage_rank)
+    return linked_work(stage_rank, microbatches, costs, hardware.memory, hardware.links, caps)

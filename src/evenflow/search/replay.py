@@ -11,13 +11,10 @@ from evenflow.plan import Bound, Plan, Search
 from evenflow.program import (
     AUTO,
     SCHEDULES,
-    Program,
-    build_program,
     find_schedule,
-    lower,
     misfit,
     order_text,
-    parse_order,
+    plan_program,
 )
 from evenflow.search.hardware import plan_hardware, plan_work
 from evenflow.search.order_bound import order_bound_s
@@ -26,14 +23,6 @@ from evenflow.search.problem import Problem, place_stages
 from evenflow.search.solve import solve
 from evenflow.simulate import free_transfers, simulate
 from evenflow.timeline import Timeline
-
-
-def plan_program(plan: Plan) -> Program:
-    """The plan's program."""
-    if plan.order is None:
-        return build_program(plan.schedule, plan.stage_rank, plan.microbatches)
-    work = plan_work(plan.stage_rank, plan.microbatches, plan_hardware(plan)) if plan.posting == "costs" else None
-    return lower(parse_order(plan.order), plan.stage_rank, plan.microbatches, work)
 
 
 def plan_timeline(plan: Plan, schedule: str | None = None, with_transfers: bool = True) -> Timeline:

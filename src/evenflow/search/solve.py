@@ -13,7 +13,6 @@ from evenflow.program import (
     Program,
     build_program,
     compute_order,
-    lower,
     misfit,
     placement_of,
     verify,
@@ -22,6 +21,7 @@ from evenflow.search.advice import would_fit
 from evenflow.search.auto import AutoSchedule, Unfit, find_auto
 from evenflow.search.hardware import plan_work
 from evenflow.search.order_bound import order_bound_s
+from evenflow.search.posting import posted_program
 from evenflow.search.problem import Problem, Split
 from evenflow.search.splitting import find_split
 from evenflow.simulate import simulate
@@ -79,12 +79,11 @@ def _solve_named(problem: Problem, split: Split | None) -> Solution:
         best, considered = find_split(problem, searched)
         split = best.split
     hardware = problem.hardware(split)
-    if not SCHEDULES[problem.schedule].by_costs:
-        return Solution(split, searched, None, "even", simulate(searched, hardware), considered)
     work = plan_work(problem.stage_rank, problem.microbatches, hardware)
     order = compute_order(problem.schedule, problem.stage_rank, problem.microbatches, work)
-    program = lower(order, problem.stage_rank, problem.microbatches, work)
-    return Solution(split, program, order, "costs", simulate(program, hardware), considered)
+    program, posting = posted_program(order, work, hardware, [problem.limit] * problem.ranks)
+    kept = order if SCHEDULES[problem.schedule].by_costs else None
+    return Solution(split, program, kept, posting, simulate(program, hardware), considered)
 
 
 def _searched_schedule(problem: Problem) -> str:

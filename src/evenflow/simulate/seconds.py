@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evenflow.cost import LinkCost, Links, RankCost, StageCost, StageMemory
+from evenflow.cost import Edge, LinkCost, Links, RankCost, StageCost, StageMemory
+from evenflow.errors import InputError
 from evenflow.program import Program
 
 Floats = NDArray[np.float64]
@@ -26,7 +27,7 @@ class Hardware:
         reduce_s: combining the norms of all ranks.
         reduce_grad_s: for each stage, adding its gradients over the replicas; by default none.
         reduce_tied_s: for each group of tied stages, adding their gradients; by default none.
-        overhead_s: what taking an action costs its rank beside the action itself.
+        overhead_s: what taking any action costs its rank before the action itself, and before it waits for anything.
         speeds: for each rank, how fast it computes; a rank of speed 2 takes half of its stages' seconds. By default 1.
         at_once: how many ranks can compute at once; by default all.
     """
@@ -67,23 +68,30 @@ class NodeCosts:
 
     Attributes:
         seconds: how long it lasts.
-        own: the part of that which its action computes; the rest is overhead.
         lag: for a transfer, how long before its arrival its wire is free again.
+        delays: how long after the ends of the three nodes that it names it may begin: what taking actions costs; None
+            where that is nothing.
         begin_s: when time begins: when the first rank's step before ended, counted from when the last one's did.
     """
 
     seconds: Floats
-    own: Floats
     lag: Floats
+    delays: tuple[Floats, Floats, Floats] | None
     begin_s: float
 
 
 def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
-    """The costs of all nodes."""
+    """The costs of all nodes.
+
+    Raises:
+        InputError: the hardware is not that of so many stages and ranks, or has no speed.
+    """
+    check_hardware(program, hardware)
     graph, index = program.graph, program.graph.index
     stages, ranks = hardware.own_stages(program.stage_rank), hardware.own_ranks()
     optimizer = np.array([cost.optimizer_s for cost in ranks])
-    begin = np.zeros(index.ranks) if program.forward_only else optimizer - optimizer.min()
+    updated = _shared_ends(optimizer, index.ranks if hardware.at_once is None else hardware.at_once)
+    begin = np.zeros(index.ranks) if program.forward_only else updated - updated.min()
     compute = (
         [cost.forward_s for cost in stages],
         [cost.backward_s for cost in stages],
@@ -111,8 +119,64 @@ def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
         latency, slowness = _edges(graph.edge[transfers], index.ranks, hardware.links)
         own[transfers] = latency + own[transfers] * slowness
         lag[transfers] = latency
-    seconds = own + hardware.overhead_s * graph.actions if hardware.overhead_s else own
-    return NodeCosts(seconds, own, lag, -float(begin.max()))
+    delays: tuple[Floats, Floats, Floats] | None = None
+    if hardware.overhead_s:
+        price = np.float64(hardware.overhead_s)
+        delays = graph.after_actions * price, graph.needs_actions * price, graph.also_actions * price
+    return NodeCosts(own, lag, delays, -float(begin.max()))
+
+
+def _shared_ends(seconds: Floats, processors: int) -> Floats:
+    """When ranks that begin together end, each with so many seconds of work, on so few processors.
+
+    A step's end is where the next one begins: with the same moments for both, every rank's step takes equally long.
+    """
+    ends = np.zeros(len(seconds))
+    now = done = 0.0
+    for place, rank in enumerate(np.argsort(seconds, kind="stable").tolist()):
+        now += (float(seconds[rank]) - done) * max(1.0, (len(seconds) - place) / processors)
+        ends[rank], done = now, float(seconds[rank])
+    return ends
+
+
+def check_hardware(program: Program, hardware: Hardware) -> None:
+    """Refuse what cannot run this program, whatever it costs.
+
+    Raises:
+        InputError: what is wrong, in one line.
+    """
+    stages, ranks, ties = program.stages, len(program.ranks), len(program.tied)
+    for name, given, wanted, of in (
+        ("stages", hardware.stages, stages, "stages"),
+        ("memory", hardware.memory, stages, "stages"),
+        ("ranks", hardware.ranks, ranks, "ranks"),
+        ("speeds", hardware.speeds, ranks, "ranks"),
+        ("reduce_grad_s", hardware.reduce_grad_s, stages, "stages"),
+        ("reduce_tied_s", hardware.reduce_tied_s, ties, "tied groups"),
+    ):
+        if given is not None and len(given) != wanted:
+            raise InputError(f"{name}: there are {len(given)}; the program has {wanted} {of}, so {wanted} would do")
+    for rank, speed in enumerate(hardware.speeds or ()):
+        if not speed > 0:
+            raise InputError(f"speeds: rank {rank} has {speed:g}; more than 0 would do")
+    if hardware.at_once is not None and hardware.at_once < 1:
+        raise InputError(f"at_once: {hardware.at_once} ranks compute at once; 1 would be the least")
+    if isinstance(hardware.links, LinkCost):
+        _check_link(hardware.links, "links")
+        return
+    _check_link(hardware.links.usual, "links.usual")
+    for (source, target), link in hardware.links.between.items():
+        _check_link(link, f"links.between: rank {source} to rank {target}")
+    seen: set[Edge] = set()
+    for edges in hardware.links.shared:
+        for source, target in sorted(edges & seen)[:1]:
+            raise InputError(f"links.shared: rank {source} to rank {target} is in two groups; an edge has one wire")
+        seen |= edges
+
+
+def _check_link(link: LinkCost, where: str) -> None:
+    if not link.bytes_per_s > 0:
+        raise InputError(f"{where}: {link.bytes_per_s:g} bytes a second carry nothing; more than 0 would do")
 
 
 def _edges(edges: NDArray[np.int64], ranks: int, links: LinkCost | Links) -> tuple[Floats, Floats]:

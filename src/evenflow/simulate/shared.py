@@ -33,7 +33,8 @@ class _Play:
         self.processors = processors
         self.needs = list(zip(graph.after.tolist(), graph.needs.tolist(), graph.also.tolist(), strict=True))
         self.seconds, self.lag = costs.seconds.tolist(), costs.lag.tolist()
-        self.overhead = (costs.seconds - costs.own).tolist()
+        nothing = np.zeros(nodes)
+        self.delays = list(zip(*(own.tolist() for own in costs.delays or (nothing,) * 3), strict=True))
         self.computes = _computing(graph)
         self.wire = _shared_wires(graph, shared)
         self.wire_free = [costs.begin_s] * len(shared)
@@ -72,7 +73,8 @@ class _Play:
         while todo:
             node = todo.pop()
             after, needs, also = self.needs[node]
-            ready = max(self.end[after], self.end[needs], self.end[also] - self.lag[node])
+            own, other, third = self.delays[node]
+            ready = max(self.end[after] + own, self.end[needs] + other, self.end[also] - self.lag[node] + third)
             if self.computes[node] or self.wire[node] >= 0:
                 heappush(self.ready, (ready, node))
             else:
@@ -86,7 +88,7 @@ class _Play:
             self.start[node] = now
             self._finish(node, now + self.seconds[node])
         elif self.seconds[node] > 0:
-            self.start[node] = now + self.overhead[node]
+            self.start[node] = now
             self.left[node] = self.seconds[node]
         else:
             self.start[node] = now

@@ -7,6 +7,7 @@ Ranks take their actions in order, each as soon as it can; who waits for what st
 * A transfer starts once it was sent, its receive was posted and its wire is free, keeps the wire for
   bytes / bandwidth and arrives a latency later.
 * RELEASE waits for its transfer to end; posting a send or a receive takes no time but the overhead of an action.
+* The overhead of an action is before it, and before it waits: a rank takes an action, then waits for what it needs.
 * Reductions run one after another beside a rank's compute; NORM waits for them.
 * STEP waits for every rank's NORM and for combining them.
 
@@ -26,6 +27,8 @@ from evenflow.simulate.seconds import Floats, Hardware, NodeCosts, node_costs
 from evenflow.simulate.shared import play_shared
 from evenflow.timeline import RankTimeline, Timeline
 
+_SAME = 1e-12  # floats that differ by less, relative to their size, are one moment
+
 
 def simulate(program: Program, hardware: Hardware) -> Timeline:
     """Predict one step of `program`.
@@ -38,12 +41,13 @@ def simulate(program: Program, hardware: Hardware) -> Timeline:
     graph, table = program.graph, program.table
     takes_time = graph.row_node >= 0
     clock = ends[graph.row_clock]
-    released = np.maximum(clock, ends[graph.row_transfer])
+    posted = clock + hardware.overhead_s * graph.row_actions
+    released = np.maximum(posted, ends[graph.row_transfer])
     row_end = np.where(takes_time, ends[graph.row_node], released)
-    row_start = np.where(takes_time, starts[graph.row_node], clock)
-    finished = ends[list(graph.last)]
-    if program.forward_only:
-        finished[:] = finished.max()
+    row_start = np.where(takes_time, starts[graph.row_node], posted - hardware.overhead_s)
+    begun, finished = ends[1 : len(program.ranks) + 1], ends[list(graph.last)]
+    longest = (finished - begun).max()  # the step ends for all when it ends for the last
+    finished = np.where(finished - begun < longest * (1 - _SAME), begun + longest, finished)
     ranks: list[RankTimeline] = []
     for rank, rows in enumerate(table.spans()):
         held = rank_memory(program, hardware.memory, rank)
@@ -54,20 +58,18 @@ def simulate(program: Program, hardware: Hardware) -> Timeline:
                 actions=program.ranks[rank],
                 starts=tuple(row_start[rows].tolist()),
                 ends=tuple(row_end[rows].tolist()),
-                peak_bytes=int(held.peak_bytes.max()) if held.peak_bytes.size else 0,
+                peak_bytes=int(held.peak_bytes.max(initial=0)),
                 memory=tuple(held.after_bytes.tolist()),
             )
         )
-    return Timeline("predicted", program, tuple(ranks))
+    return Timeline("predicted", program, tuple(ranks), overhead_s=hardware.overhead_s)
 
 
 def step_seconds(program: Program, hardware: Hardware) -> float:
     """Seconds of one step of `program`, as `simulate` predicts them: the time alone, for whoever compares many."""
     _, ends = _node_times(program, node_costs(program, hardware), hardware)
     finished = ends[list(program.graph.last)]
-    if program.forward_only:
-        return float(finished.max() - ends[1 : len(program.ranks) + 1].mean())
-    return float((finished - ends[1 : len(program.ranks) + 1]).mean())
+    return float((finished - ends[1 : len(program.ranks) + 1]).max())
 
 
 def free_transfers() -> LinkCost:
@@ -76,7 +78,7 @@ def free_transfers() -> LinkCost:
 
 
 def _node_times(program: Program, costs: NodeCosts, hardware: Hardware) -> tuple[Floats, Floats]:
-    """When each node starts its own work, and when it ends."""
+    """When each node starts, and when it ends."""
     links = hardware.links
     crowded = hardware.at_once is not None and hardware.at_once < len(program.ranks)
     if crowded or (isinstance(links, Links) and links.shared):
@@ -84,13 +86,17 @@ def _node_times(program: Program, costs: NodeCosts, hardware: Hardware) -> tuple
         return play_shared(program.graph, costs, processors, links.shared if isinstance(links, Links) else ())
     graph, ends = program.graph, np.array(_play(program, costs))
     # Not the end less the seconds: in floats that would be a little off the end of what stands before it.
-    ready = np.maximum(np.maximum(ends[graph.after], ends[graph.needs]), ends[graph.also] - costs.lag)
-    return ready + (costs.seconds - costs.own), ends
+    after, needs, also = ends[graph.after], ends[graph.needs], ends[graph.also] - costs.lag
+    if costs.delays is not None:
+        after, needs, also = after + costs.delays[0], needs + costs.delays[1], also + costs.delays[2]
+    return np.maximum(np.maximum(after, needs), also), ends
 
 
 def _play(program: Program, costs: NodeCosts) -> list[float]:
     """One pass over the graph: when each node ends."""
     graph = program.graph
+    if costs.delays is not None:
+        return _play_delayed(program, costs, costs.delays)
     end = [costs.begin_s]
     add = end.append
     columns = (graph.after, graph.needs, graph.also, costs.lag, costs.seconds)
@@ -101,4 +107,16 @@ def _play(program: Program, costs: NodeCosts) -> list[float]:
         if end[also] - lag > ready:
             ready = end[also] - lag
         add(ready + seconds)
+    return end
+
+
+def _play_delayed(program: Program, costs: NodeCosts, delays: tuple[Floats, Floats, Floats]) -> list[float]:
+    """As `_play`, where taking an action costs something."""
+    graph = program.graph
+    end = [costs.begin_s]
+    columns = (graph.after, graph.needs, graph.also, costs.lag, costs.seconds, *delays)
+    for after, needs, also, lag, seconds, own, other, third in zip(
+        *(column[1:].tolist() for column in columns), strict=True
+    ):
+        end.append(max(end[after] + own, end[needs] + other, end[also] - lag + third) + seconds)
     return end

@@ -3,7 +3,8 @@
 * A compute action's gap is split at the moment when its peer finished making the tensor: before that the
   rank waited for the peer, after that for the transfer.
 * A RELEASE is split likewise, at the moment when its peer posted the receive.
-* NORM's gap is a reduction where the program reduces gradients.
+* NORM's gap is a reduction where the program reduces gradients; where weights are tied to other ranks', only from the
+  moment when the last of those had started to add them.
 * STEP's gap is split at the moment when the last rank had its norm: what follows is the reduction.
 * A rank that is done before the step's end, as in an evaluation, waits for the last one.
 
@@ -13,7 +14,9 @@ What remains is overhead: posting sends, fetching the batch, the loop itself.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -28,6 +31,7 @@ from evenflow.program import (
     Program,
     ReceiveBackward,
     ReceiveForward,
+    ReduceTied,
     ReleaseBackward,
     ReleaseForward,
     Step,
@@ -120,16 +124,23 @@ def _find(timeline: Timeline) -> _Idle:
         slowest = int(norms[np.argmax(end[norms])])
         maker = np.where(is_step, slowest, maker)
         until = np.where(is_step, end[slowest], until)
+    for row, partners in _tied_partners(program, norms):
+        maker[row] = partners[np.argmax(end[partners])]
+        until[row] = end[maker[row]]
     has_maker = maker >= 0
-    reduces = bool(program.reduces or program.tied)
-    # What can be split lies before the action, or for a RELEASE inside it; all else is overhead.
-    span = np.where(is_release, end - start, gap)
-    begin = np.where(is_release, start, before)
-    waited = np.where(has_maker, np.minimum(np.maximum(until - begin, 0.0), span), 0.0)
-    rest = np.where(has_maker | (is_norm & reduces), span - waited, 0.0)
+    reduces = bool(program.reduces or program.tied_apart)
+    # What can be split lies before the action, or for a RELEASE inside it; all else is overhead, as is what taking the
+    # action is known to have cost before it waited.
     takes_time = is_compute | is_step | is_norm
-    overhead = np.where(is_release, gap, np.where(has_maker | (is_norm & reduces), 0.0, gap))
-    overhead = overhead + np.where(takes_time | is_release, 0.0, end - start)
+    whole = np.where(is_release, end - start, gap)
+    taking = np.minimum(whole, timeline.overhead_s)
+    span = whole - taking
+    begin = np.where(is_release, start, before) + taking
+    waited = np.where(has_maker, np.minimum(np.maximum(until - begin, 0.0), span), 0.0)
+    is_split = has_maker | (is_norm & reduces)
+    rest = np.where(is_split, span - waited, 0.0)
+    overhead = taking + np.where(is_split, 0.0, span) + np.where(is_release, gap, 0.0)
+    overhead = np.where(takes_time | is_release, overhead, gap + end - start)
     causes = np.where(is_step | is_norm, _CAUSES.index("reduction"), _CAUSES.index("transfer"))
     nobody = np.full_like(rows, -1)
     ends = np.unique(table.begins)[1:] - 1  # each rank's last row
@@ -140,10 +151,22 @@ def _find(timeline: Timeline) -> _Idle:
         _Idle(rows, np.full_like(rows, _CAUSES.index("overhead")), nobody, overhead),
         _Idle(ends, np.full_like(ends, _CAUSES.index("waiting")), np.full_like(ends, ends[np.argmax(end[ends])]), tail),
     )
-    whole = [np.concatenate([getattr(part, name) for part in parts]) for name in _Idle.__slots__]
-    order = np.argsort(whole[0], kind="stable")
-    keep = order[np.abs(whole[3][order]) > _NOTHING * (end.max() - start.min())]
-    return _Idle(*(column[keep] for column in whole))
+    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in _Idle.__slots__]
+    order = np.argsort(columns[0], kind="stable")
+    keep = order[np.abs(columns[3][order]) > _NOTHING * (end.max() - start.min())]
+    return _Idle(*(column[keep] for column in columns))
+
+
+def _tied_partners(program: Program, norms: Ints) -> Iterator[tuple[int, Ints]]:
+    """For each NORM of a rank with tied weights, the REDUCE_TIEDs of the other ranks that share them."""
+    table = program.table
+    started = np.flatnonzero(table.is_kind(ReduceTied))
+    for row in norms.tolist() if started.size else ():
+        rank = table.rank[row]
+        groups = [group for group in program.tied_apart if any(program.stage_rank[stage] == rank for stage in group)]
+        partners = started[np.isin(table.stage[started], list(chain(*groups))) & (table.rank[started] != rank)]
+        if partners.size:
+            yield row, partners
 
 
 def _makers(program: Program) -> Ints:

@@ -101,12 +101,14 @@ class Timeline:
         ranks: each rank's step.
         clock_error_s: the most by which moments of two ranks may be apart wrongly, since their hosts' clocks were
             compared over a network; zero on one host.
+        overhead_s: what taking an action is known to have cost its rank before the action itself.
     """
 
     origin: TimelineOrigin
     program: Program
     ranks: tuple[RankTimeline, ...]
     clock_error_s: float = 0.0
+    overhead_s: float = 0.0
 
     @property
     def step_s(self) -> float:

@@ -14,7 +14,7 @@ from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import Stage, build_stage, draw_weights, read_config, read_weights, write_weights
 from evenflow.plan import Plan
-from evenflow.program import verify
+from evenflow.program import verify_plan
 from evenflow.runtime import (
     CudaMemoryMeter,
     MemoryMeter,
@@ -32,7 +32,6 @@ from evenflow.runtime import (
     to_device,
     use_device,
 )
-from evenflow.search import plan_program
 from evenflow.train.checkpoint import read_shards, write_shard
 from evenflow.train.lr_schedule import learning_rate
 from evenflow.train.sampler import microbatch, sample_ids
@@ -71,8 +70,7 @@ def _train(
     meter: MemoryMeter | CudaMemoryMeter,
     device: torch.device,
 ) -> None:
-    program = plan_program(plan)
-    verify(program)
+    program = verify_plan(plan)
     timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
     channel.send({"kind": "doing", "what": "meeting the other ranks"})
     host = connect(rank, len(plan.ranks), payload["rendezvous"], timeout_s)
