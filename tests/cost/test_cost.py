@@ -67,6 +67,34 @@ def test_analytic_costs_are_flops_over_what_a_device_reaches():
     assert "measured" not in costs.origin.values()
 
 
+def test_recomputing_adds_a_forward_to_a_backward_and_to_its_input_half():
+    """W is made from what I queued, so it takes what it took."""
+    costs = costs_of([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], recompute=[0.0, 2.5, 0.0])
+    assert costs.under("none") == costs
+    assert stage_costs(costs.under("full"), [(0, 1, 2)]) == (StageCost(6.0, 17.5, 10.0, 7.5),)
+    # Without a measurement it is the block's FLOPs once more; embedding and head are never recomputed.
+    analytic = analytic_costs(model_of(3, recomputed_bytes=(1, 1)), cluster_of(2))
+    assert [own.recompute_s for own in analytic.layers] == pytest.approx([0, 1000 / 0.5e9, 0])
+
+
+def test_memory_of_a_recomputed_stage_by_hand():
+    """Blocks save their inputs of 10; whichever is at work holds 70 in passing, above what the others saved."""
+    model = model_of(
+        4,
+        saved_bytes=[8, 60, 60, 50],
+        passing_bytes=[9, 40, 40, 60],
+        output_bytes=10,
+        recomputed_bytes=(10, 70),
+    )
+    full = MemoryModel(model.under("full"))
+    assert MemoryModel(model).stage([0, 1, 2]).saved_bytes == 128
+    assert full.stage([0, 1, 2]).saved_bytes == 28
+    assert full.stage([1, 2]).saved_bytes == 10  # beside the stage's input
+    # Last block first: 70; then the gradient between and 70, less what the last block saved.
+    assert full.stage([1, 2]).backward_peak_bytes == 70
+    assert full.stage([3]) == MemoryModel(model).stage([3])
+
+
 MODEL = model_of(
     4,
     parameter_bytes=[40, 20, 24, 80],
@@ -78,12 +106,16 @@ MODEL = model_of(
 
 
 def test_memory_of_a_stage_by_hand():
-    """Forward: 9, 8+40, 38+5. Backward frees as it goes: 5, then 40-34, then 9-64."""
+    """Forward: 9, then 8 and the layer's own input and 40, then 38+10+5.
+
+    Backward frees as it goes: 5, then the gradient between and 40 less 34, then 10+9-64. The half for the input frees
+    less, as 20 and then 16 stay pending: 5, 10+40-14, 10+9-28.
+    """
     first = MemoryModel(MODEL).stage([0, 1, 2])
     assert (first.parameter_bytes, first.state_bytes) == (84, 336)
     assert (first.input_bytes, first.output_bytes, first.saved_bytes) == (0, 10, 72)
     assert first.pending_bytes == 39
-    assert (first.forward_peak_bytes, first.backward_peak_bytes) == (48, 6)
+    assert (first.forward_peak_bytes, first.backward_peak_bytes, first.input_peak_bytes) == (58, 16, 36)
     last = MemoryModel(MODEL).stage([3])
     assert (last.input_bytes, last.output_bytes, last.saved_bytes) == (10, 0, 40)
     assert (last.forward_peak_bytes, last.backward_peak_bytes) == (60, 60)
@@ -92,11 +124,12 @@ def test_memory_of_a_stage_by_hand():
 def test_a_forward_peak_counts_the_received_input_once():
     """RECV_F holds the stage's input (10 bytes); what layer 1 saved holds it too, and it is the same tensor.
 
-    When layer 2 computes, layer 1 has saved 30 bytes, of which 10 were there before the forward began.
+    When layer 2 computes, layer 1 has saved 30 bytes, of which 10 were there before the forward began, and its output
+    is there as layer 2's input.
     """
     middle = MemoryModel(model_of(4, saved_bytes=[0, 30, 30, 0], passing_bytes=[0, 30, 30, 0], output_bytes=10))
     assert middle.stage([1, 2]).saved_bytes == 50
-    assert middle.stage([1, 2]).forward_peak_bytes == 20 + 30
+    assert middle.stage([1, 2]).forward_peak_bytes == 20 + 10 + 30
 
 
 def test_a_stage_without_layers_holds_nothing():
@@ -136,7 +169,7 @@ def test_the_account_of_an_evaluation_by_hand():
     # F0, SEND_F0, RELEASE_F0 on rank 0; RECV_F0, F0 on rank 1
     first, last = (rank_memory(program, memory, rank) for rank in (0, 1))
     assert (first.after_bytes - 336).tolist() == [10, 10, 0]
-    assert (first.peak_bytes - 336).tolist() == [48, 10, 10]
+    assert (first.peak_bytes - 336).tolist() == [58, 10, 10]
     assert (last.after_bytes - 320).tolist() == [10, 0]
     assert (last.peak_bytes - 320).tolist() == [10, 70]
 

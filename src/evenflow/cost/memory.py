@@ -23,6 +23,7 @@ class StageMemory:
         output_bytes: one microbatch's output to the stage after (0 on the last).
         forward_peak_bytes: the most a forward holds above what it starts from.
         backward_peak_bytes: the most a backward holds above what it starts from.
+        input_peak_bytes: the most the input half of a backward holds above what it starts from.
     """
 
     parameter_bytes: int
@@ -33,6 +34,7 @@ class StageMemory:
     output_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
+    input_peak_bytes: int = 0
 
 
 class LayerBytes(Protocol):
@@ -62,6 +64,14 @@ class LayerBytes(Protocol):
     def backward_peak_bytes(self) -> int:
         """The most that backward holds at once."""
 
+    @property
+    def shared_bytes(self) -> int:
+        """The part of what is saved that all layers of a stage share."""
+
+    @property
+    def input_peak_bytes(self) -> int:
+        """The most that the input half of a backward holds at once."""
+
 
 class HasLayers(Protocol):
     """A model, or a plan of one."""
@@ -85,15 +95,8 @@ class MemoryModel:
         parameter_bytes = sum(layer.parameter_bytes for layer in held)
         input_bytes = self.model.layers[layers[0] - 1].output_bytes if layers[0] else 0
         is_last = layers[-1] == len(self.model.layers) - 1
-        saved = forward_peak = 0
-        for layer in held:
-            already = min(saved, input_bytes)  # the stage's input was there before its forward
-            forward_peak = max(forward_peak, saved - already + layer.forward_peak_bytes)
-            saved += layer.saved_bytes
-        freed = backward_peak = 0
-        for layer in reversed(held):
-            backward_peak = max(backward_peak, layer.backward_peak_bytes - freed)
-            freed += layer.saved_bytes
+        saved, forward_peak = _forward(held, input_bytes)
+        backward_peak, input_peak = _backward(held)
         return StageMemory(
             parameter_bytes=parameter_bytes,
             state_bytes=STATE_COPIES * parameter_bytes,
@@ -103,8 +106,36 @@ class MemoryModel:
             output_bytes=0 if is_last else held[-1].output_bytes,
             forward_peak_bytes=forward_peak,
             backward_peak_bytes=backward_peak,
+            input_peak_bytes=input_peak,
         )
 
     def stages(self, stages: Sequence[Sequence[int]]) -> tuple[StageMemory, ...]:
         """The memory of each stage."""
         return tuple(self.stage(layers) for layers in stages)
+
+
+def _forward(held: Sequence[LayerBytes], input_bytes: int) -> tuple[int, int]:
+    """What a stage's forward leaves, and the most that it holds; each layer's input is the output of the one before."""
+    kept = peak = own_input = 0
+    for layer in held:
+        already = min(kept, input_bytes)  # the stage's input was there before its forward
+        peak = max(peak, kept - already + own_input + layer.forward_peak_bytes)
+        kept += layer.saved_bytes - layer.shared_bytes
+        own_input = layer.output_bytes
+    return kept + max(layer.shared_bytes for layer in held), peak
+
+
+def _backward(held: Sequence[LayerBytes]) -> tuple[int, int]:
+    """The most that a stage's backward holds, and its input half; both free what layers saved as they go.
+
+    What the input half leaves pending of a layer stays while the layers before it are at work.
+    """
+    freed = freed_by_half = peak = half_peak = 0
+    for place, layer in enumerate(reversed(held)):
+        own_gradient = layer.output_bytes if place else 0  # that of the stage's output was there before
+        peak = max(peak, own_gradient + layer.backward_peak_bytes - freed)
+        half_peak = max(half_peak, own_gradient + layer.input_peak_bytes - freed_by_half)
+        own = layer.saved_bytes - layer.shared_bytes
+        freed += own
+        freed_by_half += own - layer.pending_bytes
+    return peak, half_peak

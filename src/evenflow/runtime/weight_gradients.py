@@ -7,6 +7,10 @@ graph is never run twice, so a recomputed block runs its forward twice, not once
 
 Weight gradients are accumulated by one kernel, `addmm`, in every schedule: sums that are made differently differ in
 their last bits, and runs under different schedules would drift apart.
+
+What a layer's weight and bias are for autograd follows from that: they get no gradient from it, so hooks on them and
+`torch.autograd.grad` see None; the gradient is in `.grad` alone. And input, weight and output have one type: autocast,
+under which they would differ, is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from evenflow.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +87,19 @@ class _QueuedLinear(nn.Linear):
     weight_gradients: WeightGradients
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear`."""
+        """As `nn.Linear`.
+
+        Raises:
+            InputError: input and weight are of different types, or autocast would make them so.
+        """
         if not torch.is_grad_enabled() or not self.weight.requires_grad:
             return super().forward(input)
+        if input.dtype != self.weight.dtype or torch.is_autocast_enabled(input.device.type):
+            raise InputError(
+                f"a linear layer with a weight of {self.weight.dtype} was given {input.dtype}"
+                f"{' under autocast' if torch.is_autocast_enabled(input.device.type) else ''}; weight gradients are "
+                "made from one type: a model and inputs of that type, without autocast, would do"
+            )
         # Flat, since the output would else be a view made inside the function, which may not be changed in place.
         flat = input.reshape(-1, input.shape[-1])
         output: Tensor = _Product.apply(flat, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
