@@ -17,7 +17,7 @@ from evenflow.cost import (
     stage_costs,
 )
 from evenflow.errors import InputError
-from evenflow.program import build_program, evaluation_program, peak_bytes, peak_forms, rank_memory, ranks_text
+from evenflow.program import Program, build_program, evaluation_program, peak_bytes, peak_forms, rank_memory, ranks_text
 from evenflow.spec import parse_cluster, this_machine
 from evenflow.spec.cluster import local_cluster
 from tests.property.cases import cluster_of, costs_of, model_of
@@ -188,6 +188,24 @@ def test_a_tensor_handed_over_on_one_rank_is_held_once():
     assert after["2RECV_B0"] == after["1F0"] + 10
     assert after["2F0"] == after["2RECV_B0"] + 24 + 10
     assert after["STEP"] == 0
+
+
+def test_the_half_for_the_input_has_a_peak_of_its_own():
+    """It frees less as it goes than a whole backward, as what W needs stays: here 90 bytes in passing, not 60."""
+    program = build_program("zb-h1", 2, 1)
+    memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
+    memory = [memory[0], replace(memory[1], input_peak_bytes=90)]
+    held = rank_memory(program, memory, 1)
+    # RECV_F0, F0, I0, SEND_B0, W0, RELEASE_B0, NORM, STEP; I begins with its input of 10 and what F saved, 40
+    assert (held.peak_bytes - 320).tolist() == [10, 70, 50 + 90, 45, 45, 10, 0, 0]
+    assert max(form.bytes(memory[1]) for form in peak_forms(program, 1)) == 320 + 140
+    whole = build_program("1f1b", 2, 1)
+    assert peak_bytes(whole, memory, 1) == 320 + 50 + 60
+
+
+def test_a_rank_without_actions_holds_its_state():
+    program = Program((0, 1), 0, ((), ()))
+    assert [peak_bytes(program, MemoryModel(MODEL).stages([(0, 1, 2), (3,)]), rank) for rank in (0, 1)] == [336, 320]
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zb-h1", "zb-h2", "zb-1p"])

@@ -36,7 +36,7 @@ from evenflow.program.actions import (
 from evenflow.program.program import Program
 from evenflow.program.table import KINDS, Ints
 
-Passing = Literal["F", "B"] | None  # which of a stage's peaks an action holds in passing
+Passing = Literal["F", "B", "I"] | None  # which of a stage's peaks an action holds in passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class _Effect:
 _EFFECTS: dict[type[Action], _Effect] = {
     Forward: _Effect(saved=1, outputs=1, passing="F"),
     Backward: _Effect(saved=-1, outputs=-1, passing="B"),
-    InputBackward: _Effect(saved=-1, pending=1, inputs=1, outputs=-1, passing="B"),
+    InputBackward: _Effect(saved=-1, pending=1, inputs=1, outputs=-1, passing="I"),
     WeightBackward: _Effect(pending=-1, inputs=-1),
     SendForward: _Effect(),
     ReceiveForward: _Effect(inputs=1),
@@ -88,19 +88,26 @@ def rank_memory(program: Program, memory: Sequence[StageMemory], rank: int) -> H
     kind, stage = table.kind[rows], np.maximum(table.stage[rows], 0)
     effects = _FORWARD_ONLY if program.forward_only else _EFFECTS
     units = np.array([[e.saved, e.pending, e.inputs, e.outputs] for e in map(effects.__getitem__, KINDS)])
-    passes = np.array([[e.passing == "F", e.passing == "B"] for e in map(effects.__getitem__, KINDS)])
+    passes = np.array([[e.passing == kind for kind in "FBI"] for e in map(effects.__getitem__, KINDS)])
     sizes = np.array([[m.saved_bytes, m.pending_bytes, m.input_bytes, m.output_bytes] for m in memory], dtype=np.int64)
-    peaks = np.array([[m.forward_peak_bytes, m.backward_peak_bytes] for m in memory], dtype=np.int64)
+    peaks = np.array(
+        [[m.forward_peak_bytes, m.backward_peak_bytes, m.input_peak_bytes] for m in memory], dtype=np.int64
+    )
     change = (units[kind] * sizes[stage]).sum(axis=1)
     passing = (passes[kind] * peaks[stage]).sum(axis=1)
-    state = sum(stage.state_bytes for stage, owner in zip(memory, program.stage_rank, strict=True) if owner == rank)
+    state = _state_bytes(program, memory, rank)
     after = state + np.cumsum(change)
     return Held(after - change + np.maximum(np.maximum(passing, change), 0), after)
 
 
+def _state_bytes(program: Program, memory: Sequence[StageMemory], rank: int) -> int:
+    return sum(stage.state_bytes for stage, owner in zip(memory, program.stage_rank, strict=True) if owner == rank)
+
+
 def peak_bytes(program: Program, memory: Sequence[StageMemory], rank: int) -> int:
-    """The most bytes that `rank` holds in a step."""
-    return int(rank_memory(program, memory, rank).peak_bytes.max())
+    """The most bytes that `rank` holds in a step; one without actions holds its state."""
+    held = rank_memory(program, memory, rank).peak_bytes
+    return int(held.max()) if held.size else _state_bytes(program, memory, rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,8 @@ class PeakForm:
 
     def bytes(self, own: StageMemory) -> int:
         """What it comes to for a stage of these bytes."""
-        passing = {None: 0, "F": own.forward_peak_bytes, "B": own.backward_peak_bytes}[self.passing]
+        peaks = {"F": own.forward_peak_bytes, "B": own.backward_peak_bytes, "I": own.input_peak_bytes}
+        passing = 0 if self.passing is None else peaks[self.passing]
         kept = self.saved * own.saved_bytes + self.pending * own.pending_bytes
         return own.state_bytes + kept + self.inputs * own.input_bytes + self.outputs * own.output_bytes + passing
 
