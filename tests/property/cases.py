@@ -57,7 +57,7 @@ def model_of(
     again = None
     if recomputed_bytes:
         kept, most = recomputed_bytes
-        again = Activations(kept, 0, 0, most, most, most)
+        again = Activations(kept, 0, 0, most, most, most, most, most)
     return Model(
         name="made-up",
         architecture="MadeUpForCausalLM",
@@ -81,6 +81,9 @@ def model_of(
                 forward_peak_bytes=transient,
                 backward_peak_bytes=transient,
                 input_peak_bytes=transient,
+                first_backward_peak_bytes=transient + own,
+                first_input_peak_bytes=transient + own // 4,
+                weight_bytes=own - own // 4,
                 recomputed=again if kind == "block" else None,
             )
             for index, (kind, own, saved, pending, transient) in enumerate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -127,3 +128,17 @@ def test_autograd_sees_no_gradient_of_a_weight() -> None:
     linear(torch.randn(2, 4, requires_grad=True)).sum().backward()
     assert seen == [None]
     assert linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_queue_keeps_neither_the_graph_nor_the_gradient_of_the_input(recompute: bool) -> None:
+    block = _Block()
+    queue = WeightGradients(block)
+    hidden = torch.randn(2, 4, 8, requires_grad=True)
+    loss = _run(block, hidden.relu(), recompute)
+    with queue.put_off(0):
+        loss.backward()
+    assert hidden.grad is not None
+    memory = weakref.ref(hidden.grad.untyped_storage())
+    del hidden, loss
+    assert memory() is None

@@ -44,6 +44,9 @@ class StagePart(Part):
     forward_peak_bytes: Bytes
     backward_peak_bytes: Bytes
     input_peak_bytes: Bytes
+    weight_bytes: Bytes
+    first_backward_peak_bytes: Bytes
+    first_input_peak_bytes: Bytes
 
     @classmethod
     def of(cls, stage: StagePlan) -> StagePart:
@@ -108,6 +111,9 @@ class LayerPart(Part):
     backward_peak_bytes: Bytes
     shared_bytes: Bytes
     input_peak_bytes: Bytes
+    first_backward_peak_bytes: Bytes
+    first_input_peak_bytes: Bytes
+    weight_bytes: Bytes
     recompute_s: Seconds
 
     @classmethod

@@ -61,6 +61,7 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) 
                 weight_flops=trace.weight_flops,
                 output_bytes=trace.output_bytes,
                 recomputed=trace.recomputed,
+                weight_bytes=trace.weight_bytes,
                 **{name: getattr(trace.kept, name) for name in Activations.__slots__},
             )
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 from weakref import WeakSet
@@ -36,6 +36,7 @@ class Trace:
         forward: FLOPs of the forward by operator.
         backward: FLOPs of the backward by operator, recomputation not included.
         weight_flops: those of the backward that the queue of weight gradients makes.
+        weight_bytes: the parameters whose gradients it makes.
         output_bytes: its output.
         kept: bytes where every layer keeps what its backward needs.
         recomputed: bytes where blocks run their forward again; None for a stage without blocks.
@@ -44,6 +45,7 @@ class Trace:
     forward: dict[str, int]
     backward: dict[str, int]
     weight_flops: int
+    weight_bytes: int
     output_bytes: int
     kept: Activations
     recomputed: Activations | None
@@ -72,19 +74,17 @@ def less(trace: Trace, empty: Trace) -> Trace:
     """A stage's own work and bytes: its trace less that of a stage without layers."""
 
     def own(bytes: Activations) -> Activations:
-        return Activations(
+        return replace(
+            bytes,
             saved_bytes=bytes.saved_bytes - empty.kept.saved_bytes,
-            shared_bytes=bytes.shared_bytes,
             pending_bytes=bytes.pending_bytes - empty.kept.pending_bytes,
-            forward_peak_bytes=bytes.forward_peak_bytes,
-            backward_peak_bytes=bytes.backward_peak_bytes,
-            input_peak_bytes=bytes.input_peak_bytes,
         )
 
     return Trace(
         forward=_minus(trace.forward, empty.forward),
         backward=_minus(trace.backward, empty.backward),
         weight_flops=trace.weight_flops - empty.weight_flops,
+        weight_bytes=trace.weight_bytes - empty.weight_bytes,
         output_bytes=trace.output_bytes,
         kept=own(trace.kept),
         recomputed=None if trace.recomputed is None else own(trace.recomputed),
@@ -93,8 +93,6 @@ def less(trace: Trace, empty: Trace) -> Trace:
 
 def _trace_stage(stage: Stage, shape: tuple[int, int, int]) -> Trace:
     queue = WeightGradients(stage)
-    for parameter in stage.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     forward, backward, weights = _count_flops(stage, queue, shape)
     kept, output_bytes = _count_bytes(stage, queue, shape)
     recomputed = None
@@ -106,6 +104,7 @@ def _trace_stage(stage: Stage, shape: tuple[int, int, int]) -> Trace:
         forward=forward,
         backward={name: backward.get(name, 0) + weights.get(name, 0) for name in sorted(backward | weights)},
         weight_flops=sum(weights.values()),
+        weight_bytes=sum(parameter.nbytes for parameter in queue.parameters),
         output_bytes=output_bytes,
         kept=kept,
         recomputed=recomputed,
@@ -132,7 +131,8 @@ def _count_flops(
 
 def _count_bytes(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int]) -> tuple[Activations, int]:
     """The activations of a stage, and the bytes of its output."""
-    whole, half = (_run(stage, queue, shape, halves) for halves in (False, True))
+    first_whole, first_half = (_run(stage, queue, shape, halves, is_first=True) for halves in (False, True))
+    whole, half = (_run(stage, queue, shape, halves, is_first=False) for halves in (False, True))
     activations = Activations(
         saved_bytes=whole.saved_bytes,
         shared_bytes=whole.shared_bytes,
@@ -140,6 +140,8 @@ def _count_bytes(stage: Stage, queue: WeightGradients, shape: tuple[int, int, in
         forward_peak_bytes=whole.forward_peak_bytes,
         backward_peak_bytes=whole.backward_peak_bytes,
         input_peak_bytes=half.backward_peak_bytes,
+        first_backward_peak_bytes=first_whole.backward_peak_bytes,
+        first_input_peak_bytes=first_half.backward_peak_bytes,
     )
     return activations, whole.output_bytes
 
@@ -156,8 +158,11 @@ class _Run:
     backward_peak_bytes: int
 
 
-def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halves: bool) -> _Run:
-    """Run one microbatch as a rank does, the backward whole or in halves."""
+def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halves: bool, is_first: bool) -> _Run:
+    """Run one microbatch as a rank does, the backward whole or in halves, the step's first or a later one."""
+    if is_first:
+        for parameter in stage.parameters():
+            parameter.grad = None
     gradients = [parameter.grad for parameter in stage.parameters() if parameter.grad is not None]
     leaf, ids = _feed(shape)
     with LiveBytes([*stage.parameters(), *stage.buffers(), *gradients, leaf]) as live:

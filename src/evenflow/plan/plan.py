@@ -39,6 +39,9 @@ class LayerPlan:
     backward_peak_bytes: int
     shared_bytes: int
     input_peak_bytes: int
+    first_backward_peak_bytes: int
+    first_input_peak_bytes: int
+    weight_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

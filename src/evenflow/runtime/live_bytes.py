@@ -51,9 +51,10 @@ class LiveBytes(TorchDispatchMode):
         return weakref.WeakSet(self._counted)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and count the storages that it made."""
+        """Run the operator and count the memory that it made: not what it was given, and wrote to or looks at."""
         result = func(*args, **(kwargs or {}))
-        self.count(_tensors(result))
+        given = {tensor.untyped_storage() for tensor in _tensors((args, *(kwargs or {}).values()))}
+        self.count(tensor for tensor in _tensors(result) if tensor.untyped_storage() not in given)
         return result
 
     def _change(self, size: int) -> None:

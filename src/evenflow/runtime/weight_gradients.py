@@ -43,10 +43,19 @@ class WeightGradients:
         """Have all linear layers of `stage` leave their weight gradients here."""
         self._queues: dict[int, list[_PutOff]] = {}
         self._current: list[_PutOff] | None = None
+        self._linears: list[nn.Linear] = []
         for module in stage.modules():
             if type(module) is nn.Linear or type(module) is _QueuedLinear:
                 module.__class__ = _QueuedLinear
                 module.weight_gradients = self  # type: ignore[assignment]  # a plain attribute, no submodule
+                self._linears.append(module)
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters whose gradients are left here."""
+        linears = [own for own in self._linears if own.weight.requires_grad]
+        found = {id(own): own for linear in linears for own in linear.parameters() if own.requires_grad}
+        return tuple(found.values())
 
     @contextmanager
     def put_off(self, microbatch: int) -> Iterator[None]:
@@ -118,7 +127,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
         hidden, weight = ctx.saved_tensors
-        ctx.linear.weight_gradients.add(ctx.linear, hidden, gradients[0])
+        # Detached: a tensor in the queue would else hold its graph, and with it the stage's input and its gradient.
+        ctx.linear.weight_gradients.add(ctx.linear, hidden.detach(), gradients[0])
         return gradients[0].matmul(weight) if ctx.needs_input_grad[0] else None, None, None, None
 
 

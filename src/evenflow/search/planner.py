@@ -204,6 +204,9 @@ def _layer_plans(model: Model, costs: Costs) -> tuple[LayerPlan, ...]:
             backward_peak_bytes=layer.backward_peak_bytes,
             shared_bytes=layer.shared_bytes,
             input_peak_bytes=layer.input_peak_bytes,
+            first_backward_peak_bytes=layer.first_backward_peak_bytes,
+            first_input_peak_bytes=layer.first_input_peak_bytes,
+            weight_bytes=layer.weight_bytes,
         )
         for layer, cost in zip(model.layers, costs.layers, strict=True)
     )

@@ -51,6 +51,8 @@ class Activations:
     forward_peak_bytes: int
     backward_peak_bytes: int
     input_peak_bytes: int
+    first_backward_peak_bytes: int
+    first_input_peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,13 @@ class Layer:
         output_bytes: bytes that cross to the next layer (for the head: the loss).
         forward_peak_bytes: the most that forward holds at once above what it starts from, its input.
         backward_peak_bytes: the most that backward holds at once above what it starts from: what was saved, and its
-            output's gradient. The gradients of parameters are not included: they are held all the time.
+            output's gradient. The gradients of parameters are not included: they are there already.
         shared_bytes: the part of `saved_bytes` that all layers of a stage share, such as position tables and masks.
         input_peak_bytes: as `backward_peak_bytes`, of the half that makes the input's gradient and leaves pending
             what the weights' are made from.
+        first_backward_peak_bytes: as `backward_peak_bytes`, of a step's first, which makes the parameters' gradients.
+        first_input_peak_bytes: as `input_peak_bytes`, of a step's first, which makes those that W does not.
+        weight_bytes: the part of `parameter_bytes` whose gradients W makes.
         recomputed: the bytes where its forward is run again in its backward; None for a layer that keeps its own,
             whatever a plan recomputes.
     """
@@ -94,6 +99,9 @@ class Layer:
     backward_peak_bytes: int
     shared_bytes: int = 0
     input_peak_bytes: int = 0
+    first_backward_peak_bytes: int = 0
+    first_input_peak_bytes: int = 0
+    weight_bytes: int = 0
     recomputed: Activations | None = None
 
     def under(self, recompute: Recompute) -> Layer:
