@@ -97,7 +97,7 @@ def _measured_peak(
         boundary = (batch, seq, config.hidden_size)
         executor = Executor(program, rank, stages, network.transport(rank), optimizer, boundary)
         executor.run_step(tokens, 1e-3)
-        live.peak = live.now
+        live.mark()
         executor.run_step(tokens, 1e-3)
         return live.peak
 

@@ -176,7 +176,8 @@ def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halv
         seed = torch.ones_like(output)
         del output, feed, ids
         saved, shared = live.now - seed.nbytes, entry.shared_bytes()
-        started = live.peak = live.now
+        live.mark()
+        started = live.now
         with queue.put_off(0) if halves else nullcontext():
             if root is not None:
                 torch.autograd.backward((root,), (seed,))

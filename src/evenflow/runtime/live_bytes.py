@@ -20,7 +20,7 @@ class LiveBytes(TorchDispatchMode):
 
     Attributes:
         now: bytes alive of what was made inside, and of what was told to `count`.
-        peak: the most there was at once; set it to `now` to start afresh.
+        peak: the most there was at once since `mark`.
     """
 
     def __init__(self, not_counted: Iterable[Tensor] = ()) -> None:
@@ -45,6 +45,10 @@ class LiveBytes(TorchDispatchMode):
             self._counted.add(storage)
             self._change(storage.nbytes())
             weakref.finalize(storage, self._change, -storage.nbytes())
+
+    def mark(self) -> None:
+        """Start the peak afresh."""
+        self.peak = self.now
 
     def alive(self) -> weakref.WeakSet[UntypedStorage]:
         """The memory that is counted now; what is let go of leaves it."""
