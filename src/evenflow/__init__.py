@@ -22,7 +22,7 @@ from evenflow.errors import (
 )
 from evenflow.plan import Plan
 from evenflow.program import Program
-from evenflow.spec import Batch, Cluster, Device, Layer, Machine, Model, Operator, parse_cluster
+from evenflow.spec import Batch, Cluster, Device, Layer, Machine, Model, Operator, Recompute, parse_cluster
 from evenflow.timeline import Comparison, Event, Timeline, compare
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def plan(
     schedule: str | None = None,
     memory_limit: int | None = None,
     stages_per_rank: int | None = None,
+    recompute: Recompute | None = None,
 ) -> Plan:
     """Cut a model over a cluster's devices.
 
@@ -132,6 +133,7 @@ def plan(
         schedule: `1f1b` (default), another one's name, or `auto`.
         memory_limit: bytes that a rank may use; by default the device's memory.
         stages_per_rank: by default as many as the schedule asks for.
+        recompute: `full` has blocks run their forward again in their backward; `none` by default.
 
     Raises:
         InputError: something in the request is wrong.
@@ -142,7 +144,9 @@ def plan(
 
     where = parse_cluster(cluster) if isinstance(cluster, str) else cluster
     batch = make_batch(global_batch_size, micro_batch_size, seq_length, where.devices)
-    _, found, _ = plan_model(find_model(str(model)), where, batch, schedule, memory_limit, profile, stages_per_rank)
+    _, found, _ = plan_model(
+        find_model(str(model)), where, batch, schedule, memory_limit, profile, stages_per_rank, recompute
+    )
     return found
 
 

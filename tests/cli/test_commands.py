@@ -45,6 +45,29 @@ def test_plan_keeps_its_contract(run_json: Callable[..., Any], make_model: Calla
     assert plan["costs"]["layers"] == "analytic"
 
 
+def test_plan_with_recomputation_is_followed(
+    run_json: Callable[..., Any],
+    make_model: Callable[..., Path],
+    text: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "plan.json"
+    shape = ["--seq-length", 32, "--global-batch-size", 4]
+    none = run_json("plan", make_model(), "--pp", 2, *shape)
+    full = run_json("plan", make_model(), "--pp", 2, *shape, "--recompute", "full", "--out", file)
+    assert (none["recompute"], full["recompute"]) == ("none", "full")
+    assert full["layers"][1]["backward_s"] > none["layers"][1]["backward_s"]
+    assert full["layers"][0]["backward_s"] == none["layers"][0]["backward_s"]
+    assert full["ranks"][0]["peak_bytes"] < none["ranks"][0]["peak_bytes"]
+    assert full["predicted"]["step_s"] > none["predicted"]["step_s"]
+    run = ["train", make_model(), "--data", text, "--steps", 2, "--plan", file, "--no-check"]
+    assert main([*map(str, run), "--out", str(tmp_path / "refused"), "--recompute", "none"]) == 2
+    assert "--recompute is none, but" in capfd.readouterr().err
+    run_json(*run, "--out", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["recompute"] == "full"
+
+
 def test_plan_simulate_and_report_agree(
     run_json: Callable[..., Any], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from evenflow.cost import (
     stage_costs,
 )
 from evenflow.errors import InputError
-from evenflow.program import build_program, evaluation_program, peak_bytes, peak_forms, rank_memory, ranks_text
+from evenflow.program import Program, build_program, evaluation_program, peak_bytes, peak_forms, rank_memory, ranks_text
 from evenflow.spec import parse_cluster, this_machine
 from evenflow.spec.cluster import local_cluster
 from tests.property.cases import cluster_of, costs_of, model_of
@@ -67,6 +67,34 @@ def test_analytic_costs_are_flops_over_what_a_device_reaches():
     assert "measured" not in costs.origin.values()
 
 
+def test_recomputing_adds_a_forward_to_a_backward_and_to_its_input_half():
+    """W is made from what I queued, so it takes what it took."""
+    costs = costs_of([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], recompute=[0.0, 2.5, 0.0])
+    assert costs.under("none") == costs
+    assert stage_costs(costs.under("full"), [(0, 1, 2)]) == (StageCost(6.0, 17.5, 10.0, 7.5),)
+    # Without a measurement it is the block's FLOPs once more; embedding and head are never recomputed.
+    analytic = analytic_costs(model_of(3, recomputed_bytes=(1, 1)), cluster_of(2))
+    assert [own.recompute_s for own in analytic.layers] == pytest.approx([0, 1000 / 0.5e9, 0])
+
+
+def test_memory_of_a_recomputed_stage_by_hand():
+    """Blocks save their inputs of 10; whichever is at work holds 70 in passing, above what the others saved."""
+    model = model_of(
+        4,
+        saved_bytes=[8, 60, 60, 50],
+        passing_bytes=[9, 40, 40, 60],
+        output_bytes=10,
+        recomputed_bytes=(10, 70),
+    )
+    full = MemoryModel(model.under("full"))
+    assert MemoryModel(model).stage([0, 1, 2]).saved_bytes == 128
+    assert full.stage([0, 1, 2]).saved_bytes == 28
+    assert full.stage([1, 2]).saved_bytes == 10  # beside the stage's input
+    # Last block first: 70; then the gradient between and 70, less what the last block saved.
+    assert full.stage([1, 2]).backward_peak_bytes == 70
+    assert full.stage([3]) == MemoryModel(model).stage([3])
+
+
 MODEL = model_of(
     4,
     parameter_bytes=[40, 20, 24, 80],
@@ -78,12 +106,16 @@ MODEL = model_of(
 
 
 def test_memory_of_a_stage_by_hand():
-    """Forward: 9, 8+40, 38+5. Backward frees as it goes: 5, then 40-34, then 9-64."""
+    """Forward: 9, then 8 and the layer's own input and 40, then 38+10+5.
+
+    Backward frees as it goes: 5, then the gradient between and 40 less 34, then 10+9-64. The half for the input frees
+    less, as 20 and then 16 stay pending: 5, 10+40-14, 10+9-28.
+    """
     first = MemoryModel(MODEL).stage([0, 1, 2])
     assert (first.parameter_bytes, first.state_bytes) == (84, 336)
     assert (first.input_bytes, first.output_bytes, first.saved_bytes) == (0, 10, 72)
     assert first.pending_bytes == 39
-    assert (first.forward_peak_bytes, first.backward_peak_bytes) == (48, 6)
+    assert (first.forward_peak_bytes, first.backward_peak_bytes, first.input_peak_bytes) == (58, 16, 36)
     last = MemoryModel(MODEL).stage([3])
     assert (last.input_bytes, last.output_bytes, last.saved_bytes) == (10, 0, 40)
     assert (last.forward_peak_bytes, last.backward_peak_bytes) == (60, 60)
@@ -92,11 +124,12 @@ def test_memory_of_a_stage_by_hand():
 def test_a_forward_peak_counts_the_received_input_once():
     """RECV_F holds the stage's input (10 bytes); what layer 1 saved holds it too, and it is the same tensor.
 
-    When layer 2 computes, layer 1 has saved 30 bytes, of which 10 were there before the forward began.
+    When layer 2 computes, layer 1 has saved 30 bytes, of which 10 were there before the forward began, and its output
+    is there as layer 2's input.
     """
     middle = MemoryModel(model_of(4, saved_bytes=[0, 30, 30, 0], passing_bytes=[0, 30, 30, 0], output_bytes=10))
     assert middle.stage([1, 2]).saved_bytes == 50
-    assert middle.stage([1, 2]).forward_peak_bytes == 20 + 30
+    assert middle.stage([1, 2]).forward_peak_bytes == 20 + 10 + 30
 
 
 def test_a_stage_without_layers_holds_nothing():
@@ -108,37 +141,40 @@ def vars_of(value):
 
 
 def test_the_account_of_a_rank_by_hand():
-    """Rank 1 of 2: its state is 320 bytes; input 10, saved 40, peaks of 60, gradient of its input 10."""
+    """Rank 1 of 2: between steps 240 bytes and a buffer of 10 for its input; saved 40, gradient of its input 10.
+
+    F holds 60 in passing. The step's first B holds 140: it makes the parameters' gradients, 80, which stay until STEP.
+    """
     program = build_program("1f1b", 2, 1)
     memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
     # RECV_F0, F0, B0, SEND_B0, RELEASE_B0, NORM, STEP
     held = rank_memory(program, memory, 1)
-    assert (held.after_bytes - 320).tolist() == [10, 50, 10, 10, 0, 0, 0]
-    assert (held.peak_bytes - 320).tolist() == [10, 70, 110, 10, 10, 0, 0]
+    assert (held.after_bytes - 240).tolist() == [10, 50, 100, 100, 90, 90, 10]
+    assert (held.peak_bytes - 240).tolist() == [10, 70, 190, 100, 100, 90, 90]
     assert peak_bytes(program, memory, 1) == 430
 
 
 def test_the_account_of_halves_by_hand():
-    """As above; between I and W 25 bytes are pending and the input stays, beside the gradient of it."""
+    """As above; between I and W 25 bytes are pending. The first I holds 80 in passing and leaves gradients of 20."""
     program = build_program("zb-h1", 2, 1)
     memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
     # RECV_F0, F0, I0, SEND_B0, W0, RELEASE_B0, NORM, STEP
     held = rank_memory(program, memory, 1)
     assert ranks_text(program.ranks).splitlines()[1].startswith("1RECV_F0 1F0 1I0 1SEND_B0 1W0 1RELEASE_B0 NORM")
-    assert (held.after_bytes - 320).tolist() == [10, 50, 45, 45, 10, 0, 0, 0]
-    assert (held.peak_bytes - 320).tolist() == [10, 70, 110, 45, 45, 10, 0, 0]
+    assert (held.after_bytes - 240).tolist() == [10, 50, 65, 65, 100, 90, 90, 10]
+    assert (held.peak_bytes - 240).tolist() == [10, 70, 130, 65, 100, 100, 90, 90]
 
 
 def test_the_account_of_an_evaluation_by_hand():
-    """Nothing is kept: F frees its input, and the output goes when it has been sent."""
+    """Nothing is kept but buffers: F gives its input's back, and the output goes when it has been sent."""
     program = evaluation_program((0, 1), 1)
     memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
     # F0, SEND_F0, RELEASE_F0 on rank 0; RECV_F0, F0 on rank 1
     first, last = (rank_memory(program, memory, rank) for rank in (0, 1))
-    assert (first.after_bytes - 336).tolist() == [10, 10, 0]
-    assert (first.peak_bytes - 336).tolist() == [48, 10, 10]
-    assert (last.after_bytes - 320).tolist() == [10, 0]
-    assert (last.peak_bytes - 320).tolist() == [10, 70]
+    assert (first.after_bytes - 252).tolist() == [10, 10, 0]
+    assert (first.peak_bytes - 252).tolist() == [58, 10, 10]
+    assert (last.after_bytes - 240).tolist() == [10, 10]
+    assert (last.peak_bytes - 240).tolist() == [10, 70]
 
 
 def test_a_tensor_handed_over_on_one_rank_is_held_once():
@@ -146,15 +182,36 @@ def test_a_tensor_handed_over_on_one_rank_is_held_once():
     program = build_program("zb-v", 2, 1)
     memory = MemoryModel(MODEL).stages([(0,), (1,), (2,), (3,)])
     held = rank_memory(program, memory, 1)
-    state = 4 * (20 + 24)
+    start = 3 * (20 + 24) + 20  # with a buffer for stage 1's input and one for the gradient of stage 2's output
     tokens = ranks_text(program.ranks).splitlines()[1].split()
-    after = dict(zip(tokens, (held.after_bytes - state).tolist(), strict=True))
+    after = dict(zip(tokens, (held.after_bytes - start).tolist(), strict=True))
     # Layer 1 saves 20 beside its input, layer 2 24; each boundary is 10.
-    assert after["1RECV_F0"] == 10
-    assert after["1F0"] == 10 + 20 + 10
-    assert after["2RECV_B0"] == after["1F0"] + 10
+    assert after["1RECV_F0"] == 0
+    assert after["1F0"] == 20 + 10
+    assert after["2RECV_B0"] == after["1F0"]
     assert after["2F0"] == after["2RECV_B0"] + 24 + 10
     assert after["STEP"] == 0
+
+
+def test_the_half_for_the_input_has_a_peak_of_its_own():
+    """It frees less as it goes than a whole backward, as what W needs stays: here 90 bytes in passing, not 60."""
+    memory = MemoryModel(MODEL).stages([(0, 1, 2), (3,)])
+    memory = [memory[0], replace(memory[1], input_peak_bytes=90, first_input_peak_bytes=95)]
+    program = build_program("zb-h1", 2, 2)
+    held = rank_memory(program, memory, 1)
+    tokens = ranks_text(program.ranks).splitlines()[1].split()
+    passing = dict(zip(tokens[1:], (held.peak_bytes[1:] - held.after_bytes[:-1]).tolist(), strict=True))
+    assert (passing["1I0"], passing["1I1"]) == (95, 90)
+    whole = build_program("1f1b", 2, 2)
+    held = rank_memory(whole, memory, 1)
+    tokens = ranks_text(whole.ranks).splitlines()[1].split()
+    passing = dict(zip(tokens[1:], (held.peak_bytes[1:] - held.after_bytes[:-1]).tolist(), strict=True))
+    assert (passing["1B0"], passing["1B1"]) == (140, 60)
+
+
+def test_a_rank_without_actions_holds_all_but_gradients():
+    program = Program((0, 1), 0, ((), ()))
+    assert [peak_bytes(program, MemoryModel(MODEL).stages([(0, 1, 2), (3,)]), rank) for rank in (0, 1)] == [252, 240]
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zb-h1", "zb-h2", "zb-1p"])

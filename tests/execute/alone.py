@@ -10,6 +10,7 @@ from evenflow.execute import Executor
 from evenflow.models import build_stage, draw_weights
 from evenflow.program import Program, stages_of
 from evenflow.runtime import Clock, Optimizer, OptimizerSettings, Transport
+from evenflow.spec import Recompute
 from tests.conftest import TINY_LLAMA
 from tests.parity.test_whole import cut
 
@@ -23,12 +24,16 @@ def make_executor(
     config: dict[str, Any] = TINY_LLAMA,
     optimizer: type[Optimizer] = Optimizer,
     clock: Clock | None = None,
+    recompute: Recompute = "none",
 ) -> Executor:
     """The executor of one rank; layers are cut evenly, weights drawn from one seed."""
     settings = dict(config)
     hf_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     split = cut(config["num_hidden_layers"] + 2, program.stages)
-    stages = {number: build_stage(hf_config, split[number]) for number in stages_of(program.stage_rank, rank)}
+    stages = {
+        number: build_stage(hf_config, split[number], recompute=recompute)
+        for number in stages_of(program.stage_rank, rank)
+    }
     for stage in stages.values():
         draw_weights(stage, 3)
     parameters = {name: own for stage in stages.values() for name, own in stage.named_model_parameters().items()}

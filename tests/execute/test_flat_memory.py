@@ -18,10 +18,9 @@ from evenflow.program import (
     place,
     receive_buffers,
 )
-from evenflow.runtime import MadeUpTransport
+from evenflow.runtime import LiveBytes, MadeUpTransport
 from tests.conftest import TINY_LLAMA
 from tests.execute.alone import SHAPE, is_empty, make_executor
-from tests.execute.live_bytes import LiveBytes
 from tests.parity.ranks import program_of, tokens_of
 from tests.parity.test_whole import place_stages
 

@@ -15,6 +15,7 @@ import torch
 from evenflow.execute import Executor
 from evenflow.program import SCHEDULES, Program, build_program, place, verify
 from evenflow.runtime import InMemoryNetwork, MadeUpTransport
+from evenflow.spec import Recompute
 from tests.conftest import TINY_LLAMA
 from tests.execute.alone import is_empty, make_executor
 from tests.parity.ranks import program_of, tokens_of
@@ -27,10 +28,12 @@ class Ran:
     weights: dict[str, torch.Tensor]
 
 
-def _run(program: Program, steps: int = 2) -> Ran:
+def _run(program: Program, steps: int = 2, recompute: Recompute = "none") -> Ran:
     verify(program)
     network = InMemoryNetwork(len(program.ranks), timeout_s=30)
-    executors = [make_executor(program, rank, network.transport(rank)) for rank in range(len(program.ranks))]
+    executors = [
+        make_executor(program, rank, network.transport(rank), recompute=recompute) for rank in range(len(program.ranks))
+    ]
 
     def train(executor: Executor) -> list[float]:
         return [
@@ -53,9 +56,11 @@ def alone() -> Ran:
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES, "auto"])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_every_schedule_gives_one_processs_bits_without_tags(alone: Ran, schedule: str, ranks: int) -> None:
-    ran = _run(program_of(schedule, place_stages(schedule, "own", ranks), 5))
+@pytest.mark.parametrize(("ranks", "recompute"), [(2, "none"), (3, "none"), (2, "full")])
+def test_every_schedule_gives_one_processs_bits_without_tags(
+    alone: Ran, schedule: str, ranks: int, recompute: Recompute
+) -> None:
+    ran = _run(program_of(schedule, place_stages(schedule, "own", ranks), 5), recompute=recompute)
     assert ran.losses == alone.losses
     assert all(torch.equal(own, alone.weights[name]) for name, own in ran.weights.items())
 

@@ -8,14 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evenflow.errors import InputError
 from evenflow.models import build_stage, describe_model, draw_weights, find_model
-from evenflow.models.describe import _Saved
+from evenflow.models.stage import allocate
+from evenflow.models.trace import _trace_stage
 from evenflow.runtime import MemoryMeter
 
 BATCH, SEQ = 2, 32
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 64,
+    "tie_word_embeddings": False,
+}
 
 
 def test_parameters_are_transformers_own(make_model: Callable[..., Path]) -> None:
@@ -49,10 +59,42 @@ def test_saved_and_boundary_bytes_are_those_of_a_real_run(make_model: Callable[.
         draw_weights(stage, 0)
         feed = ids if stage.is_first else torch.randn(BATCH, SEQ, 64, requires_grad=True)
         saved = _Saved([*stage.parameters(), *stage.buffers()])
-        with saved:
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
             output = stage(feed, ids)
         assert model.layers[layer].saved_bytes == saved.bytes, model.layers[layer].name
         assert model.layers[layer].output_bytes == output.nbytes
+
+
+def test_weight_flops_are_of_what_the_queue_makes() -> None:
+    """Frozen layers and subclasses with a backward of their own are not split: their FLOPs are not W's."""
+    stage = build_stage(AutoConfig.for_model("llama", **SMALL), [1])
+
+    class Own(torch.nn.Linear):
+        pass
+
+    mlp = stage.blocks[0].mlp
+    mlp.up_proj.weight.requires_grad_(False)
+    mlp.down_proj.__class__ = Own
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        allocate(stage)
+        trace = _trace_stage(stage, (BATCH, SEQ, 64))
+    attention = 4 * 64 * 64
+    assert trace.weight_flops == 2 * BATCH * SEQ * (attention + 64 * 128)
+
+
+class _Saved:
+    """Counts what autograd is given to keep: another way to the bytes that the trace finds alive after a forward."""
+
+    def __init__(self, not_counted: list[torch.Tensor]) -> None:
+        self.seen = {tensor.untyped_storage()._cdata for tensor in not_counted}
+        self.bytes = 0
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.seen:
+            self.seen.add(storage._cdata)
+            self.bytes += storage.nbytes()
+        return tensor
 
 
 def test_equal_blocks_share_a_signature_and_others_do_not(make_model: Callable[..., Path]) -> None:

@@ -41,7 +41,7 @@ def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
         runs += 1
         folder = tmp_path / f"run-{runs}"
         folder.mkdir()
-        defaults = {"schedule": "1f1b", "microbatches": 4, "steps": 1, "seed": 3, "shape": [2, 16]}
+        defaults = {"schedule": "1f1b", "microbatches": 4, "steps": 1, "seed": 3, "shape": [2, 16], "recompute": "none"}
         group = server.start(
             "parity",
             "tests.parity.ranks:run",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from evenflow.program import AUTO, SCHEDULES
+from evenflow.spec import RECOMPUTES
 
 AXES: dict[str, Sequence[Any]] = {
     "schedule": [*SCHEDULES, AUTO],
@@ -20,6 +21,7 @@ AXES: dict[str, Sequence[Any]] = {
     "placement": ["own", "loop", "v", "uneven"],
     "ranks": [2, 3, 4],
     "microbatches": [1, 4, 5, 8],
+    "recompute": RECOMPUTES,
 }
 Case = dict[str, Any]
 

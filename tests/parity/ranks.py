@@ -56,7 +56,10 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     use_device(device, deterministic=True)
     meter = memory_meter(device)
     transport = _transport(rank, program, folder / "rendezvous", payload)
-    stages = {number: build_stage(config, split[number]) for number in stages_of(program.stage_rank, rank)}
+    stages = {
+        number: build_stage(config, split[number], recompute=payload["recompute"])
+        for number in stages_of(program.stage_rank, rank)
+    }
     for stage in stages.values():
         draw_weights(stage, payload["seed"])
         stage.to(device)

@@ -21,7 +21,7 @@ from evenflow.cost import (
 )
 from evenflow.program import Program, parse_ranks
 from evenflow.simulate import Hardware, free_transfers
-from evenflow.spec import Cluster, Device, Layer, Model, Operator
+from evenflow.spec import Activations, Cluster, Device, Layer, Model, Operator
 
 Split = tuple[tuple[int, ...], ...]
 
@@ -43,13 +43,21 @@ def model_of(
     saved_bytes: Sequence[int] | None = None,
     pending_bytes: Sequence[int] | None = None,
     passing_bytes: Sequence[int] | None = None,
+    recomputed_bytes: tuple[int, int] | None = None,
     output_bytes: int = 0,
     tied: bool = False,
 ) -> Model:
-    """An embedding, blocks and a head; bytes are zero where they are not given."""
+    """An embedding, blocks and a head; bytes are zero where they are not given.
+
+    `recomputed_bytes` is what a block saves and what it holds in passing where its forward is run again.
+    """
     kinds = ["embedding", *["block"] * (layers - 2), "head"][-layers:]
     zeros = [0] * layers
     passing = passing_bytes or zeros
+    again = None
+    if recomputed_bytes:
+        kept, most = recomputed_bytes
+        again = Activations(kept, 0, 0, most, most, most, most, most)
     return Model(
         name="made-up",
         architecture="MadeUpForCausalLM",
@@ -72,6 +80,11 @@ def model_of(
                 output_bytes=output_bytes,
                 forward_peak_bytes=transient,
                 backward_peak_bytes=transient,
+                input_peak_bytes=transient,
+                first_backward_peak_bytes=transient + own,
+                first_input_peak_bytes=transient + own // 4,
+                weight_bytes=own - own // 4,
+                recomputed=again if kind == "block" else None,
             )
             for index, (kind, own, saved, pending, transient) in enumerate(
                 zip(
@@ -97,6 +110,7 @@ def costs_of(
     link: LinkCost | None = None,
     reduce_s: float = 0.0,
     stage_s: tuple[float, float] = (0.0, 0.0),
+    recompute: Sequence[float] | None = None,
 ) -> Costs:
     """Costs of layers.
 
@@ -116,6 +130,7 @@ def costs_of(
                 [whole - half for whole, half in zip(backward, input_half, strict=True)],
                 norm or zeros,
                 optimizer or zeros,
+                recompute or zeros,
                 strict=True,
             )
         ),

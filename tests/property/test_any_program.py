@@ -25,6 +25,7 @@ from evenflow.program import (
     ReleaseForward,
     SendBackward,
     SendForward,
+    Step,
     WeightBackward,
     compute_order,
     default_stage_rank,
@@ -153,12 +154,44 @@ def test_memory_is_that_of_the_tensors_held_and_returns_to_where_it_started(prog
     history = run(program)
     for rank, tensors in enumerate(history):
         held = rank_memory(program, memory, rank)
-        state = sum(memory[stage].state_bytes for stage, owner in enumerate(program.stage_rank) if owner == rank)
-        assert held.after_bytes.tolist() == [state + sum(_bytes(memory, own) for own in now) for now in tensors]
-        assert held.after_bytes[-1] == state
+        mine = [memory[stage] for stage, owner in enumerate(program.stage_rank) if owner == rank]
+        start = sum(own.state_bytes - own.parameter_bytes for own in mine)
+        start += max((_sum(memory, now, program, rank, True) for now in tensors), default=0)
+        made = _gradients(memory, program.ranks[rank])
+        expected = [
+            start + own + _sum(memory, now, program, rank, False) for own, now in zip(made, tensors, strict=True)
+        ]
+        assert held.after_bytes.tolist() == expected
+        assert held.after_bytes[-1] == start
         assert (held.peak_bytes >= held.after_bytes).all()
         assert (held.peak_bytes[1:] >= held.after_bytes[:-1]).all()
-        assert (held.after_bytes >= state).all()
+        assert (held.after_bytes >= start).all()
+
+
+def _sum(memory, tensors, program, rank, is_received):
+    """Bytes of the tensors that came from another rank, into buffers that stay; or of the others."""
+    return sum(
+        _bytes(memory, (what, stage, microbatch))
+        for what, stage, microbatch in tensors
+        if (what in ("output", "gradient") and program.stage_rank[stage] != rank) == is_received
+    )
+
+
+def _gradients(memory, actions):
+    """Bytes of the parameters' gradients that are there after each action."""
+    made = {}
+    for action in actions:
+        own = memory[action.stage] if hasattr(action, "stage") else None
+        match action:
+            case Backward(stage):
+                made[stage, "W"], made[stage, "I"] = own.weight_bytes, own.parameter_bytes - own.weight_bytes
+            case InputBackward(stage):
+                made[stage, "I"] = own.parameter_bytes - own.weight_bytes
+            case WeightBackward(stage):
+                made[stage, "W"] = own.weight_bytes
+            case Step():
+                made = {}
+        yield sum(made.values())
 
 
 def _bytes(memory, tensor):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from evenflow.errors import InputError
 from evenflow.runtime import WeightGradients
 
 
@@ -105,3 +107,38 @@ def test_an_output_may_be_changed_in_place() -> None:
     hidden = torch.randn(2, 3, 4, requires_grad=True)
     linear(hidden).relu_().sum().backward()
     assert linear[0].weight.grad is not None
+
+
+def test_mixed_types_are_refused_in_one_line() -> None:
+    linear = nn.Sequential(nn.Linear(4, 4))
+    WeightGradients(linear)
+    hidden = torch.randn(2, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="under autocast") as error:
+        linear(hidden)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"a weight of torch.float32 was given torch.bfloat16; "):
+        linear(hidden.bfloat16())
+
+
+def test_autograd_sees_no_gradient_of_a_weight() -> None:
+    linear = nn.Linear(4, 4)
+    WeightGradients(linear)
+    seen = []
+    linear.weight.register_hook(seen.append)
+    linear(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    assert seen == [None]
+    assert linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_queue_keeps_neither_the_graph_nor_the_gradient_of_the_input(recompute: bool) -> None:
+    block = _Block()
+    queue = WeightGradients(block)
+    hidden = torch.randn(2, 4, 8, requires_grad=True)
+    loss = _run(block, hidden.relu(), recompute)
+    with queue.put_off(0):
+        loss.backward()
+    assert hidden.grad is not None
+    memory = weakref.ref(hidden.grad.untyped_storage())
+    del hidden, loss
+    assert memory() is None

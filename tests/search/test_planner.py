@@ -228,6 +228,46 @@ def test_a_limit_is_met_exactly_or_not_at_all():
         make_plan(model, cluster_of(1), batch, costs, memory_limit=peak - 1)
 
 
+def test_recomputing_is_planned_for_in_time_and_memory_and_is_no_model_flops():
+    model = model_of(6, saved_bytes=[0, *[100] * 4, 0], recomputed_bytes=(10, 90))
+    costs, batch = costs_of([1.0] * 6, recompute=[0.0, *[1.0] * 4, 0.0]), Batch(4, 1, 16)
+    none, full = (
+        make_plan(model, cluster_of(2), batch, costs, split=((0, 1, 2), (3, 4, 5)), recompute=recompute)
+        for recompute in ("none", "full")
+    )
+    assert (none.recompute, full.recompute) == ("none", "full")
+    assert [stage.cost.backward_s for stage in none.stages] == [6.0, 6.0]
+    assert [stage.cost.backward_s for stage in full.stages] == [8.0, 8.0]
+    assert full.predicted.step_s > none.predicted.step_s
+    assert full.predicted.mfu == pytest.approx(none.predicted.mfu * none.predicted.step_s / full.predicted.step_s)
+    # Two microbatches are in flight on rank 0: each saves 200, or 20 and a block's 90 in passing.
+    assert [rank.peak_bytes for rank in none.ranks] == [400, 200]
+    assert [rank.peak_bytes for rank in full.ranks] == [130, 110]
+    assert full.fingerprint == none.fingerprint
+    gpipe = reschedule(full, "gpipe")
+    assert gpipe.recompute == "full"
+    assert [rank.peak_bytes for rank in gpipe.ranks] == [170, 170]
+    with pytest.raises(InputError, match=r"'half' is not known; none or full would do"):
+        make_plan(model, cluster_of(2), batch, costs, recompute="half")
+
+
+def test_a_refusal_says_whether_recomputing_would_fit():
+    model, batch = (
+        model_of(6, saved_bytes=[0, *[10 * 2**20] * 4, 0], recomputed_bytes=(2**20, 9 * 2**20)),
+        Batch(4, 1, 16),
+    )
+    with pytest.raises(ImpossibleError, match=r"; --recompute full would fit, in (\S+) MiB$") as caught:
+        make_plan(model, cluster_of(2), batch, costs_of([1.0] * 6), memory_limit=20 * 2**20)
+    needed = parse_bytes(str(caught.value).split("would fit, in ")[1])
+    plan = make_plan(model, cluster_of(2), batch, costs_of([1.0] * 6), memory_limit=20 * 2**20, recompute="full")
+    assert max(rank.peak_bytes for rank in plan.ranks) == needed
+    with pytest.raises(ImpossibleError, match=r"; --recompute full would not be enough$"):
+        make_plan(model, cluster_of(2), batch, costs_of([1.0] * 6), memory_limit=2**20)
+    with pytest.raises(ImpossibleError) as caught:
+        make_plan(model, cluster_of(2), batch, costs_of([1.0] * 6), memory_limit=2**20, recompute="full")
+    assert "--recompute" not in str(caught.value)
+
+
 def test_the_limit_that_a_refusal_suggests_works():
     for seed in range(100):
         _, _, stages, microbatches, costs, model, schedule = _case(9000 + seed)

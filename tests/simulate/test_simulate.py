@@ -125,7 +125,7 @@ def test_peak_memory_of_saved_activations_is_what_is_in_flight(schedule):
     """Between I and W all is kept here, so that a microbatch is in flight from F to the end of its backward."""
     for p, m in [(1, 1), (2, 3), (3, 8), (4, 5)]:
         program = build_program(schedule, p, m)
-        memory = [StageMemory(10, 40, 7, 7, 0, 0, 0, 0)] * program.stages
+        memory = [StageMemory(0, 40, 7, 7, 0, 0, 0, 0)] * program.stages
         timeline = simulate(program, hardware_of(program, equal_stages(program.stages, 1.0, 2.0), memory=memory))
         expected = []
         for rank, actions in enumerate(program.compute_order()):

@@ -21,6 +21,7 @@ from evenflow.spec import Batch
 from evenflow.spec.cluster import local_cluster
 from evenflow.timeline import waits
 from evenflow.train import Job, RunResult, saved_model_losses
+from evenflow.train.ranks import _build
 from evenflow.train.sampler import microbatch, sample_ids
 from evenflow.train.store import TokenStore
 from tests.conftest import TINY_LLAMA
@@ -167,6 +168,20 @@ def test_a_plan_for_another_device_is_refused(run: RunResult, job: Job) -> None:
     save_plan(replace(run.plan, device="NVIDIA H200"), path)
     with pytest.raises(evenflow.InputError, match=r"plan for NVIDIA H200; the ranks of this machine compute on cpu"):
         evenflow.train(replace(job, out=job.out.parent / "refused", plan=path))
+
+
+def test_recomputing_changes_no_loss(run: RunResult, job: Job) -> None:
+    full = evenflow.train(replace(job, out=job.out.parent / "recomputed", recompute="full"))
+    assert load_plan(full.out / "plan.json").recompute == "full"
+    assert [own.loss for own in full.metrics] == [own.loss for own in run.metrics]
+
+
+def test_a_rank_recomputes_what_its_plan_says(run: RunResult) -> None:
+    config = (run.out / "model" / "config.json").read_text()
+    payload = {"config": config, "seed": 0, "weights": [], "done_steps": 0}
+    for recompute in ("none", "full"):
+        stage = _build(0, payload, replace(run.plan, recompute=recompute), torch.device("cpu"))
+        assert [("forward" in vars(block)) for block in stage.blocks] == [recompute == "full"] * len(stage.blocks)
 
 
 def test_typical_figures_are_medians(run: RunResult) -> None:

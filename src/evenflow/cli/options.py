@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evenflow.errors import InputError
 from evenflow.program import AUTO, SCHEDULES
+from evenflow.spec import RECOMPUTES
 from evenflow.units import parse_bytes
 
 DEFAULT_GLOBAL_BATCH = 16
@@ -78,6 +79,15 @@ def add_memory_limit(parser: argparse.ArgumentParser) -> None:
 def add_schedule(parser: argparse.ArgumentParser) -> None:
     """--schedule."""
     parser.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} or {AUTO} (default 1f1b)")
+
+
+def add_recompute(parser: argparse.ArgumentParser) -> None:
+    """--recompute."""
+    parser.add_argument(
+        "--recompute",
+        choices=RECOMPUTES,
+        help="full: blocks keep their inputs alone and run their forward again in the backward (default none)",
+    )
 
 
 def count(text: str) -> int:

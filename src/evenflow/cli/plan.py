@@ -9,6 +9,7 @@ from evenflow.cli.options import (
     add_json,
     add_memory_limit,
     add_model,
+    add_recompute,
     add_schedule,
     count,
     path,
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_batch(parser)
     parser.add_argument("--profile", type=path, metavar="F", help="measured costs; without it they come from FLOPs")
     add_schedule(parser)
+    add_recompute(parser)
     parser.add_argument(
         "--stages-per-rank",
         type=count,
@@ -54,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.memory_limit,
         profile,
         arguments.stages_per_rank,
+        arguments.recompute,
     )
     if arguments.out:
         save_plan(plan, arguments.out)

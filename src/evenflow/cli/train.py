@@ -10,6 +10,7 @@ from evenflow.cli.options import (
     add_memory_limit,
     add_model,
     add_processes,
+    add_recompute,
     add_schedule,
     count,
     path,
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_processes(parser)
     parser.add_argument("--plan", type=path, metavar="PLAN", help="follow this plan.json (default: profile and plan)")
     add_schedule(parser)
+    add_recompute(parser)
     parser.add_argument("--lr", type=float, default=3e-4, metavar="X", help="peak learning rate (default 3e-4)")
     parser.add_argument("--dtype", choices=["fp32"], default="fp32", help="training type (default fp32)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order of samples (default 0)")
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         plan=arguments.plan,
         schedule=arguments.schedule,
+        recompute=arguments.recompute,
         learning_rate=arguments.lr,
         seed=arguments.seed,
         memory_limit=arguments.memory_limit,

@@ -25,6 +25,7 @@ def analytic_costs(model: Model, cluster: Cluster) -> Costs:
                 weight_s=layer.weight_flops / rate,
                 norm_s=_NORM_TRAFFIC * layer.parameter_bytes / bandwidth,
                 optimizer_s=_OPTIMIZER_TRAFFIC * layer.parameter_bytes / bandwidth,
+                recompute_s=0.0 if layer.recomputed is None else layer.forward_flops / rate,
             )
             for layer in model.layers
         ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from evenflow.spec import Recompute
 
 Origin = Literal["measured", "analytic", "assumed"]
 
@@ -19,6 +21,8 @@ class LayerCost:
         weight_s: the half that makes and accumulates the gradients of linear layers' weights.
         norm_s: the norms of its gradients, once a step.
         optimizer_s: clipping and updating its parameters, once a step.
+        recompute_s: what running its forward again adds to a backward, and to its input half; 0 for a layer that is
+            never recomputed.
     """
 
     forward_s: float
@@ -27,6 +31,7 @@ class LayerCost:
     weight_s: float
     norm_s: float
     optimizer_s: float
+    recompute_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +67,18 @@ class Costs:
     reduce_s: float
     peak_flops: float
     origin: dict[str, Origin]
+
+    def under(self, recompute: Recompute) -> Costs:
+        """These costs with every layer's forward run again in its backward, where that is how to recompute.
+
+        The weights' half needs nothing again: what it is made from was queued by the input's half.
+        """
+        if recompute == "none":
+            return self
+        return replace(
+            self,
+            layers=tuple(
+                replace(own, backward_s=own.backward_s + own.recompute_s, input_s=own.input_s + own.recompute_s)
+                for own in self.layers
+            ),
+        )

@@ -16,13 +16,18 @@ class StageMemory:
 
     Attributes:
         parameter_bytes: its parameters.
-        state_bytes: parameters, gradients and optimizer state together; held all the time.
+        state_bytes: parameters, gradients and optimizer state together; gradients are held from the step's first
+            backward to its update, the others all the time.
         saved_bytes: kept from a microbatch's forward to its backward, the stage's input not included.
         pending_bytes: kept from the input half of a backward to its weight half, the stage's input not included.
         input_bytes: one microbatch's input: hidden states from the stage before (0 on the first).
         output_bytes: one microbatch's output to the stage after (0 on the last).
         forward_peak_bytes: the most a forward holds above what it starts from.
         backward_peak_bytes: the most a backward holds above what it starts from.
+        input_peak_bytes: the most the input half of a backward holds above what it starts from.
+        weight_bytes: the part of its parameters whose gradients the weight half of a backward makes.
+        first_backward_peak_bytes: as `backward_peak_bytes`, of a step's first, which makes the parameters' gradients.
+        first_input_peak_bytes: as `input_peak_bytes`, of a step's first, which makes those that W does not.
     """
 
     parameter_bytes: int
@@ -33,6 +38,10 @@ class StageMemory:
     output_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
+    input_peak_bytes: int = 0
+    weight_bytes: int = 0
+    first_backward_peak_bytes: int = 0
+    first_input_peak_bytes: int = 0
 
 
 class LayerBytes(Protocol):
@@ -62,6 +71,26 @@ class LayerBytes(Protocol):
     def backward_peak_bytes(self) -> int:
         """The most that backward holds at once."""
 
+    @property
+    def shared_bytes(self) -> int:
+        """The part of what is saved that all layers of a stage share."""
+
+    @property
+    def input_peak_bytes(self) -> int:
+        """The most that the input half of a backward holds at once."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """The part of its parameters whose gradients W makes."""
+
+    @property
+    def first_backward_peak_bytes(self) -> int:
+        """The most that a step's first backward holds at once, the gradients that it makes included."""
+
+    @property
+    def first_input_peak_bytes(self) -> int:
+        """The same of the first input half."""
+
 
 class HasLayers(Protocol):
     """A model, or a plan of one."""
@@ -85,15 +114,7 @@ class MemoryModel:
         parameter_bytes = sum(layer.parameter_bytes for layer in held)
         input_bytes = self.model.layers[layers[0] - 1].output_bytes if layers[0] else 0
         is_last = layers[-1] == len(self.model.layers) - 1
-        saved = forward_peak = 0
-        for layer in held:
-            already = min(saved, input_bytes)  # the stage's input was there before its forward
-            forward_peak = max(forward_peak, saved - already + layer.forward_peak_bytes)
-            saved += layer.saved_bytes
-        freed = backward_peak = 0
-        for layer in reversed(held):
-            backward_peak = max(backward_peak, layer.backward_peak_bytes - freed)
-            freed += layer.saved_bytes
+        saved, forward_peak = _forward(held, input_bytes)
         return StageMemory(
             parameter_bytes=parameter_bytes,
             state_bytes=STATE_COPIES * parameter_bytes,
@@ -102,9 +123,46 @@ class MemoryModel:
             input_bytes=input_bytes,
             output_bytes=0 if is_last else held[-1].output_bytes,
             forward_peak_bytes=forward_peak,
-            backward_peak_bytes=backward_peak,
+            weight_bytes=sum(layer.weight_bytes for layer in held),
+            **_backward_peaks(held),
         )
 
     def stages(self, stages: Sequence[Sequence[int]]) -> tuple[StageMemory, ...]:
         """The memory of each stage."""
         return tuple(self.stage(layers) for layers in stages)
+
+
+def _forward(held: Sequence[LayerBytes], input_bytes: int) -> tuple[int, int]:
+    """What a stage's forward leaves, and the most that it holds; each layer's input is the output of the one before."""
+    kept = peak = own_input = 0
+    for layer in held:
+        already = min(kept, input_bytes)  # the stage's input was there before its forward
+        peak = max(peak, kept - already + own_input + layer.forward_peak_bytes)
+        kept += layer.saved_bytes - layer.shared_bytes
+        own_input = layer.output_bytes
+    return kept + max(layer.shared_bytes for layer in held), peak
+
+
+def _backward_peaks(held: Sequence[LayerBytes]) -> dict[str, int]:
+    """The most that a stage's backward holds, and its input half; both free what layers saved as they go.
+
+    What the input half leaves pending of a layer, and the gradients that a step's first backward makes of its
+    parameters, stay while the layers before it are at work.
+    """
+    peaks = {
+        "backward_peak_bytes": 0,
+        "input_peak_bytes": 0,
+        "first_backward_peak_bytes": 0,
+        "first_input_peak_bytes": 0,
+    }
+    left = dict.fromkeys(peaks, 0)  # beside what the stage's backward began with
+    for place, layer in enumerate(reversed(held)):
+        own_gradient = layer.output_bytes if place else 0  # that of the stage's output was there before
+        for name in peaks:
+            peaks[name] = max(peaks[name], left[name] + own_gradient + getattr(layer, name))
+        freed = layer.saved_bytes - layer.shared_bytes
+        left["backward_peak_bytes"] -= freed
+        left["input_peak_bytes"] += layer.pending_bytes - freed
+        left["first_backward_peak_bytes"] += layer.parameter_bytes - freed
+        left["first_input_peak_bytes"] += layer.parameter_bytes - layer.weight_bytes + layer.pending_bytes - freed
+    return peaks

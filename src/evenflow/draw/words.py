@@ -65,8 +65,9 @@ def origins_text(plan: Plan) -> str:
 
 
 def shape_text(plan: Plan) -> str:
-    """What one step is: `local, 4 ranks, 1f1b, 16 microbatches of 1 x 128 tokens`."""
+    """What one step is: `local, 4 ranks, 1f1b, 16 microbatches of 1 x 128 tokens, blocks recomputed`."""
     ranks = "1 rank" if len(plan.ranks) == 1 else f"{len(plan.ranks)} ranks"
     microbatches = "1 microbatch" if plan.microbatches == 1 else f"{plan.microbatches} microbatches"
     shape = f"{plan.micro_batch_size} x {plan.seq_length} tokens"
-    return f"{plain(plan.cluster)}, {ranks}, {plain(plan.schedule)}, {microbatches} of {shape}"
+    again = "" if plan.recompute == "none" else ", blocks recomputed"
+    return f"{plain(plan.cluster)}, {ranks}, {plain(plan.schedule)}, {microbatches} of {shape}{again}"

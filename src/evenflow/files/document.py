@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evenflow.errors import FaultError, InputError
 
-FORMAT_VERSION: Literal[2] = 2
+FORMAT_VERSION: Literal[3] = 3
 _LINE = 110
 
 Read = TypeVar("Read", bound="Part")
@@ -27,7 +27,7 @@ class Part(BaseModel):
 class Document(Part):
     """A whole file; the version is its first key."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
 
 
 def read_document(path: Path, schema: type[Read]) -> Read:

@@ -46,5 +46,11 @@ def _layer_json(index: int, layer: Layer) -> dict[str, Any]:
         "output_bytes": layer.output_bytes,
         "forward_peak_bytes": layer.forward_peak_bytes,
         "backward_peak_bytes": layer.backward_peak_bytes,
+        "shared_bytes": layer.shared_bytes,
+        "input_peak_bytes": layer.input_peak_bytes,
+        "first_backward_peak_bytes": layer.first_backward_peak_bytes,
+        "first_input_peak_bytes": layer.first_input_peak_bytes,
+        "weight_bytes": layer.weight_bytes,
+        "recomputed": None if layer.recomputed is None else asdict(layer.recomputed),
         "operators": [asdict(operator) for operator in layer.operators],
     }

@@ -13,6 +13,7 @@ from evenflow.files.document import Document, Part, read_document, write_json
 from evenflow.files.parts import Bytes, Count, Index, LinkPart, Seconds
 from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan
 from evenflow.program import AUTO, SCHEDULES, misfit, verify_plan
+from evenflow.spec import Recompute
 
 
 class AxesPart(Part):
@@ -42,6 +43,10 @@ class StagePart(Part):
     output_bytes: Bytes
     forward_peak_bytes: Bytes
     backward_peak_bytes: Bytes
+    input_peak_bytes: Bytes
+    weight_bytes: Bytes
+    first_backward_peak_bytes: Bytes
+    first_input_peak_bytes: Bytes
 
     @classmethod
     def of(cls, stage: StagePlan) -> StagePart:
@@ -104,6 +109,12 @@ class LayerPart(Part):
     output_bytes: Bytes
     forward_peak_bytes: Bytes
     backward_peak_bytes: Bytes
+    shared_bytes: Bytes
+    input_peak_bytes: Bytes
+    first_backward_peak_bytes: Bytes
+    first_input_peak_bytes: Bytes
+    weight_bytes: Bytes
+    recompute_s: Seconds
 
     @classmethod
     def of(cls, layer: LayerPlan) -> LayerPart:
@@ -163,6 +174,7 @@ class PlanDocument(Document):
     memory_limit: Bytes
     order: list[str] | None
     posting: Posting
+    recompute: Recompute
     layers: Annotated[list[LayerPart], Field(min_length=1)]
     stage_forward_s: float
     stage_backward_s: float
@@ -197,6 +209,7 @@ class PlanDocument(Document):
             memory_limit=plan.memory_limit,
             order=None if plan.order is None else list(plan.order),
             posting=plan.posting,
+            recompute=plan.recompute,
             layers=[LayerPart.of(layer) for layer in plan.layers],
             stage_forward_s=plan.stage_forward_s,
             stage_backward_s=plan.stage_backward_s,
@@ -223,6 +236,7 @@ class PlanDocument(Document):
             memory_limit=self.memory_limit,
             order=None if self.order is None else tuple(self.order),
             posting=self.posting,
+            recompute=self.recompute,
             layers=tuple(layer.value() for layer in self.layers),
             stage_forward_s=self.stage_forward_s,
             stage_backward_s=self.stage_backward_s,

@@ -31,6 +31,7 @@ class LayerPart(Part):
     weight_s: Seconds
     norm_s: Seconds
     optimizer_s: Seconds
+    recompute_s: Seconds
 
 
 class ProfileDocument(Document):

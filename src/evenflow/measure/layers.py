@@ -1,4 +1,4 @@
-"""Times real layers: F, B, I, W, norm and update of each kind of layer, on one of many busy ranks."""
+"""Times real layers: F, B, I, W, recomputation, norm and update of each kind of layer, on one of many busy ranks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from evenflow.models import Stage, build_stage, draw_weights
+from evenflow.models import Stage, build_stage, draw_weights, keep_blocks, recompute_blocks
 from evenflow.runtime import Optimizer, OptimizerSettings, WeightGradients, synchronize
 
 # Blocks are timed two in a row: what a single one would find in the cache, a stage's do not.
@@ -20,6 +21,8 @@ _IN_A_ROW = 2
 _WARM_UP_ROUNDS = 2
 _CPU = torch.device("cpu")
 
+_Way = Literal["whole", "halves", "recomputed"]
+_WAYS: tuple[_Way, ...] = get_args(_Way)
 
 Clock = Callable[[], float]
 
@@ -34,6 +37,7 @@ class LayerTimes:
     weight_s: float
     norm_s: float
     optimizer_s: float
+    recompute_s: float
 
 
 def rank_clock(threads: int, has_own_cores: bool, device: torch.device = _CPU) -> Clock:
@@ -71,6 +75,21 @@ class _TimedStage:
     backwards: list[float] = field(default_factory=list)
     inputs: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    wholes: list[float] = field(default_factory=list)  # forward and whole backward together
+    recomputed: list[float] = field(default_factory=list)  # the same with blocks recomputed
+
+    def take(self, way: _Way, forward_s: float, backward_s: float, weight_s: float) -> None:
+        """Note one microbatch."""
+        if way == "recomputed":
+            self.recomputed.append(forward_s + backward_s)
+            return
+        self.forwards.append(forward_s)
+        if way == "whole":
+            self.backwards.append(backward_s)
+            self.wholes.append(forward_s + backward_s)
+        else:
+            self.inputs.append(backward_s)
+            self.weights.append(weight_s)
 
 
 def time_layers(
@@ -120,6 +139,7 @@ def time_layers(
             weight_s=median(own.weights) / count,
             norm_s=norm / count,
             optimizer_s=update / count,
+            recompute_s=max(median(own.recomputed) - median(own.wholes), 0.0) / count if own.stage.blocks else 0.0,
         )
     return [costs[signature] for signature in signatures], empty_forward, empty_backward
 
@@ -142,7 +162,7 @@ def _time_rounds(
 ) -> None:
     """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten.
 
-    In every other round the backward is run in halves.
+    The backward takes turns too: whole, in halves, and whole with blocks recomputed.
     """
     batch, seq, hidden = shape
     ids = torch.randint(0, config.get_text_config().vocab_size, (batch, seq), device=device)
@@ -152,26 +172,36 @@ def _time_rounds(
     together()
     rounds = 0
     end = time.perf_counter() + repeats.seconds
-    while rounds < 2 * (repeats.least + _WARM_UP_ROUNDS) or time.perf_counter() < end:
+    while rounds < len(_WAYS) * (repeats.least + _WARM_UP_ROUNDS) or time.perf_counter() < end:
+        way = _WAYS[rounds % len(_WAYS)]
         for own in order:
+            if way == "recomputed" and not own.stage.blocks:
+                continue
             leaf = ids if own.stage.is_first else states.detach().requires_grad_()
-            start = clock()
-            output = own.stage(leaf, ids)
-            middle = clock()
-            halves = rounds % 2 == 1
-            with own.weight_gradients.put_off(0) if halves else nullcontext():
-                if output.requires_grad:
-                    torch.autograd.backward(output, None if own.stage.is_last else gradient)
-            then = clock()
-            if halves:
-                own.weight_gradients.run(0)
-            if rounds >= 2 * _WARM_UP_ROUNDS:
-                own.forwards.append(middle - start)
-                (own.inputs if halves else own.backwards).append(then - middle)
-                if halves:
-                    own.weights.append(clock() - then)
-            del output
+            moments = _time_once(own, leaf, ids, None if own.stage.is_last else gradient, way, clock)
+            if rounds >= len(_WAYS) * _WARM_UP_ROUNDS:
+                own.take(way, *moments)
         rounds += 1
+
+
+def _time_once(
+    own: _TimedStage, leaf: Tensor, ids: Tensor, gradient: Tensor | None, way: _Way, clock: Clock
+) -> tuple[float, float, float]:
+    """Seconds of one forward, of its backward or the half for its input, and of the half for its weights."""
+    if way == "recomputed":
+        recompute_blocks(own.stage.blocks)
+    start = clock()
+    output = own.stage(leaf, ids)
+    middle = clock()
+    with own.weight_gradients.put_off(0) if way == "halves" else nullcontext():
+        if output.requires_grad:
+            torch.autograd.backward(output, gradient)
+    then = clock()
+    if way == "halves":
+        own.weight_gradients.run(0)
+    end = clock()
+    keep_blocks(own.stage.blocks)
+    return middle - start, then - middle, end - then
 
 
 def _time_update(

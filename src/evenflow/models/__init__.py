@@ -1,6 +1,7 @@
 """Hugging Face causal LMs: described by tracing, built one stage at a time, their weights read and written."""
 
 from evenflow.models.describe import describe_model
+from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.source import ModelSource, find_model, read_config
 from evenflow.models.stage import Stage, build_stage
 from evenflow.models.weights import draw_weights, read_weights, write_index, write_weights
@@ -12,8 +13,10 @@ __all__ = [
     "describe_model",
     "draw_weights",
     "find_model",
+    "keep_blocks",
     "read_config",
     "read_weights",
+    "recompute_blocks",
     "write_index",
     "write_weights",
 ]

@@ -15,6 +15,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
 from evenflow.models.passthrough import AddsNothing, PassThrough
+from evenflow.models.recompute import recompute_blocks
+from evenflow.spec import Recompute
 
 
 class Stage(nn.Module):
@@ -26,6 +28,7 @@ class Stage(nn.Module):
         layers: the layers that this stage holds.
         is_first: whether it takes token ids.
         is_last: whether it returns the loss.
+        blocks: the decoder blocks among its layers.
     """
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]) -> None:
@@ -35,6 +38,8 @@ class Stage(nn.Module):
         self.layers = tuple(layers)
         self.is_first = 0 in self.layers
         self.is_last = len(anatomy.layers) - 1 in self.layers
+        blocks = [layer for layer in self.layers if 0 < layer < len(anatomy.layers) - 1]
+        self.blocks = [model.get_submodule(path) for layer in blocks for path in anatomy.layers[layer]]
         for layer, paths in enumerate(anatomy.layers):
             if layer not in self.layers:
                 for path in paths:
@@ -84,8 +89,16 @@ class Stage(nn.Module):
         }
 
 
-def build_stage(config: PretrainedConfig, layers: Sequence[int], device: str = "cpu") -> Stage:
+def build_stage(
+    config: PretrainedConfig, layers: Sequence[int], device: str = "cpu", recompute: Recompute = "none"
+) -> Stage:
     """A stage whose tensors are allocated but not yet filled; other stages' layers take no memory.
+
+    Args:
+        config: the model's configuration.
+        layers: those that this stage holds.
+        device: where its tensors are.
+        recompute: `full` has every block keep its input alone and run its forward again in its backward.
 
     Raises:
         InputError: the config makes no model, or the model cannot be cut into layers.
@@ -93,6 +106,8 @@ def build_stage(config: PretrainedConfig, layers: Sequence[int], device: str = "
     skeleton = build_skeleton(config)
     stage = Stage(skeleton, dissect(skeleton), layers)
     allocate(stage, device)
+    if recompute == "full":
+        recompute_blocks(stage.blocks)
     return stage
 
 

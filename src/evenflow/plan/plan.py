@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evenflow.cost import Costs, LayerCost, LinkCost, Origin, RankCost, StageCost, StageMemory
+from evenflow.spec import Recompute
 
 Posting = Literal["even", "costs"]
 
@@ -23,7 +24,10 @@ class Axes:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One layer: its name, seconds and bytes for one microbatch, from which other splits follow."""
+    """One layer: its name, seconds and bytes for one microbatch, from which other splits follow.
+
+    They are those under the plan's way to recompute: under `full`, a block's backward has its forward in it.
+    """
 
     name: str
     cost: LayerCost
@@ -33,6 +37,11 @@ class LayerPlan:
     output_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
+    shared_bytes: int
+    input_peak_bytes: int
+    first_backward_peak_bytes: int
+    first_input_peak_bytes: int
+    weight_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,11 @@ class RankPlan:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a step of this plan is predicted to be; `mfu` is model FLOPs / (ranks at once x step x peak FLOP/s)."""
+    """What a step of this plan is predicted to be; `mfu` is model FLOPs / (ranks at once x step x peak FLOP/s).
+
+    Model FLOPs are those of one forward and one backward (PaLM, Chowdhery et al., 2022, appendix B): what is recomputed
+    does not count.
+    """
 
     step_s: float
     idle_fraction: float
@@ -97,6 +110,7 @@ class Plan:
         schedule: the schedule's name.
         order: each rank's compute actions as text, where the schedule was made for these costs; else None.
         posting: by which times receives are posted: those of the costs, or a second an action.
+        recompute: what blocks do again in their backward: nothing, or their whole forward.
         micro_batch_size: sequences in a microbatch.
         microbatches: microbatches of a step, for each data-parallel replica.
         seq_length: tokens of a sequence.
@@ -126,6 +140,7 @@ class Plan:
     schedule: str
     order: tuple[str, ...] | None
     posting: Posting
+    recompute: Recompute
     micro_batch_size: int
     microbatches: int
     seq_length: int

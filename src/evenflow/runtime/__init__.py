@@ -13,6 +13,7 @@ from evenflow.runtime.device import (
 from evenflow.runtime.edge_groups import EdgeGroupTransport, edges_of
 from evenflow.runtime.host_clocks import ClockOffset, clock_offset
 from evenflow.runtime.in_memory import InMemoryNetwork, InMemoryTransport, MadeUpTransport
+from evenflow.runtime.live_bytes import LiveBytes
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.optimizer import Optimizer, OptimizerSettings
 from evenflow.runtime.rendezvous import open_store
@@ -30,6 +31,7 @@ __all__ = [
     "HostClock",
     "InMemoryNetwork",
     "InMemoryTransport",
+    "LiveBytes",
     "MadeUpTransport",
     "MemoryMeter",
     "Optimizer",

@@ -7,6 +7,10 @@ graph is never run twice, so a recomputed block runs its forward twice, not once
 
 Weight gradients are accumulated by one kernel, `addmm`, in every schedule: sums that are made differently differ in
 their last bits, and runs under different schedules would drift apart.
+
+What a layer's weight and bias are for autograd follows from that: they get no gradient from it, so hooks on them and
+`torch.autograd.grad` see None; the gradient is in `.grad` alone. And input, weight and output have one type: autocast,
+under which they would differ, is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenflow.errors import InputError
 from evenflow.runtime.row_gradients import add_rows
 
 
@@ -39,11 +44,20 @@ class WeightGradients:
         """Have all linear layers of `stage` leave their weight gradients here; its embeddings add rows."""
         self._queues: dict[int, list[_PutOff]] = {}
         self._current: list[_PutOff] | None = None
+        self._linears: list[nn.Linear] = []
         for module in stage.modules():
             if type(module) is nn.Linear or type(module) is _QueuedLinear:
                 module.__class__ = _QueuedLinear
                 module.weight_gradients = self  # type: ignore[assignment]  # a plain attribute, no submodule
+                self._linears.append(module)
         add_rows(stage)
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters whose gradients are left here."""
+        linears = [own for own in self._linears if own.weight.requires_grad]
+        found = {id(own): own for linear in linears for own in linear.parameters() if own.requires_grad}
+        return tuple(found.values())
 
     @contextmanager
     def put_off(self, microbatch: int) -> Iterator[None]:
@@ -85,9 +99,19 @@ class _QueuedLinear(nn.Linear):
     weight_gradients: WeightGradients
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear`."""
+        """As `nn.Linear`.
+
+        Raises:
+            InputError: input and weight are of different types, or autocast would make them so.
+        """
         if not torch.is_grad_enabled() or not self.weight.requires_grad:
             return super().forward(input)
+        if input.dtype != self.weight.dtype or torch.is_autocast_enabled(input.device.type):
+            raise InputError(
+                f"a linear layer with a weight of {self.weight.dtype} was given {input.dtype}"
+                f"{' under autocast' if torch.is_autocast_enabled(input.device.type) else ''}; weight gradients are "
+                "made from one type: a model and inputs of that type, without autocast, would do"
+            )
         # Flat, since the output would else be a view made inside the function, which may not be changed in place.
         flat = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
         output: Tensor = _Product.apply(flat, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
@@ -106,7 +130,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
         hidden, weight = ctx.saved_tensors
-        ctx.linear.weight_gradients.add(ctx.linear, hidden, gradients[0])
+        # Detached: a tensor in the queue would else hold its graph, and with it the stage's input and its gradient.
+        ctx.linear.weight_gradients.add(ctx.linear, hidden.detach(), gradients[0])
         return gradients[0].matmul(weight) if ctx.needs_input_grad[0] else None, None, None, None
 
 

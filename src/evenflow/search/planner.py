@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
-from evenflow.errors import InputError
+from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import (
     Axes,
     Bound,
@@ -21,8 +22,9 @@ from evenflow.program import order_text, stages_of
 from evenflow.search.advice import advice
 from evenflow.search.problem import Problem, Split, place_stages
 from evenflow.search.solve import Solution, solve
-from evenflow.spec import Batch, Cluster, Model
+from evenflow.spec import Batch, Cluster, Model, Recompute, check_recompute
 from evenflow.timeline import Timeline
+from evenflow.units import format_bytes
 
 
 def make_plan(
@@ -34,6 +36,7 @@ def make_plan(
     memory_limit: int | None = None,
     split: Split | None = None,
     stages_per_rank: int | None = None,
+    recompute: Recompute = "none",
 ) -> Plan:
     """Plan `model` on all devices of `cluster`.
 
@@ -46,27 +49,54 @@ def make_plan(
         memory_limit: bytes that a rank may use; by default the device's memory.
         split: the layers of each stage where they are given; by default they are searched for.
         stages_per_rank: how many stages each rank holds; by default as many as the schedule asks for.
+        recompute: what blocks do again in their backward: nothing, or their whole forward.
 
     Raises:
-        InputError: more stages than layers, an unknown schedule, or stages that it cannot run.
-        ImpossibleError: no split stays under the memory limit; the closest is named.
+        InputError: more stages than layers, an unknown schedule, stages that it cannot run, or an unknown way to
+            recompute.
+        ImpossibleError: no split stays under the memory limit; the closest is named, and whether recomputing would do.
     """
     began = time.perf_counter()
     check_request(model, cluster, batch, schedule, stages_per_rank)
     limit = memory_limit if memory_limit is not None else cluster.device.memory_bytes
+    recompute = check_recompute(recompute)
     problem = Problem(
-        model=model,
-        costs=costs,
+        model=model.under(recompute),
+        costs=costs.under(recompute),
         microbatches=batch.microbatches,
         schedule=schedule,
         stage_rank=place_stages(schedule, cluster.devices, len(model.layers), stages_per_rank),
         limit=limit,
         at_once=cluster.at_once,
     )
-    return _assemble(model, cluster, batch, problem, solve(problem, split), began)
+    try:
+        solution = solve(problem, split)
+    except ImpossibleError as error:
+        if recompute == "full":
+            raise
+        full = replace(problem, model=model.under("full"), costs=costs.under("full"))
+        raise ImpossibleError(f"{error}; {_if_recomputed(full, split)}") from None
+    return _assemble(model, cluster, batch, problem, recompute, solution, began)
 
 
-def _assemble(model: Model, cluster: Cluster, batch: Batch, problem: Problem, solution: Solution, began: float) -> Plan:
+def _if_recomputed(problem: Problem, split: Split | None) -> str:
+    """What recomputing would make of a problem that is not possible without."""
+    try:
+        peak = max(rank.peak_bytes for rank in solve(problem, split).timeline.ranks)
+    except ImpossibleError:
+        return "--recompute full would not be enough"
+    return f"--recompute full would fit, in {format_bytes(peak)}"
+
+
+def _assemble(
+    model: Model,
+    cluster: Cluster,
+    batch: Batch,
+    problem: Problem,
+    recompute: Recompute,
+    solution: Solution,
+    began: float,
+) -> Plan:
     """The plan that a solution makes."""
     costs, step_s = problem.costs, solution.timeline.step_s
     lower_bound = step_bound(costs, cluster.at_once, batch.microbatches)
@@ -80,11 +110,12 @@ def _assemble(model: Model, cluster: Cluster, batch: Batch, problem: Problem, so
         schedule=problem.schedule,
         order=None if solution.order is None else order_text(solution.order),
         posting=solution.posting,
+        recompute=recompute,
         micro_batch_size=batch.micro_batch_size,
         microbatches=batch.microbatches,
         seq_length=batch.seq_length,
         memory_limit=int(problem.limit),
-        layers=_layer_plans(model, costs),
+        layers=_layer_plans(model.under(recompute), costs),
         stage_forward_s=costs.stage_forward_s,
         stage_backward_s=costs.stage_backward_s,
         stages=stage_plans(solution, problem),
@@ -171,6 +202,11 @@ def _layer_plans(model: Model, costs: Costs) -> tuple[LayerPlan, ...]:
             output_bytes=layer.output_bytes,
             forward_peak_bytes=layer.forward_peak_bytes,
             backward_peak_bytes=layer.backward_peak_bytes,
+            shared_bytes=layer.shared_bytes,
+            input_peak_bytes=layer.input_peak_bytes,
+            first_backward_peak_bytes=layer.first_backward_peak_bytes,
+            first_input_peak_bytes=layer.first_input_peak_bytes,
+            weight_bytes=layer.weight_bytes,
         )
         for layer, cost in zip(model.layers, costs.layers, strict=True)
     )

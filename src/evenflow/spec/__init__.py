@@ -3,9 +3,20 @@
 from evenflow.spec.batch import Batch
 from evenflow.spec.cluster import Cluster, Device, parse_cluster
 from evenflow.spec.machine import Machine, this_machine
-from evenflow.spec.model import Layer, LayerKind, Model, Operator
+from evenflow.spec.model import (
+    RECOMPUTES,
+    Activations,
+    Layer,
+    LayerKind,
+    Model,
+    Operator,
+    Recompute,
+    check_recompute,
+)
 
 __all__ = [
+    "RECOMPUTES",
+    "Activations",
     "Batch",
     "Cluster",
     "Device",
@@ -14,6 +25,8 @@ __all__ = [
     "Machine",
     "Model",
     "Operator",
+    "Recompute",
+    "check_recompute",
     "parse_cluster",
     "this_machine",
 ]

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
+
+from evenflow.errors import InputError
 
 LayerKind = Literal["embedding", "block", "head"]
+Recompute = Literal["none", "full"]  # what blocks do again in their backward: nothing, or their whole forward
+RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
+
+
+def check_recompute(value: str) -> Recompute:
+    """A word of the user's as the value that it is.
+
+    Raises:
+        InputError: there is no such way to recompute.
+    """
+    for known in RECOMPUTES:
+        if value == known:
+            return known
+    raise InputError(f"--recompute {value!r} is not known; {' or '.join(RECOMPUTES)} would do")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +39,20 @@ class Operator:
     name: str
     forward_flops: int
     backward_flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Activation bytes of one layer for one microbatch; `Layer` says what each is."""
+
+    saved_bytes: int
+    shared_bytes: int
+    pending_bytes: int
+    forward_peak_bytes: int
+    backward_peak_bytes: int
+    input_peak_bytes: int
+    first_backward_peak_bytes: int
+    first_input_peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +72,17 @@ class Layer:
         saved_bytes: activation bytes kept from forward to backward, its own input included.
         pending_bytes: bytes that those gradients are made from: linear layers' inputs and their outputs' gradients.
         output_bytes: bytes that cross to the next layer (for the head: the loss).
-        forward_peak_bytes: the most that forward holds at once above what it starts from.
-        backward_peak_bytes: the most that backward holds at once above what it starts from,
-            parameter gradients not included.
+        forward_peak_bytes: the most that forward holds at once above what it starts from, its input.
+        backward_peak_bytes: the most that backward holds at once above what it starts from: what was saved, and its
+            output's gradient. The gradients of parameters are not included: they are there already.
+        shared_bytes: the part of `saved_bytes` that all layers of a stage share, such as position tables and masks.
+        input_peak_bytes: as `backward_peak_bytes`, of the half that makes the input's gradient and leaves pending
+            what the weights' are made from.
+        first_backward_peak_bytes: as `backward_peak_bytes`, of a step's first, which makes the parameters' gradients.
+        first_input_peak_bytes: as `input_peak_bytes`, of a step's first, which makes those that W does not.
+        weight_bytes: the part of `parameter_bytes` whose gradients W makes.
+        recomputed: the bytes where its forward is run again in its backward; None for a layer that keeps its own,
+            whatever a plan recomputes.
     """
 
     name: str
@@ -59,6 +97,18 @@ class Layer:
     output_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
+    shared_bytes: int = 0
+    input_peak_bytes: int = 0
+    first_backward_peak_bytes: int = 0
+    first_input_peak_bytes: int = 0
+    weight_bytes: int = 0
+    recomputed: Activations | None = None
+
+    def under(self, recompute: Recompute) -> Layer:
+        """This layer with the bytes that it has under a way to recompute."""
+        if recompute == "none" or self.recomputed is None:
+            return self
+        return replace(self, **{name: getattr(self.recomputed, name) for name in Activations.__slots__})
 
     @property
     def forward_flops(self) -> int:
@@ -67,7 +117,7 @@ class Layer:
 
     @property
     def backward_flops(self) -> int:
-        """Floating-point operations of one backward."""
+        """Floating-point operations of one backward, recomputation not included."""
         return sum(operator.backward_flops for operator in self.operators)
 
 
@@ -94,6 +144,10 @@ class Model:
     micro_batch_size: int
     seq_length: int
     layers: tuple[Layer, ...]
+
+    def under(self, recompute: Recompute) -> Model:
+        """This model with the bytes that its layers have under a way to recompute; it stays the model it is."""
+        return replace(self, layers=tuple(layer.under(recompute) for layer in self.layers))
 
     @property
     def parameters(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evenflow.errors import InputError
+from evenflow.spec import Recompute, check_recompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Job:
         threads: compute threads of each process; by default an equal slice of the cores.
         plan: a plan.json to follow; by default one is made from a profile.
         schedule: the schedule's name.
+        recompute: `none` or `full`: what blocks do again in their backward; by default nothing.
         learning_rate: at its peak.
         seed: of weights (where they are drawn) and of the order of samples.
         memory_limit: bytes that a rank may use, by plan.
@@ -45,6 +47,7 @@ class Job:
     threads: int | None = None
     plan: Path | None = None
     schedule: str | None = None
+    recompute: Recompute | None = None
     learning_rate: float = 3e-4
     seed: int = 0
     memory_limit: int | None = None
@@ -58,6 +61,8 @@ class Job:
         for name in ("data", "out", "plan"):  # strings are what a script has at hand
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
+        if self.recompute is not None:
+            check_recompute(self.recompute)
         if self.steps < 1:
             raise InputError(f"--steps {self.steps} trains nothing; 1 would be the least")
         if self.stop_at is not None and not 1 <= self.stop_at <= self.steps:

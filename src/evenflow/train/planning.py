@@ -10,13 +10,14 @@ from evenflow.files import load_plan
 from evenflow.models import ModelSource, describe_model
 from evenflow.plan import Plan
 from evenflow.search import make_plan
-from evenflow.spec import Batch, Cluster, Model
+from evenflow.spec import Batch, Cluster, Model, Recompute
 from evenflow.spec.batch import default_micro_batch_size
 from evenflow.spec.cluster import local_cluster
 from evenflow.train.job import Job
 from evenflow.units import format_bytes
 
 DEFAULT_SCHEDULE = "1f1b"
+DEFAULT_RECOMPUTE: Recompute = "none"
 
 
 def make_batch(global_batch_size: int, micro_batch_size: int | None, seq_length: int, pipeline_ranks: int) -> Batch:
@@ -38,6 +39,7 @@ def plan_model(
     memory_limit: int | None = None,
     profile: Profile | None = None,
     stages_per_rank: int | None = None,
+    recompute: Recompute | None = None,
 ) -> tuple[Model, Plan, Costs]:
     """Describe the model and plan it: from a profile where there is one, else from FLOPs.
 
@@ -50,7 +52,14 @@ def plan_model(
         profile.check_fits(model, cluster)
     costs = profile.costs() if profile is not None else analytic_costs(model, cluster)
     plan = make_plan(
-        model, cluster, batch, costs, schedule or DEFAULT_SCHEDULE, memory_limit, stages_per_rank=stages_per_rank
+        model,
+        cluster,
+        batch,
+        costs,
+        schedule or DEFAULT_SCHEDULE,
+        memory_limit,
+        stages_per_rank=stages_per_rank,
+        recompute=recompute or DEFAULT_RECOMPUTE,
     )
     return model, plan, costs
 
@@ -89,6 +98,7 @@ def check_agrees(plan: Plan, job: Job) -> None:
         ("--processes", job.processes, len(plan.ranks)),
         ("--threads", job.threads, plan.threads),
         ("--schedule", job.schedule, plan.schedule),
+        ("--recompute", job.recompute, plan.recompute),
         ("--global-batch-size", job.global_batch_size, plan.global_batch_size),
         ("--micro-batch-size", job.micro_batch_size, plan.micro_batch_size),
         ("--seq-length", job.seq_length, plan.seq_length),

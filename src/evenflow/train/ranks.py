@@ -124,7 +124,7 @@ def _compare_clocks(channel: Channel, host: Transport, rank: int, ranks: int) ->
 
 def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> Stage:
     """A stage with its weights. They are drawn in host memory: a GPU's generator would draw others."""
-    stage = build_stage(read_config(payload["config"]), plan.stages[number].layers)
+    stage = build_stage(read_config(payload["config"]), plan.stages[number].layers, recompute=plan.recompute)
     draw_weights(stage, payload["seed"])
     if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])

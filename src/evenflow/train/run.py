@@ -35,7 +35,7 @@ from evenflow.train.checkpoint import RunState, check_resumable, config_hash, ne
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
 from evenflow.train.job import Job
-from evenflow.train.planning import DEFAULT_SCHEDULE, check_agrees, follow_plan, make_batch
+from evenflow.train.planning import DEFAULT_RECOMPUTE, DEFAULT_SCHEDULE, check_agrees, follow_plan, make_batch
 from evenflow.train.prepare import PreparedText, prepare_text, reopen_text
 from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
@@ -230,7 +230,8 @@ def _plan(
     )
     save_profile(profile, job.out / "profile.json")
     schedule = job.schedule or DEFAULT_SCHEDULE
-    return make_plan(model, cluster, batch, profile.costs(), schedule, job.memory_limit)
+    recompute = job.recompute or DEFAULT_RECOMPUTE
+    return make_plan(model, cluster, batch, profile.costs(), schedule, job.memory_limit, recompute=recompute)
 
 
 def _state(job: Job, plan: Plan, source: ModelSource, step: int) -> RunState:

@@ -1,0 +1,268 @@
+"""Traces one stage on fake tensors: what its forward and backward compute, and which bytes they hold, to the byte.
+
+What is traced is what is run: the stage itself, with the queue of weight gradients that splits a backward into halves.
+So what counts as W, in FLOPs and bytes, is what that queue takes, and nothing has to be said twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import PretrainedConfig, masking_utils
+
+from evenflow.errors import EvenflowError, InputError, first_line
+from evenflow.models.anatomy import build_skeleton, dissect
+from evenflow.models.recompute import keep_blocks, recompute_blocks
+from evenflow.models.stage import Stage, allocate
+from evenflow.runtime import LiveBytes, WeightGradients
+from evenflow.spec import Activations
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one microbatch of a stage did.
+
+    Attributes:
+        forward: FLOPs of the forward by operator.
+        backward: FLOPs of the backward by operator, recomputation not included.
+        weight_flops: those of the backward that the queue of weight gradients makes.
+        weight_bytes: the parameters whose gradients it makes.
+        output_bytes: its output.
+        kept: bytes where every layer keeps what its backward needs.
+        recomputed: bytes where blocks run their forward again; None for a stage without blocks.
+    """
+
+    forward: dict[str, int]
+    backward: dict[str, int]
+    weight_flops: int
+    weight_bytes: int
+    output_bytes: int
+    kept: Activations
+    recomputed: Activations | None
+
+
+def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, seq: int) -> Trace:
+    """Trace a stage of `layers` at a microbatch of `batch` x `seq` tokens.
+
+    Raises:
+        InputError: the model cannot be traced at this shape.
+    """
+    try:
+        skeleton = build_skeleton(config)
+        stage = Stage(skeleton, dissect(skeleton), layers)
+        with FakeTensorMode(allow_non_fake_inputs=True), _unpacked_sequences():
+            allocate(stage)
+            return _trace_stage(stage, (batch, seq, config.get_text_config().hidden_size))
+    except EvenflowError:
+        raise
+    except Exception as error:  # any model may do what cannot be traced
+        text = first_line(error)
+        raise InputError(f"{config.model_type} cannot be traced at {batch} x {seq} tokens: {text}") from None
+
+
+def less(trace: Trace, empty: Trace) -> Trace:
+    """A stage's own work and bytes: its trace less that of a stage without layers."""
+
+    def own(bytes: Activations) -> Activations:
+        return replace(
+            bytes,
+            saved_bytes=bytes.saved_bytes - empty.kept.saved_bytes,
+            pending_bytes=bytes.pending_bytes - empty.kept.pending_bytes,
+        )
+
+    return Trace(
+        forward=_minus(trace.forward, empty.forward),
+        backward=_minus(trace.backward, empty.backward),
+        weight_flops=trace.weight_flops - empty.weight_flops,
+        weight_bytes=trace.weight_bytes - empty.weight_bytes,
+        output_bytes=trace.output_bytes,
+        kept=own(trace.kept),
+        recomputed=None if trace.recomputed is None else own(trace.recomputed),
+    )
+
+
+def _trace_stage(stage: Stage, shape: tuple[int, int, int]) -> Trace:
+    queue = WeightGradients(stage)
+    forward, backward, weights = _count_flops(stage, queue, shape)
+    kept, output_bytes = _count_bytes(stage, queue, shape)
+    recomputed = None
+    if stage.blocks:
+        recompute_blocks(stage.blocks)
+        recomputed, _ = _count_bytes(stage, queue, shape)
+        keep_blocks(stage.blocks)
+    return Trace(
+        forward=forward,
+        backward={name: backward.get(name, 0) + weights.get(name, 0) for name in sorted(backward | weights)},
+        weight_flops=sum(weights.values()),
+        weight_bytes=sum(parameter.nbytes for parameter in queue.parameters),
+        output_bytes=output_bytes,
+        kept=kept,
+        recomputed=recomputed,
+    )
+
+
+def _count_flops(
+    stage: Stage, queue: WeightGradients, shape: tuple[int, int, int]
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """FLOPs by operator: of F, I and W.
+
+    On its own: the counter takes operators apart, and their parts would hold bytes that the whole ones do not.
+    """
+    leaf, ids = _feed(shape)
+    with _flop_counter() as forward:
+        output = stage(ids if stage.is_first else leaf, ids)
+    with _flop_counter() as backward, queue.put_off(0):
+        if output.requires_grad:
+            torch.autograd.backward(output, torch.ones_like(output))
+    with _flop_counter() as weights:
+        queue.run(0)
+    return _by_operator(forward), _by_operator(backward), _by_operator(weights)
+
+
+def _count_bytes(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int]) -> tuple[Activations, int]:
+    """The activations of a stage, and the bytes of its output."""
+    first_whole, first_half = (_run(stage, queue, shape, halves, is_first=True) for halves in (False, True))
+    whole, half = (_run(stage, queue, shape, halves, is_first=False) for halves in (False, True))
+    activations = Activations(
+        saved_bytes=whole.saved_bytes,
+        shared_bytes=whole.shared_bytes,
+        pending_bytes=half.left_bytes,
+        forward_peak_bytes=whole.forward_peak_bytes,
+        backward_peak_bytes=whole.backward_peak_bytes,
+        input_peak_bytes=half.backward_peak_bytes,
+        first_backward_peak_bytes=first_whole.backward_peak_bytes,
+        first_input_peak_bytes=first_half.backward_peak_bytes,
+    )
+    return activations, whole.output_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Bytes of one forward and one backward; `left_bytes` is what the backward leaves."""
+
+    output_bytes: int
+    saved_bytes: int
+    shared_bytes: int
+    left_bytes: int
+    forward_peak_bytes: int
+    backward_peak_bytes: int
+
+
+def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halves: bool, is_first: bool) -> _Run:
+    """Run one microbatch as a rank does, the backward whole or in halves, the step's first or a later one."""
+    if is_first:
+        for parameter in stage.parameters():
+            parameter.grad = None
+    gradients = [parameter.grad for parameter in stage.parameters() if parameter.grad is not None]
+    leaf, ids = _feed(shape)
+    with LiveBytes([*stage.parameters(), *stage.buffers(), *gradients, leaf]) as live:
+        live.count([ids])
+        feed = ids if stage.is_first else _Copy.apply(leaf)  # type: ignore[no-untyped-call]
+        began = live.now
+        with _Entry(stage, live) as entry:
+            output = stage(feed, ids)
+        forward_peak, output_bytes = live.peak - began, output.nbytes
+        root = get_gradient_edge(output) if output.requires_grad else None
+        seed = torch.ones_like(output)
+        del output, feed, ids
+        saved, shared = live.now - seed.nbytes, entry.shared_bytes()
+        live.mark()
+        started = live.now
+        with queue.put_off(0) if halves else nullcontext():
+            if root is not None:
+                torch.autograd.backward((root,), (seed,))
+        backward_peak = live.peak - started
+        del root, seed
+        leaf.grad = None
+        left = live.now
+        if halves:
+            queue.run(0)
+    return _Run(output_bytes, saved, shared, left, forward_peak, backward_peak)
+
+
+def _feed(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Hidden states that want a gradient, and token ids."""
+    batch, seq, hidden = shape
+    return torch.zeros(batch, seq, hidden, requires_grad=True), torch.zeros(batch, seq, dtype=torch.long)
+
+
+class _Copy(torch.autograd.Function):
+    """A stage's input as the output of a layer before it would be: kept only by who saves it."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:  # noqa: ARG004
+        return leaf.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        return gradients[0]
+
+
+class _Entry:
+    """Notes what was there when a stage's first own module began: what of it is kept, all layers of a stage share."""
+
+    def __init__(self, stage: Stage, live: LiveBytes) -> None:
+        self._live = live
+        self._before: WeakSet[Any] = WeakSet()
+        self._known = live.alive()  # the stage's input
+        paths = [path for layer in stage.layers for path in stage.anatomy.layers[layer]]
+        modules = [stage.model.get_submodule(path) for path in paths[:1]]
+        self._hooks = [module.register_forward_pre_hook(self._note) for module in modules]
+
+    def _note(self, *_: object) -> None:
+        self._before = self._live.alive()
+
+    def shared_bytes(self) -> int:
+        """Bytes of it that are still held."""
+        return sum(storage.nbytes() for storage in self._before if storage not in self._known)
+
+    def __enter__(self) -> _Entry:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, taught the CPU's attention kernel and the sum in place, which it does not know."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            attention: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+            backward: lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(
+                gradient, query, key, value
+            ),
+            torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],
+        },
+    )
+
+
+def _unpacked_sequences() -> AbstractContextManager[object]:
+    """Answer for the trace what fake tensors cannot: our sequences are not packed, so no mask is needed.
+
+    Without this the trace would hold a mask of seq x seq that a run never makes.
+    """
+    return patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None)
+
+
+def _by_operator(counter: FlopCounterMode) -> dict[str, int]:
+    counts = counter.get_flop_counts().get("Global", {})
+    return {str(operator).removeprefix("aten."): int(flops) for operator, flops in counts.items()}
+
+
+def _minus(counts: dict[str, int], less: dict[str, int]) -> dict[str, int]:
+    left = {name: count - less.get(name, 0) for name, count in counts.items()}
+    return {name: count for name, count in left.items() if count > 0}
