@@ -56,11 +56,12 @@ def test_plan_simulate_and_report_agree(
         wall = rank["busy_s"] + rank["optimizer_s"] + sum(rank["idle_s"].values())
         assert wall == pytest.approx(simulated["step_s"])
     assert run_json("simulate", file, "--schedule", "gpipe")["schedule"] == "gpipe"
-    page, picture = tmp_path / "page.html", tmp_path / "picture.svg"
-    report = run_json("report", file, "--html", page, "--svg", picture)
+    page, picture, trace = tmp_path / "page.html", tmp_path / "picture.svg", tmp_path / "trace.json"
+    report = run_json("report", file, "--html", page, "--svg", picture, "--trace", trace)
     assert report["plan"] == plan
     assert '<script type="application/json" id="timeline">' in page.read_text()
     assert picture.read_text().startswith("<svg")
+    assert {"0F0", "STEP"} <= {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
 
 
 def test_profile_then_plan_with_it(

@@ -124,7 +124,7 @@ def test_any_edit_of_a_plan(tmp_path: Path, schedule: str) -> None:
             case 0:
                 run(what, "simulate", file, "--compare", "--json")
             case 1:
-                run(what, "report", file, "--html", tmp_path / "page.html", "--svg", tmp_path / "picture.svg")
+                run(what, "report", file, "--html", tmp_path / "page.html", "--trace", tmp_path / "t.json")
             case 2:
                 run(what, "report", file, "--json")
             case 3:
@@ -176,7 +176,17 @@ def test_any_edit_of_a_timeline(folder: Path) -> None:
         if number % 2:
             run(what, "report", folder, "--json")
         else:
-            run(what, "report", folder, "--html", folder / "page.html", "--svg", folder / "picture.svg")
+            run(
+                what,
+                "report",
+                folder,
+                "--html",
+                folder / "page.html",
+                "--svg",
+                folder / "p.svg",
+                "--trace",
+                folder / "t.json",
+            )
 
 
 @pytest.mark.slow
