@@ -118,9 +118,12 @@ def test_train_alone_and_its_report_are_json(
     run_json: Callable[..., Any], make_model: Callable[..., Path], text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    result = run_json(
-        "train", make_model(), "--data", text, "--out", out, "--processes", 1, "--steps", 2, "--seq-length", 32
-    )
+    options = ["--pp", 1, "--schedule", "interleaved", "--stages-per-rank", 3, "--steps", 2, "--seq-length", 32]
+    result = run_json("train", make_model(), "--data", text, "--out", out, *options)
     assert result["steps"] == 2
     assert result["comparison"]["idle_fraction"]["predicted"] == 0
-    assert run_json("report", out)["comparison"]["step_s"]["measured"] > 0
+    report = run_json("report", out, "--trace", out / "trace.json")
+    assert report["comparison"]["step_s"]["measured"] > 0
+    assert [stage["rank"] for stage in report["plan"]["stages"]] == [0, 0, 0]
+    trace = json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in trace} == {1, 2}
