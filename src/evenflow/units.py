@@ -18,6 +18,7 @@ _BYTE_UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+_MOST_BYTES = 2**60
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -29,8 +30,8 @@ def parse_bytes(text: str) -> int:
     """
     match = _BYTES.fullmatch(text)
     unit = _BYTE_UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
-        raise InputError(f"{text!r} is not a memory size; 70GiB, 512MiB or a number of bytes would be")
+    if match is None or unit is None or not 1 <= float(match[1]) * unit <= _MOST_BYTES:
+        raise InputError(f"{text[:40]!r} is not a memory size; 70GiB, 512MiB or a number of bytes would be")
     return int(float(match[1]) * unit)
 
 

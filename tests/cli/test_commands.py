@@ -79,11 +79,12 @@ def test_plan_simulate_and_report_agree(
         wall = rank["busy_s"] + rank["optimizer_s"] + sum(rank["idle_s"].values())
         assert wall == pytest.approx(simulated["step_s"])
     assert run_json("simulate", file, "--schedule", "gpipe")["schedule"] == "gpipe"
-    page, picture = tmp_path / "page.html", tmp_path / "picture.svg"
-    report = run_json("report", file, "--html", page, "--svg", picture)
+    page, picture, trace = tmp_path / "page.html", tmp_path / "picture.svg", tmp_path / "trace.json"
+    report = run_json("report", file, "--html", page, "--svg", picture, "--trace", trace)
     assert report["plan"] == plan
     assert '<script type="application/json" id="timeline">' in page.read_text()
     assert picture.read_text().startswith("<svg")
+    assert {"0F0", "STEP"} <= {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
 
 
 def test_profile_then_plan_with_it(
@@ -140,9 +141,12 @@ def test_train_alone_and_its_report_are_json(
     run_json: Callable[..., Any], make_model: Callable[..., Path], text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    result = run_json(
-        "train", make_model(), "--data", text, "--out", out, "--processes", 1, "--steps", 2, "--seq-length", 32
-    )
+    options = ["--pp", 1, "--schedule", "interleaved", "--stages-per-rank", 3, "--steps", 2, "--seq-length", 32]
+    result = run_json("train", make_model(), "--data", text, "--out", out, *options)
     assert result["steps"] == 2
     assert result["comparison"]["idle_fraction"]["predicted"] == 0
-    assert run_json("report", out)["comparison"]["step_s"]["measured"] > 0
+    report = run_json("report", out, "--trace", out / "trace.json")
+    assert report["comparison"]["step_s"]["measured"] > 0
+    assert [stage["rank"] for stage in report["plan"]["stages"]] == [0, 0, 0]
+    trace = json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in trace} == {1, 2}

@@ -118,7 +118,14 @@ def test_a_run_folder_that_cannot_be_made(
         (["plan"], "MODEL"),
         (["plan", "x", "--schedule"], "--schedule"),
         (["plan", "x", "--pp", "0"], "1 would be the least"),
+        (["plan", "x", "--pp", "9" * 5000], "999 is too large; 1000000000 would be the most"),
+        (["plan", "x", "--pp", "x" * 5000], "xxx' is not a whole number"),
         (["plan", "x", "--memory-limit", "many"], "'many' is not a memory size"),
+        (["plan", "x", "--memory-limit", "9" * 5000], "999' is not a memory size"),
+        (["train", "x", "--data", "y", "--out", "z", "--pp", "2", "--processes", "2"], "not allowed with"),
+        (["train", "x", "--data", "y", "--out", "z", "--seed", "-1"], "--seed -1 is not a seed"),
+        (["train", "x", "--data", "y", "--out", "z", "--seed", "1" + "0" * 30], "--seed 1e+30 is not a seed"),
+        (["train", "x", "--data", "y", "--out", "z", "--lr", "nan"], "--lr nan is no learning rate"),
         (["train", "x", "--out", "y"], "--data"),
         (["dance"], "dance"),
         (["plan", "x", "--clutser", "local"], "--clutser"),
@@ -134,6 +141,9 @@ def test_misspelt_options(refuse: Callable[..., str], arguments: list[str], says
         (["--schedule", "2f2b"], "schedule '2f2b' is not known; 1f1b, gpipe, interleaved, "),
         (["--cluster", "8xB999"], "'B999' is not in the catalogue"),
         (["--cluster", "8x"], "is not understood"),
+        (["--cluster", "9" * 5000 + "xA100-80GB"], "is not understood"),
+        (["--cluster", "8xA100-80GB", "--pp", "9"], "has 8 devices; 1 to 8 of them can be used, not 9"),
+        (["--global-batch-size", "1000000000", "--micro-batch-size", "1"], "1000000000 microbatches in a step are too"),
     ],
 )
 def test_unknown_names(
@@ -150,5 +160,9 @@ def test_plans_and_profiles_of_something_else(
     wider = make_model(hidden_size=128)
     line = refuse(2, "train", wider, "--data", text, "--out", tmp_path / "run", "--plan", plan, "--seq-length", 32)
     assert "is a plan for tiny-llama" in line
+    line = refuse(
+        2, "train", make_model(), "--data", text, "--out", tmp_path / "run", "--plan", plan, "--stages-per-rank", 2
+    )
+    assert f"--stages-per-rank is 2, but {plan} has 1; without --stages-per-rank the plan is followed" in line
     assert "not JSON" in refuse(2, "simulate", text)
     assert "no-run" in refuse(2, "report", tmp_path / "no-run")

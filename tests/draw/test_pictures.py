@@ -134,6 +134,12 @@ def test_a_diverged_loss_leaves_a_gap():
     ElementTree.fromstring(curve_svg([(5, 2.0)], "loss", str))
 
 
+def test_a_curve_flat_to_its_last_bit_is_drawn():
+    svg = curve_svg([(1, 1.0), (2, 1.0000000000000002), (3, 1.0)], "loss", str)
+    assert 1 < svg.count('class="grid"') < 12
+    ElementTree.fromstring(curve_svg([(1, -1e60), (2, 1e60)], "loss", str))
+
+
 def test_the_picture_has_a_box_for_each_action():
     predicted, measured = sample_timelines(sample_plan())
     root = ElementTree.fromstring(timeline_svg([predicted, measured]))

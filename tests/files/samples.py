@@ -102,7 +102,7 @@ def sample_profile(model: Model) -> Profile:
         threads=1,
         layers=costs.layers,
         stage_forward_s=costs.stage_forward_s,
-        stage_backward_s=-1e-6,  # noise may make it so
+        stage_backward_s=costs.stage_backward_s,
         link=costs.link,
         reduce_s=costs.reduce_s,
         peak_flops=costs.peak_flops,

@@ -103,6 +103,12 @@ def _first_rank(data):
             "predicted.ranks.1.events.actions: '0FREE3' is not an action",
         ),
         (
+            lambda data: _first_rank(data)["events"]["end_s"].__setitem__(0, 0.0),
+            "measured.ranks.0.events.end_s.0: 0.0 is before its start_s, 1234.5",
+        ),
+        (lambda data: data.update(tied=[[0, 4]]), "tied.0.1: is 4; stages go from 0 to 3"),
+        (lambda data: data.update(microbatches=10**9), "microbatches: should be less than or equal to 100000"),
+        (
             lambda data: data["predicted"]["ranks"][0]["events"]["actions"].__setitem__(0, "0F5"),
             "predicted: rank 0: ",
         ),
@@ -117,6 +123,16 @@ def test_a_broken_timeline_is_named(tmp_path, change, said):
     with pytest.raises(InputError) as caught:
         load_timelines(path)
     assert str(caught.value).startswith(f"{path}: {said}")
+
+
+def test_a_profile_whose_layers_take_no_time_is_refused(tmp_path):
+    data = profile_json(sample_profile(sample_model()))
+    for layer in data["layers"]:
+        layer["forward_s"] = 0
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r"profile\.json: layers: all forward_s together are 0 s; 1e-12 or more"):
+        load_profile(path)
 
 
 def test_a_metrics_line_has_the_promised_keys():

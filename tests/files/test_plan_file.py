@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +102,16 @@ def _swapped(data):
         data["ranks"][there]["stages"] = [here]
 
 
+def _all(*path_and_value):
+    group, key, value = path_and_value
+
+    def change(data):
+        for part in data[group]:
+            part[key] = value
+
+    return change
+
+
 def _with_order(lines):
     def change(data):
         data["schedule"], data["order"] = "auto", lines
@@ -146,6 +157,30 @@ def _with_order(lines):
         (_with_order(["0F0", "1F0", "2F0", "3F0"]), "order: rank 0: NORM: 0F0 is still held"),
         (_with_order(["0F0 0B0"]), "order: has 1 ranks; there are 4"),
         (_set("memory_limit", 10 * 2**20), "its program: rank 0: 0B4: the rank holds"),
+        (
+            _with_order(["9" * 20 + "F0", "1F0", "2F0", "3F0"]),
+            "order: rank 0: '99999999999999999999F0' is not a compute",
+        ),
+        (_all("stages", "forward_s", 0), "stages: all forward_s together are 0 s; 1e-12 or more would do"),
+        (_all("layers", "forward_s", 0), "layers: all forward_s together are 0 s; 1e-12 or more would do"),
+        (_set("bound", "step_s", 0), "bound.step_s: should be greater than or equal to 1e-12, not 0"),
+        (_set("stage_forward_s", -1.0), "stage_forward_s: should be greater than or equal to 0, not -1.0"),
+        (_set("predicted", "mfu", 1e308), "predicted.mfu: should be less than or equal to 1e+60, not 1e+308"),
+        (
+            _set("stages", 0, "saved_bytes", 10**30),
+            "stages.0.saved_bytes: should be less than or equal to 11529215046068469",
+        ),
+        (
+            _all("layers", "saved_bytes", 2**59),
+            "layers: all bytes together, for each of 8 microbatches, are 4.61e+19; ",
+        ),
+        (_set("microbatches", 10**9), "microbatches: should be less than or equal to 100000, not 1000000000"),
+        (
+            _set("seq_length", 10**39),
+            "seq_length: should be less than or equal to 1000000000, not 1" + "0" * 39,
+        ),
+        (_set("at_once", 5), "at_once: is 5; there are 4 ranks, and no more can compute at once"),
+        (_set("costs", {"a\nb\x1b": "no"}), "costs.\"a\\nb\\u001b\": should be 'measured'"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key(tmp_path, change, said):
@@ -180,6 +215,31 @@ def test_what_is_not_a_json_object_is_refused(tmp_path, text, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_number_of_thousands_of_digits_is_refused_by_its_key(tmp_path):
+    path = tmp_path / "plan.json"
+    text = json.dumps(plan_json(sample_plan()))
+    path.write_text(text.replace('"seq_length": 128', '"seq_length": ' + "9" * 5000))
+    with pytest.raises(InputError, match=r"plan\.json: seq_length: should be a valid integer, not one of 5000 digits$"):
+        load_plan(path)
+
+
+def test_more_microbatches_than_a_program_holds(tmp_path):
+    path = tmp_path / "plan.json"
+    data = plan_json(sample_plan(16, 16, 16))
+    data["microbatches"] = 100_000
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r"microbatches: 100000 microbatches through 16 stages are .*; 65536 or fewer"):
+        load_plan(path)
+
+
+def test_a_plan_beyond_the_bounds_is_refused_in_one_line(tmp_path):
+    plan = sample_plan()
+    odd = replace(plan, predicted=replace(plan.predicted, mfu=inf))
+    with pytest.raises(InputError, match=r"^the plan of tiny-llama: mfu: should be a finite number"):
+        save_plan(odd, tmp_path / "plan.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_infinite_by_overflow_is_refused(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan_json(sample_plan())).replace('"reduce_s": 0.0003', '"reduce_s": 1e999'))
@@ -192,6 +252,8 @@ def test_files_that_cannot_be_read(tmp_path):
         load_plan(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         load_plan(tmp_path)
+    with Path("/dev/zero").open("rb") as endless, pytest.raises(InputError, match="it has more than 512 MiB"):
+        load_plan(Path(f"/proc/self/fd/{endless.fileno()}"))
     (tmp_path / "image").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not UTF-8 text"):
         load_plan(tmp_path / "image")

@@ -12,6 +12,7 @@ from evenflow.units import parse_bytes
 
 DEFAULT_GLOBAL_BATCH = 16
 DEFAULT_SEQ_LENGTH = 256
+_MOST = 10**9  # of anything that is counted on the command line
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
     """--micro-batch-size and --seq-length of one microbatch."""
-    parser.add_argument("--micro-batch-size", type=count, default=1, metavar="N", help="sequences (default 1)")
+    parser.add_argument(
+        "--micro-batch-size", type=count, default=1, metavar="N", help="sequences of a microbatch (default 1)"
+    )
     parser.add_argument(
         "--seq-length",
         type=count,
@@ -38,31 +41,37 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
 
 def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> None:
     """--global-batch-size, --micro-batch-size and --seq-length of a step; without defaults a plan may give them."""
+    otherwise = "" if has_defaults else ", or the plan's"
     parser.add_argument(
         "--global-batch-size",
         type=count,
         default=DEFAULT_GLOBAL_BATCH if has_defaults else None,
         metavar="N",
-        help=f"sequences of a step (default {DEFAULT_GLOBAL_BATCH})",
+        help=f"sequences of a step (default {DEFAULT_GLOBAL_BATCH}{otherwise})",
     )
     parser.add_argument(
         "--micro-batch-size",
         type=count,
         metavar="N",
-        help="sequences of a microbatch (default: as many as leave each rank four microbatches)",
+        help=f"sequences of a microbatch (default: as many as leave each rank four microbatches{otherwise})",
     )
     parser.add_argument(
         "--seq-length",
         type=count,
         default=DEFAULT_SEQ_LENGTH if has_defaults else None,
         metavar="S",
-        help=f"tokens of a sequence (default {DEFAULT_SEQ_LENGTH})",
+        help=f"tokens of a sequence (default {DEFAULT_SEQ_LENGTH}{otherwise})",
     )
 
 
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """--processes and --threads."""
-    parser.add_argument("--processes", type=count, metavar="N", help="pipeline ranks (default: the cores, 8 at most)")
+def add_processes(parser: argparse.ArgumentParser, has_pp: bool = False) -> None:
+    """--processes (or --pp, where it is asked for by its axis) and --threads."""
+    ranks = parser.add_mutually_exclusive_group()
+    ranks.add_argument("--processes", type=count, metavar="N", help="pipeline ranks (default: the cores, 8 at most)")
+    if has_pp:
+        ranks.add_argument(
+            "--pp", type=count, dest="processes", metavar="N", help="the same, as the size of the pipeline axis"
+        )
     parser.add_argument(
         "--threads",
         type=count,
@@ -73,12 +82,24 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 def add_memory_limit(parser: argparse.ArgumentParser) -> None:
     """--memory-limit."""
-    parser.add_argument("--memory-limit", type=size, metavar="X", help="memory that a rank may use, such as 70GiB")
+    parser.add_argument(
+        "--memory-limit", type=size, metavar="X", help="memory that a rank may use, such as 70GiB (default: a device's)"
+    )
 
 
-def add_schedule(parser: argparse.ArgumentParser) -> None:
+def add_schedule(parser: argparse.ArgumentParser, default: str = "default 1f1b") -> None:
     """--schedule."""
-    parser.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} or {AUTO} (default 1f1b)")
+    parser.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} or {AUTO} ({default})")
+
+
+def add_stages_per_rank(parser: argparse.ArgumentParser) -> None:
+    """--stages-per-rank."""
+    parser.add_argument(
+        "--stages-per-rank",
+        type=count,
+        metavar="N",
+        help="stages of each rank, for schedules that run several (default: as many as the schedule asks for)",
+    )
 
 
 def add_recompute(parser: argparse.ArgumentParser) -> None:
@@ -91,13 +112,15 @@ def add_recompute(parser: argparse.ArgumentParser) -> None:
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """A whole number from 1 to a billion."""
     try:
-        value = int(text)
+        value = int(text[:40])
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small; 1 would be the least")
+    if value > _MOST:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is too large; {_MOST} would be the most")
     return value
 
 

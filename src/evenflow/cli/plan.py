@@ -11,6 +11,7 @@ from evenflow.cli.options import (
     add_model,
     add_recompute,
     add_schedule,
+    add_stages_per_rank,
     count,
     path,
 )
@@ -19,19 +20,19 @@ from evenflow.cli.options import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """This command's options."""
     add_model(parser)
-    parser.add_argument("--cluster", default="local", metavar="C", help="local (default), 8xA100-80GB, 4x8xH100-80GB")
+    parser.add_argument(
+        "--cluster",
+        default="local",
+        metavar="C",
+        help="local, which is this machine (default), 8xA100-80GB, or 4x8xH100-80GB: nodes x devices",
+    )
     add_batch(parser)
     parser.add_argument("--profile", type=path, metavar="F", help="measured costs; without it they come from FLOPs")
     add_schedule(parser)
     add_recompute(parser)
-    parser.add_argument(
-        "--stages-per-rank",
-        type=count,
-        metavar="N",
-        help="stages of each rank (default: as many as the schedule asks for)",
-    )
+    add_stages_per_rank(parser)
     add_memory_limit(parser)
-    parser.add_argument("--pp", type=count, metavar="N", help="pipeline ranks (default: all devices)")
+    parser.add_argument("--pp", type=count, metavar="N", help="pipeline ranks (default: one for each device)")
     parser.add_argument("--out", type=path, metavar="F", help="write the plan here, for `train --plan`")
     add_json(parser)
 

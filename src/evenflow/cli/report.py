@@ -12,6 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=path, metavar="RUN|PLAN", help="a run's folder, or a plan.json")
     parser.add_argument("--html", type=path, metavar="F", help="write one self-contained page here")
     parser.add_argument("--svg", type=path, metavar="F", help="write the timeline as a picture here")
+    parser.add_argument(
+        "--trace",
+        type=path,
+        metavar="F",
+        help="write the timeline as a trace for ui.perfetto.dev or chrome://tracing here",
+    )
     add_json(parser)
 
 
@@ -19,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Read, print, and write what was asked for."""
     from evenflow.cli.console import show, show_json
     from evenflow.cli.figures import comparison_json
-    from evenflow.draw import comparison_table, idle_table, plan_table, report_html, timeline_svg
+    from evenflow.draw import comparison_table, idle_table, plan_table, report_html, timeline_svg, timeline_trace
     from evenflow.files import load_metrics, load_plan, load_timelines, plan_json, write_text
     from evenflow.search import plan_timeline
     from evenflow.timeline import compare
@@ -32,10 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
         predicted, measured = timelines.predicted, timelines.measured
     metrics = load_metrics(folder / "metrics.jsonl") if folder else ()
     comparison = compare(predicted, measured) if measured else None
+    drawn = [predicted, measured] if measured else [predicted]
     if arguments.html:
         write_text(arguments.html, report_html(plan, predicted, measured, metrics))
     if arguments.svg:
-        write_text(arguments.svg, timeline_svg([predicted, measured] if measured else [predicted]))
+        write_text(arguments.svg, timeline_svg(drawn))
+    if arguments.trace:
+        write_text(arguments.trace, timeline_trace(drawn, plan.model))
     if arguments.json:
         show_json({"plan": plan_json(plan), "comparison": comparison_json(comparison) if comparison else None})
         return 0

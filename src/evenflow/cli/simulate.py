@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """This command's options."""
-    parser.add_argument("plan", type=path, metavar="PLAN", help="a plan.json")
-    add_schedule(parser)
+    parser.add_argument("plan", type=path, metavar="PLAN", help="a plan.json, as `plan --out` writes it")
+    add_schedule(parser, default="default: the plan's own")
     parser.add_argument("--compare", action="store_true", help="all schedules for this plan side by side")
     add_json(parser)
 

@@ -12,6 +12,7 @@ from evenflow.cli.options import (
     add_processes,
     add_recompute,
     add_schedule,
+    add_stages_per_rank,
     count,
     path,
 )
@@ -21,13 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """This command's options."""
     add_model(parser)
     parser.add_argument("--data", type=path, required=True, metavar="PATH", help="a text file, or a folder of them")
-    parser.add_argument("--out", type=path, required=True, metavar="RUN", help="a new folder for the run")
+    parser.add_argument(
+        "--out", type=path, required=True, metavar="RUN", help="a new folder for the run, or with --resume the run's"
+    )
     parser.add_argument("--steps", type=count, default=100, metavar="N", help="optimizer updates (default 100)")
     add_batch(parser, has_defaults=False)
-    add_processes(parser)
+    add_processes(parser, has_pp=True)
     parser.add_argument("--plan", type=path, metavar="PLAN", help="follow this plan.json (default: profile and plan)")
     add_schedule(parser)
     add_recompute(parser)
+    add_stages_per_rank(parser)
     parser.add_argument("--lr", type=float, default=3e-4, metavar="X", help="peak learning rate (default 3e-4)")
     parser.add_argument("--dtype", choices=["fp32"], default="fp32", help="training type (default fp32)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order of samples (default 0)")
@@ -61,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         plan=arguments.plan,
         schedule=arguments.schedule,
         recompute=arguments.recompute,
+        stages_per_rank=arguments.stages_per_rank,
         learning_rate=arguments.lr,
         seed=arguments.seed,
         memory_limit=arguments.memory_limit,

@@ -4,6 +4,7 @@ from evenflow.draw.html import report_html
 from evenflow.draw.model_tables import model_table, profile_table
 from evenflow.draw.svg import timeline_svg
 from evenflow.draw.tables import comparison_table, idle_table, plan_table, schedules_table
+from evenflow.draw.trace import timeline_trace
 
 __all__ = [
     "comparison_table",
@@ -14,4 +15,5 @@ __all__ = [
     "report_html",
     "schedules_table",
     "timeline_svg",
+    "timeline_trace",
 ]

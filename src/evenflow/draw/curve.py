@@ -60,7 +60,9 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+    # Where a float's last bits alone differ, an axis would count in them.
+    is_level = high - low <= 1e-9 * max(abs(low), abs(high))
+    room = abs(high) * 0.1 or 1.0 if is_level else (high - low) * 0.08
     return low - room, high + room
 
 

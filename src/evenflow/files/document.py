@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -14,6 +16,8 @@ from evenflow.errors import FaultError, InputError
 
 FORMAT_VERSION: Literal[3] = 3
 _LINE = 110
+_MOST_BYTES = 2**29  # of a file: a program of a million actions, or the metrics of a million steps, is half of it
+_MOST_DIGITS = 40  # of a whole number; longer ones take Python long to read, and from 4300 digits on it refuses
 
 Read = TypeVar("Read", bound="Part")
 
@@ -49,7 +53,11 @@ def read_text(path: Path) -> str:
         InputError: it cannot be read, or is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            found = file.read(_MOST_BYTES + 1)
+        if len(found) > _MOST_BYTES:
+            raise InputError(f"{path}: is not a file of ours: it has more than {_MOST_BYTES // 2**20} MiB")
+        return found.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -65,7 +73,7 @@ def parse_json(text: str, where: str) -> object:
         InputError: it is not JSON, says one key twice or has a number that is not finite.
     """
     try:
-        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant, parse_int=_whole_number)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: is not JSON: line {error.lineno}: {error.msg}") from None
     except RecursionError:
@@ -84,6 +92,19 @@ def checked(schema: type[Read], data: object, where: str) -> Read:
         return schema.model_validate(data)
     except ValidationError as error:
         raise InputError(_first_mistake(error, where)) from None
+
+
+@contextlib.contextmanager
+def refused_as(what: str) -> Iterator[None]:
+    """Turn figures that no file holds, met on the way into a schema, into one line about `what`.
+
+    Raises:
+        InputError: the first figure that is wrong, by its key.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise InputError(_first_mistake(error, what)) from None
 
 
 def json_text(data: object, indented: bool = True) -> str:
@@ -156,22 +177,35 @@ def _check_version(data: object, path: Path) -> None:
 
 
 def _first_mistake(error: ValidationError, where: str) -> str:
-    mistakes = error.errors(include_url=False, include_context=False)
+    mistakes = error.errors(include_url=False)
     first = mistakes[0]
-    key = ".".join(map(str, first["loc"]))
+    key = ".".join(map(_key_text, first["loc"]))
     match first["type"]:
         case "missing":
             said = "is missing"
         case "extra_forbidden":
             said = "is not a key that belongs here; without it the file would be right"
+        case "greater_than_equal" | "less_than_equal" as kind:
+            side, bound = ("greater", "ge") if kind == "greater_than_equal" else ("less", "le")
+            limit = first["ctx"][bound]
+            shown = limit if isinstance(limit, int) else f"{limit:g}"
+            said = f"should be {side} than or equal to {shown}, not {_shown(first['input'])}"
         case _:
             said = first["msg"].removeprefix("Input ") + f", not {_shown(first['input'])}"
     more = f" (and {len(mistakes) - 1} more like it)" if len(mistakes) > 1 else ""
     return f"{where}: {key + ': ' if key else ''}{said}{more}"
 
 
+def _key_text(key: object) -> str:
+    """A key of somebody else's, on one line."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= 80 else _shown(text)
+
+
 def _shown(value: object) -> str:
     """A wrong value, short and on one line."""
+    if isinstance(value, _LongNumber):
+        return f"one of {value.digits} digits"
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
@@ -185,8 +219,20 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice}: is there twice; once would be right")
+        raise ValueError(f"{_key_text(twice)}: is there twice; once would be right")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _LongNumber:
+    """Stands for a number too long to read, so that the schema refuses it by its key."""
+
+    digits: int
+
+
+def _whole_number(text: str) -> int | _LongNumber:
+    digits = len(text.lstrip("-"))
+    return int(text) if digits <= _MOST_DIGITS else _LongNumber(digits)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from evenflow.files.document import Part, checked, json_text, parse_json, read_text, refuse_place, write_text
-from evenflow.files.parts import Bytes, Count, Index, Seconds
+from evenflow.files.parts import MOST_FIGURE, Amount, Bytes, Count, Figure, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,14 @@ class MetricsPart(Part):
     """One line. It has no version of its own: its keys are a promise."""
 
     step: Count
-    loss: float | None
-    grad_norm: float | None
-    lr: float
-    tokens: Index
-    tokens_per_s: float
-    step_s: Seconds
-    idle_fraction: float
-    imbalance: float
+    loss: Figure | None
+    grad_norm: Figure | None
+    lr: Annotated[float, Field(ge=0)]
+    tokens: Tokens
+    tokens_per_s: Amount
+    step_s: Amount
+    idle_fraction: Figure
+    imbalance: Figure
     peak_bytes: list[Bytes]
 
     @classmethod
@@ -59,7 +62,7 @@ class MetricsPart(Part):
         values = {name: getattr(metrics, name) for name in StepMetrics.__slots__}
         values["peak_bytes"] = list(metrics.peak_bytes)
         for name in ("loss", "grad_norm"):
-            values[name] = values[name] if isfinite(values[name]) else None
+            values[name] = values[name] if abs(values[name]) <= MOST_FIGURE else None
         return cls(**values)
 
     def value(self) -> StepMetrics:

@@ -9,10 +9,24 @@ from pydantic import Field
 
 from evenflow.cost import LayerCost, Origin, RankCost, StageCost, StageMemory
 from evenflow.errors import InputError, ProgramError
-from evenflow.files.document import Document, Part, read_document, write_json
-from evenflow.files.parts import Bytes, Count, Index, LinkPart, Seconds
+from evenflow.files.document import Document, Part, read_document, refused_as, write_json
+from evenflow.files.parts import (
+    MOST_LAYERS,
+    MOST_STEP_BYTES,
+    Amount,
+    Bytes,
+    Count,
+    Figure,
+    Index,
+    LinkPart,
+    Microbatches,
+    Rate,
+    Seconds,
+    StepSeconds,
+    no_time,
+)
 from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan
-from evenflow.program import AUTO, SCHEDULES, misfit, verify_plan
+from evenflow.program import AUTO, SCHEDULES, check_size, misfit, verify_plan
 from evenflow.spec import Recompute
 
 
@@ -70,7 +84,7 @@ class RankPart(Part):
 
     rank: Index
     stages: Annotated[list[Index], Field(min_length=1)]
-    busy_s: Seconds
+    busy_s: Amount
     peak_bytes: Bytes
     norm_s: Seconds
     optimizer_s: Seconds
@@ -131,25 +145,25 @@ class LayerPart(Part):
 class PredictedPart(Part):
     """What a step of the plan is predicted to be."""
 
-    step_s: Annotated[float, Field(gt=0)]
-    idle_fraction: float
-    imbalance: float
-    mfu: float
-    tokens_per_s: float
+    step_s: StepSeconds
+    idle_fraction: Figure
+    imbalance: Figure
+    mfu: Figure
+    tokens_per_s: Amount
 
 
 class BoundPart(Part):
     """The proven lower bound and the gap to it."""
 
-    step_s: Seconds
-    gap: float
+    step_s: StepSeconds
+    gap: Figure
 
 
 class SearchPart(Part):
     """How the plan was found."""
 
     considered: Index
-    seconds: Seconds
+    seconds: Amount
 
 
 class PlanDocument(Document):
@@ -159,7 +173,7 @@ class PlanDocument(Document):
     axes: AxesPart
     schedule: str
     micro_batch_size: Count
-    microbatches: Count
+    microbatches: Microbatches
     stages: Annotated[list[StagePart], Field(min_length=1)]
     ranks: Annotated[list[RankPart], Field(min_length=1)]
     predicted: PredictedPart
@@ -170,17 +184,17 @@ class PlanDocument(Document):
     cluster: str
     threads: Count
     at_once: Count
-    seq_length: Annotated[int, Field(ge=2)]
+    seq_length: Annotated[Count, Field(ge=2)]
     memory_limit: Bytes
     order: list[str] | None
     posting: Posting
     recompute: Recompute
-    layers: Annotated[list[LayerPart], Field(min_length=1)]
-    stage_forward_s: float
-    stage_backward_s: float
+    layers: Annotated[list[LayerPart], Field(min_length=1, max_length=MOST_LAYERS)]
+    stage_forward_s: Seconds
+    stage_backward_s: Seconds
     link: LinkPart
     reduce_s: Seconds
-    peak_flops: Annotated[float, Field(gt=0)]
+    peak_flops: Rate
     notes: list[str]
     device: str = "cpu"
 
@@ -255,8 +269,13 @@ class PlanDocument(Document):
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as `plan --json` prints it and plan.json holds it."""
-    return PlanDocument.of(plan).model_dump()
+    """The plan as `plan --json` prints it and plan.json holds it.
+
+    Raises:
+        InputError: a figure is beyond what the file holds.
+    """
+    with refused_as(f"the plan of {plan.model}"):
+        return PlanDocument.of(plan).model_dump()
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -273,7 +292,7 @@ def load_plan(path: Path) -> Plan:
     """
     document = read_document(path, PlanDocument)
     mistake = _layers_mistake(document) or _ranks_mistake(document)
-    mistake = mistake or _schedule_mistake(document)
+    mistake = mistake or _figures_mistake(document) or _schedule_mistake(document)
     if mistake is not None:
         raise InputError(f"{path}: {mistake}")
     plan = document.value()
@@ -282,6 +301,24 @@ def load_plan(path: Path) -> Plan:
     except ProgramError as error:
         raise InputError(f"{path}: {'its program' if plan.order is None else 'order'}: {error}") from None
     return plan
+
+
+def _figures_mistake(document: PlanDocument) -> str | None:
+    """Together, too, figures must stay within what readers can work with."""
+    try:
+        check_size(len(document.stages), document.microbatches)
+    except InputError as error:
+        return f"microbatches: {error}"
+    if document.at_once > len(document.ranks):
+        return f"at_once: is {document.at_once}; there are {len(document.ranks)} ranks, and no more can compute at once"
+    for key, parts in (("stages", document.stages), ("layers", document.layers)):
+        held = sum(value for part in parts for name, value in part if name.endswith("_bytes"))
+        if document.microbatches * held > MOST_STEP_BYTES:
+            return (
+                f"{key}: all bytes together, for each of {document.microbatches} microbatches, are "
+                f"{document.microbatches * held:.3g}; {MOST_STEP_BYTES} or less would do"
+            )
+    return no_time("stages", document.stages) or no_time("layers", document.layers)
 
 
 def _schedule_mistake(document: PlanDocument) -> str | None:

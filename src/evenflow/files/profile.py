@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from evenflow.cost import LayerCost, Profile
-from evenflow.files.document import Document, Part, read_document, write_json
-from evenflow.files.parts import Bytes, Count, LinkPart, Seconds
+from evenflow.errors import InputError
+from evenflow.files.document import Document, Part, read_document, refused_as, write_json
+from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, no_time
 from evenflow.spec import Machine
 
 
@@ -45,12 +46,12 @@ class ProfileDocument(Document):
     torch_version: str
     processes: Count
     threads: Count
-    layers: Annotated[list[LayerPart], Field(min_length=1)]
-    stage_forward_s: float
-    stage_backward_s: float
+    layers: Annotated[list[LayerPart], Field(min_length=1, max_length=MOST_LAYERS)]
+    stage_forward_s: Seconds
+    stage_backward_s: Seconds
     link: LinkPart
     reduce_s: Seconds
-    peak_flops: Annotated[float, Field(gt=0)]
+    peak_flops: Rate
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -96,8 +97,13 @@ class ProfileDocument(Document):
 
 
 def profile_json(profile: Profile) -> dict[str, Any]:
-    """The profile as `profile --json` prints it and profile.json holds it."""
-    return ProfileDocument.of(profile).model_dump()
+    """The profile as `profile --json` prints it and profile.json holds it.
+
+    Raises:
+        InputError: a figure is beyond what the file holds.
+    """
+    with refused_as(f"the profile of {profile.model}"):
+        return ProfileDocument.of(profile).model_dump()
 
 
 def save_profile(profile: Profile, path: Path) -> None:
@@ -111,4 +117,8 @@ def load_profile(path: Path) -> Profile:
     Raises:
         InputError: the file is not a profile.
     """
-    return read_document(path, ProfileDocument).value()
+    document = read_document(path, ProfileDocument)
+    mistake = no_time("layers", document.layers)
+    if mistake is not None:
+        raise InputError(f"{path}: {mistake}")
+    return document.value()

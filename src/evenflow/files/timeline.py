@@ -9,9 +9,19 @@ from typing import Annotated
 from pydantic import Field
 
 from evenflow.errors import InputError, ProgramError
-from evenflow.files.document import Document, Part, read_document, write_json
-from evenflow.files.parts import Bytes, Count, Index
-from evenflow.program import Action, Program, action_text, parse_action, verify
+from evenflow.files.document import Document, Part, read_document, refused_as, write_json
+from evenflow.files.parts import (
+    LEAST_STEP_S,
+    MOST_LAYERS,
+    Bytes,
+    Count,
+    Index,
+    Microbatches,
+    Moment,
+    Seconds,
+    SignedBytes,
+)
+from evenflow.program import Action, Program, action_text, check_size, parse_action, verify
 from evenflow.timeline import RankTimeline, Timeline, TimelineOrigin
 
 
@@ -28,18 +38,18 @@ class EventsPart(Part):
     """A rank's events in three columns: tokens of the actions, when each started, when each ended."""
 
     actions: list[str]
-    start_s: list[float]
-    end_s: list[float]
+    start_s: list[Moment]
+    end_s: list[Moment]
 
 
 class RankPart(Part):
     """One rank's step."""
 
-    begin_s: float
-    end_s: float
+    begin_s: Moment
+    end_s: Moment
     peak_bytes: Bytes
     events: EventsPart
-    memory: list[int]
+    memory: list[SignedBytes]
 
     @classmethod
     def of(cls, rank: RankTimeline) -> RankPart:
@@ -76,8 +86,11 @@ class RankPart(Part):
                 return f"events.{name}: has {len(column)} entries for {count} actions; as many would be right"
         if len(self.memory) not in (0, count):
             return f"memory: has {len(self.memory)} entries for {count} actions; as many, or none, would do"
-        if self.end_s <= self.begin_s:
+        if self.end_s - self.begin_s < LEAST_STEP_S:
             return f"end_s: {self.end_s} is not after begin_s, {self.begin_s}"
+        for at, (start, end) in enumerate(zip(self.events.start_s, self.events.end_s, strict=True)):
+            if end < start - LEAST_STEP_S:
+                return f"events.end_s.{at}: {end} is before its start_s, {start}"
         return None
 
 
@@ -85,16 +98,16 @@ class TimelinePart(Part):
     """One step of all ranks, the most by which their clocks may disagree, and what taking an action cost if known."""
 
     ranks: Annotated[list[RankPart], Field(min_length=1)]
-    clock_error_s: Annotated[float, Field(ge=0)] = 0.0
-    overhead_s: Annotated[float, Field(ge=0)] = 0.0
+    clock_error_s: Seconds = 0.0
+    overhead_s: Seconds = 0.0
 
 
 class TimelineDocument(Document):
     """The whole file."""
 
     step: Count | None
-    stage_rank: Annotated[list[Index], Field(min_length=1)]
-    microbatches: Count
+    stage_rank: Annotated[list[Index], Field(min_length=1, max_length=MOST_LAYERS)]
+    microbatches: Microbatches
     reduces: bool
     forward_only: bool = False
     tied: list[list[Index]]
@@ -113,20 +126,23 @@ def save_timelines(path: Path, predicted: Timeline, measured: Timeline | None, s
 
     Raises:
         ProgramError: the two are not timelines of one program, or events do not follow the program.
+        InputError: a figure is beyond what the file holds, or the place cannot be written to.
+        FaultError: the disk failed or is full.
     """
     for timeline in (predicted, measured):
         if timeline is not None:
             _check_follows(timeline, predicted.program)
-    document = TimelineDocument(
-        step=step,
-        stage_rank=list(predicted.program.stage_rank),
-        microbatches=predicted.program.microbatches,
-        reduces=predicted.program.reduces,
-        forward_only=predicted.program.forward_only,
-        tied=[list(group) for group in predicted.program.tied],
-        predicted=_part(predicted),
-        measured=None if measured is None else _part(measured),
-    )
+    with refused_as(f"{path}: this step"):
+        document = TimelineDocument(
+            step=step,
+            stage_rank=list(predicted.program.stage_rank),
+            microbatches=predicted.program.microbatches,
+            reduces=predicted.program.reduces,
+            forward_only=predicted.program.forward_only,
+            tied=[list(group) for group in predicted.program.tied],
+            predicted=_part(predicted),
+            measured=None if measured is None else _part(measured),
+        )
     write_json(path, document.model_dump(), indented=False)  # thousands of numbers: nobody reads them by eye
 
 
@@ -137,6 +153,9 @@ def load_timelines(path: Path) -> StepTimelines:
         InputError: the file is not one of timelines, or its actions do not make a legal program.
     """
     document = read_document(path, TimelineDocument)
+    mistake = _shape_mistake(document)
+    if mistake is not None:
+        raise InputError(f"{path}: {mistake}")
     predicted = _timeline(document, document.predicted, "predicted", path)
     if document.measured is None:
         return StepTimelines(predicted, None, document.step)
@@ -144,6 +163,20 @@ def load_timelines(path: Path) -> StepTimelines:
     if measured.program != predicted.program:
         raise InputError(f"{path}: measured: its actions are not those of predicted; one program has both")
     return StepTimelines(predicted, measured, document.step)
+
+
+def _shape_mistake(document: TimelineDocument) -> str | None:
+    """What `verify` takes for granted of a program's shape."""
+    stages = len(document.stage_rank)
+    try:
+        check_size(stages, document.microbatches)
+    except InputError as error:
+        return f"microbatches: {error}"
+    for number, group in enumerate(document.tied):
+        for at, stage in enumerate(group):
+            if stage >= stages:
+                return f"tied.{number}.{at}: is {stage}; stages go from 0 to {stages - 1}"
+    return None
 
 
 def _part(timeline: Timeline) -> TimelinePart:

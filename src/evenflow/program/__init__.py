@@ -50,7 +50,7 @@ from evenflow.program.text import (
     ranks_text,
 )
 from evenflow.program.verify import verify
-from evenflow.program.work import Work, even_work, make_work
+from evenflow.program.work import Work, check_size, even_work, make_work
 
 __all__ = [
     "AUTO",
@@ -87,6 +87,7 @@ __all__ = [
     "action_kind",
     "action_text",
     "build_program",
+    "check_size",
     "compute_order",
     "default_stage_rank",
     "evaluation_program",

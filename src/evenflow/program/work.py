@@ -9,7 +9,23 @@ from itertools import pairwise
 from math import inf
 
 from evenflow.cost import StageCost, StageMemory
+from evenflow.errors import InputError
 from evenflow.program.placement import stages_of
+
+_MOST_PASSES = 2**20  # a program names each of them in some ten actions: two gigabytes, and minutes to simulate
+
+
+def check_size(stages: int, microbatches: int) -> None:
+    """Refuse a program that would eat the machine's memory before it says anything.
+
+    Raises:
+        InputError: there are too many microbatches for so many stages.
+    """
+    if stages * microbatches > _MOST_PASSES:
+        raise InputError(
+            f"{microbatches} microbatches through {stages} stages are more than a program of ours holds; "
+            f"{_MOST_PASSES // stages} or fewer would do"
+        )
 
 
 @dataclass(frozen=True)  # without slots: `cached_property` keeps what every pass over a schedule asks for
@@ -25,6 +41,9 @@ class Work:
         pending: what is left of that between I and W.
         cap: how much of it each rank may hold.
         back_s: seconds to each stage from the one after it, as `transfer_s`; by default the same.
+
+    Raises:
+        InputError: there are too many microbatches for so many stages.
     """
 
     stage_rank: tuple[int, ...]
@@ -35,6 +54,9 @@ class Work:
     pending: tuple[float, ...]
     cap: tuple[float, ...]
     back_s: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_size(self.stages, self.microbatches)
 
     @property
     def stages(self) -> int:

@@ -99,7 +99,7 @@ class InMemoryTransport:
         """Start sending."""
         return self.network._post((self.rank, rank), _Message(tensor), sends=True)
 
-    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002
+    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002 - edges are ordered
         """Start receiving."""
         return self.network._post((rank, self.rank), _Message(buffer), sends=False)
 
@@ -134,11 +134,11 @@ class MadeUpTransport:
     def __init__(self, seed: int = 0) -> None:
         self._chance = torch.Generator().manual_seed(seed)
 
-    def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002
+    def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002 - nobody is there to tell apart
         """Nothing travels."""
         return _Done()
 
-    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002
+    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002 - the same
         """Fill the buffer."""
         buffer.copy_(torch.randn(buffer.shape, generator=self._chance))
         return _Done()

@@ -114,7 +114,7 @@ class _QueuedLinear(nn.Linear):
             )
         # Flat, since the output would else be a view made inside the function, which may not be changed in place.
         flat = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
-        output: Tensor = _Product.apply(flat, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
+        output: Tensor = _Product.apply(flat, self.weight, self.bias, self)  # type: ignore[no-untyped-call]  # no types
         return output if input.ndim == 2 else output.view(*input.shape[:-1], output.shape[-1])
 
 

@@ -18,7 +18,7 @@ from evenflow.plan import (
     StagePlan,
     step_bound,
 )
-from evenflow.program import order_text, stages_of
+from evenflow.program import check_size, order_text, stages_of
 from evenflow.search.advice import advice
 from evenflow.search.problem import Problem, Split, place_stages
 from evenflow.search.solve import Solution, solve
@@ -151,7 +151,7 @@ def check_request(
             f"{devices} stages need at least {devices} layers; {model.name} has {layers}: "
             f"{layers} processes or fewer would do"
         )
-    place_stages(schedule, devices, layers, stages_per_rank)
+    check_size(len(place_stages(schedule, devices, layers, stages_per_rank)), batch.microbatches)
     if model.tied_embeddings and devices > 1:
         raise InputError(
             f"{model.name} ties its embedding to its head, which would live on different stages; "

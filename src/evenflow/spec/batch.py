@@ -7,7 +7,7 @@ from math import isqrt
 
 from evenflow.errors import InputError
 
-_MOST_MICROBATCHES = 100_000  # a program names each of them
+MOST_MICROBATCHES = 100_000  # a program names each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Batch:
                 f"{self.micro_batch_size}; {_listed(divisors(self.global_batch_size))} would do"
             )
 
-        if self.microbatches > _MOST_MICROBATCHES:
+        if self.microbatches > MOST_MICROBATCHES:
             raise InputError(
-                f"{self.microbatches} microbatches in a step are too many; {_MOST_MICROBATCHES} would be the most, "
+                f"{self.microbatches} microbatches in a step are too many; {MOST_MICROBATCHES} would be the most, "
                 "so a larger microbatch or a smaller global batch would do"
             )
 

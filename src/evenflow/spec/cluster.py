@@ -12,7 +12,7 @@ from evenflow.spec.machine import Machine, this_machine
 
 CPU = "cpu"
 _LOCAL_PROCESSES = 8
-_SHORT_FORM = re.compile(r"(?:(\d+)x)?(?:(\d+)x)?([A-Za-z][\w.+-]*)")
+_SHORT_FORM = re.compile(r"(?:(\d{1,9})x)?(?:(\d{1,9})x)?([A-Za-z][\w.+-]*)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,6 @@ class Timeline:
 
     @property
     def imbalance(self) -> float:
-        """Max busy / mean busy over ranks."""
+        """Max busy / mean busy over ranks; 1 where none was busy."""
         busy = [rank.busy_s for rank in self.ranks]
-        return max(busy) * len(busy) / sum(busy)
+        return max(busy) * len(busy) / sum(busy) if sum(busy) > 0 else 1.0

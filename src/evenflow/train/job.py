@@ -26,6 +26,7 @@ class Job:
         plan: a plan.json to follow; by default one is made from a profile.
         schedule: the schedule's name.
         recompute: `none` or `full`: what blocks do again in their backward; by default nothing.
+        stages_per_rank: stages of each rank; by default as many as the schedule asks for.
         learning_rate: at its peak.
         seed: of weights (where they are drawn) and of the order of samples.
         memory_limit: bytes that a rank may use, by plan.
@@ -48,6 +49,7 @@ class Job:
     plan: Path | None = None
     schedule: str | None = None
     recompute: Recompute | None = None
+    stages_per_rank: int | None = None
     learning_rate: float = 3e-4
     seed: int = 0
     memory_limit: int | None = None
@@ -69,5 +71,7 @@ class Job:
             raise InputError(f"--stop-at {self.stop_at} is not one of the run's steps; 1 to {self.steps} would do")
         if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--lr {self.learning_rate} is no learning rate; one above 0, such as 3e-4, would do")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed} is below 0; any whole number from 0 on would do")
+        if self.stages_per_rank is not None and self.stages_per_rank < 1:
+            raise InputError(f"--stages-per-rank {self.stages_per_rank} leaves nothing to run; 1 would be the least")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed:.6g} is not a seed; any whole number from 0 to 2^63 - 1 would do")

@@ -88,6 +88,11 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
     return model, plan
 
 
+def _stages_per_rank(plan: Plan) -> int | float:
+    each = len(plan.stages) / len(plan.ranks)
+    return int(each) if each.is_integer() else each
+
+
 def check_agrees(plan: Plan, job: Job) -> None:
     """Refuse settings that the plan to follow contradicts, rather than pass over either.
 
@@ -99,6 +104,7 @@ def check_agrees(plan: Plan, job: Job) -> None:
         ("--threads", job.threads, plan.threads),
         ("--schedule", job.schedule, plan.schedule),
         ("--recompute", job.recompute, plan.recompute),
+        ("--stages-per-rank", job.stages_per_rank, _stages_per_rank(plan)),
         ("--global-batch-size", job.global_batch_size, plan.global_batch_size),
         ("--micro-batch-size", job.micro_batch_size, plan.micro_batch_size),
         ("--seq-length", job.seq_length, plan.seq_length),

@@ -169,7 +169,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         plan = None
         cluster, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length)
-        check_request(model, cluster, batch, job.schedule or DEFAULT_SCHEDULE)
+        check_request(model, cluster, batch, job.schedule or DEFAULT_SCHEDULE, job.stages_per_rank)
     if checkpoint is not None:
         wanted = _state_of(job, batch, source, step=0)
         check_resumable(checkpoint[1], wanted, job.stop_at or job.steps, job.out)
@@ -231,7 +231,16 @@ def _plan(
     save_profile(profile, job.out / "profile.json")
     schedule = job.schedule or DEFAULT_SCHEDULE
     recompute = job.recompute or DEFAULT_RECOMPUTE
-    return make_plan(model, cluster, batch, profile.costs(), schedule, job.memory_limit, recompute=recompute)
+    return make_plan(
+        model,
+        cluster,
+        batch,
+        profile.costs(),
+        schedule,
+        job.memory_limit,
+        stages_per_rank=job.stages_per_rank,
+        recompute=recompute,
+    )
 
 
 def _state(job: Job, plan: Plan, source: ModelSource, step: int) -> RunState:
