@@ -156,7 +156,7 @@ def _with_order(lines):
         (_with_order(["0F0 0B0", "1F0 1X0", "2F0", "3F0"]), "order: rank 1: '1X0' is not a compute action"),
         (_with_order(["0F0", "1F0", "2F0", "3F0"]), "order: rank 0: NORM: 0F0 is still held"),
         (_with_order(["0F0 0B0"]), "order: has 1 ranks; there are 4"),
-        (_set("memory_limit", 10 * 2**20), "its program: rank 0: 0B4: the rank holds"),
+        (_set("memory_limit", 10 * 2**20), "its program: rank 0: 0B1: the rank holds"),
         (
             _with_order(["9" * 20 + "F0", "1F0", "2F0", "3F0"]),
             "order: rank 0: '99999999999999999999F0' is not a compute",

@@ -44,8 +44,9 @@ Unmade = Literal["all", "of W", "none"]  # which gradients of a stage's paramete
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Bytes that a rank holds, for each of its actions: the most while it runs, and what is left after it."""
+    """Bytes that a rank holds: when a step begins, and for each action the most while it runs and what it leaves."""
 
+    begin_bytes: int
     peak_bytes: Ints
     after_bytes: Ints
 
@@ -116,8 +117,9 @@ def rank_memory(program: Program, memory: Sequence[StageMemory], rank: int) -> H
         for row, passing in gradients.passing.items():
             passes[row] = [passing == known for known in _PEAKS]
     passing = (passes * _columns(memory, tuple(_PEAKS.values()))[stage]).sum(axis=1)
-    after = _base_bytes(program, memory, rank) + int(np.cumsum(out).max(initial=0)) + np.cumsum(change)
-    return Held(after - change + np.maximum(np.maximum(passing, change), 0), after)
+    begin = _base_bytes(program, memory, rank) + int(np.cumsum(out).max(initial=0))
+    after = begin + np.cumsum(change)
+    return Held(begin, after - change + np.maximum(np.maximum(passing, change), 0), after)
 
 
 def _columns(memory: Sequence[StageMemory], names: Sequence[str]) -> Ints:

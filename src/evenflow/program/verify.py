@@ -364,12 +364,11 @@ def _check_memory(program: Program, memory: Sequence[StageMemory] | None, caps: 
         if not actions:
             continue  # it has no stage either, or its forwards would be missing
         held = rank_memory(program, memory, rank)
-        state = sum(own.state_bytes for own, owner in zip(memory, program.stage_rank, strict=True) if owner == rank)
         least = int(np.argmin(held.after_bytes))
-        if held.after_bytes[least] < state:
+        if held.after_bytes[least] < held.begin_bytes:
             raise ProgramError(f"rank {rank}: {action_text(actions[least])}: it frees more bytes than are held")
-        if held.after_bytes[-1] != state:
-            left = format_bytes(int(held.after_bytes[-1]) - state)
+        if held.after_bytes[-1] != held.begin_bytes:
+            left = format_bytes(int(held.after_bytes[-1]) - held.begin_bytes)
             raise ProgramError(f"rank {rank}: at its end: {left} are still held")
         worst = int(np.argmax(held.peak_bytes))
         if caps is not None and held.peak_bytes[worst] > caps[rank]:
