@@ -167,7 +167,7 @@ def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halv
     leaf, ids = _feed(shape)
     with LiveBytes([*stage.parameters(), *stage.buffers(), *gradients, leaf]) as live:
         live.count([ids])
-        feed = ids if stage.is_first else _Copy.apply(leaf)  # type: ignore[no-untyped-call]
+        feed = ids if stage.is_first else _Copy.apply(leaf)  # type: ignore[no-untyped-call]  # no types
         began = live.now
         with _Entry(stage, live) as entry:
             output = stage(feed, ids)
@@ -200,11 +200,11 @@ class _Copy(torch.autograd.Function):
     """A stage's input as the output of a layer before it would be: kept only by who saves it."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:  # noqa: ARG004 - autograd passes it
         return leaf.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004 - autograd passes it
         return gradients[0]
 
 

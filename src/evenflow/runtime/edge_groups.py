@@ -85,7 +85,7 @@ class EdgeGroupTransport:
         assert work is not None, "this rank is in the edge's group"
         return GlooTransfer(work, tensor)
 
-    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002
+    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002 - edges are ordered
         """Start receiving."""
         try:
             work = dist.irecv(buffer, rank, group=self._groups[rank, self._rank])

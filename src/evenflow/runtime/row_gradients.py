@@ -28,7 +28,7 @@ class _RowEmbedding(nn.Embedding):
         """As `nn.Embedding`."""
         if not torch.is_grad_enabled() or not self.weight.requires_grad:
             return super().forward(input)
-        output: Tensor = _Rows.apply(input, self.weight, self.padding_idx)  # type: ignore[no-untyped-call]
+        output: Tensor = _Rows.apply(input, self.weight, self.padding_idx)  # type: ignore[no-untyped-call]  # no types
         return output
 
 
