@@ -46,18 +46,23 @@ class LinearStage(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(job.features, job.features, bias=False) for _ in own)
         self.parameters_by_name = dict(zip(own, self.parameters(), strict=True))
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device("cpu")
+
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Hidden states [rows, features]; with labels, the mean of their squares []."""
+        """Hidden states [rows, features] of a column [rows] or of hidden states; with labels, their mean square []."""
         if self.is_first:
-            hidden = hidden.expand(-1, self.features).contiguous()
+            hidden = hidden.unsqueeze(-1).expand(-1, self.features).contiguous()
         for linear in self.linears:
             hidden = linear(hidden)
         return hidden if labels is None else hidden.square().mean()
 
 
 def step_input(job: LinearJob) -> Tensor:
-    """A step's rows [microbatches x rows, 1], the same on both ranks."""
-    return torch.linspace(-1, 1, job.microbatches * job.rows).unsqueeze(1)
+    """A step's column [microbatches x rows], the same on both ranks."""
+    return torch.linspace(-1, 1, job.microbatches * job.rows)
 
 
 class EvenflowLinear:

@@ -8,8 +8,6 @@ import pytest
 
 from benchmarks.memory import FEW, MANY, main
 
-LOSS_BYTES = 4 * (MANY - FEW)  # one number for each microbatch, on the last stage
-
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # half a minute alone
@@ -19,8 +17,7 @@ def test_tensors_stay_flat_and_keys_are_there(capsys):
     assert {"memory_growth", "memory_vs_torch", "memory_job_vs_torch"} <= set(figures)
     for name in ("peers_job", "memory_job"):
         ours = figures["memory"][name]["evenflow"]
-        few, many = ours[str(FEW)]["tensors"], ours[str(MANY)]["tensors"]
-        assert all(more - less <= LOSS_BYTES for less, more in zip(few, many, strict=True))
+        assert ours[str(FEW)]["tensors"] == ours[str(MANY)]["tensors"]
     ours, theirs = (figures["memory"]["memory_job"][name][str(MANY)]["tensors"] for name in ("evenflow", "torch"))
     assert all(own < other for own, other in zip(ours, theirs, strict=True))
     predicted = figures["memory"]["peers_job"]["predicted"][str(FEW)]

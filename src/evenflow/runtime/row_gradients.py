@@ -46,10 +46,13 @@ class _Rows(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         rows, gradient = ids.reshape(-1), gradients[0].reshape(-1, gradients[0].shape[-1])
         if ctx.padding_idx is not None:
-            kept = rows != ctx.padding_idx
-            rows, gradient = rows[kept], gradient[kept]
+            gradient = gradient.masked_fill((rows == ctx.padding_idx).unsqueeze(-1), 0.0)
         weight: Tensor = ctx.weight
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-        weight.grad.index_add_(0, rows, gradient)
+        if weight.is_cuda:
+            # Sorts the rows first, so that those named twice are always added in one order; `index_add_` does not.
+            weight.grad.index_put_((rows,), gradient, accumulate=True)
+        else:
+            weight.grad.index_add_(0, rows, gradient)
         return None, None, None
