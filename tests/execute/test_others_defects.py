@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -146,18 +147,22 @@ def test_a_v_with_early_receives(schedule: str) -> None:
 
 
 def test_pytorchs_dry_run_takes_early_receives_for_a_deadlock() -> None:
+    """Of one and the same order it accepts its own receives, which come after their sends, and none before."""
     program = build_program("zb-v", 2, MICROBATCHES)
-    _their_dry_run(program)
+    where = program.stage_rank.__getitem__
+    computes = _their_actions(program.compute_order())
+    theirs._simulate_comms_compute(theirs._add_send_recv(computes, where, program.stages), where, program.stages)
+    early = _their_actions(_with_early_receives(program).ranks)
     # It means to print where it got stuck, and where nothing at all could happen fails at that.
     with pytest.raises((ValueError, IndexError)):
-        _their_dry_run(_with_early_receives(program))
+        theirs._simulate_comms_compute(early, where, program.stages)
 
 
-def _their_dry_run(program: Program) -> None:
-    ours = [[action_text(own) for own in actions] for actions in program.ranks]
+def _their_actions(ranks: Sequence[Sequence[Action]]) -> dict[int, list[Any]]:
+    """Our actions in PyTorch's words, without those that it has no word for."""
+    ours = [[action_text(own) for own in actions] for actions in ranks]
     kept = [[token for token in own if not any(word in token for word in ("RELEASE", "NORM", "STEP"))] for own in ours]
-    order = {rank: [theirs._Action.from_str(token) for token in own] for rank, own in enumerate(kept)}
-    theirs._simulate_comms_compute(order, program.stage_rank.__getitem__, program.stages)
+    return {rank: [theirs._Action.from_str(token) for token in own] for rank, own in enumerate(kept)}
 
 
 # ------------------------------------------------- a sequence length that changes between steps
