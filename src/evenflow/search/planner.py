@@ -72,7 +72,7 @@ def make_plan(
     try:
         solution = solve(problem, split)
     except ImpossibleError as error:
-        if recompute == "full":
+        if recompute == "full" or model.under("full") == model:
             raise
         full = replace(problem, model=model.under("full"), costs=costs.under("full"))
         raise ImpossibleError(f"{error}; {_if_recomputed(full, split)}") from None
