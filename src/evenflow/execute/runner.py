@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from evenflow.models import Stage
@@ -35,6 +35,8 @@ class StageRunner:
     def __init__(self, stage: Stage, microbatches: int, trains: bool = True) -> None:
         self.stage = stage
         self.weight_gradients = WeightGradients(stage) if trains else None
+        queued = {id(own) for own in self.weight_gradients.parameters} if self.weight_gradients else set()
+        self._plain = [own for own in stage.parameters() if own.requires_grad and id(own) not in queued]
         self._share = 1.0 / microbatches
         self._seed = torch.tensor(self._share, device=stage.device)
         self._flights: dict[int, _Flight] = {}
@@ -80,8 +82,12 @@ class StageRunner:
         """
         flight = self._flights.pop(microbatch)
         seed = self._seed if gradient is None else gradient
+        fresh = [own for own in self._plain if own.grad is None]
         torch.autograd.backward((flight.root,), (seed,))
-        return None if flight.leaf is None else flight.leaf.grad
+        input_gradient = None if flight.leaf is None else flight.leaf.grad
+        for own in fresh:
+            self._separate(own, microbatch, gradient, input_gradient)
+        return input_gradient
 
     def input_backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """As `backward`, but the gradients of linear layers' weights are put off for `weight_backward`."""
@@ -110,6 +116,21 @@ class StageRunner:
     def mean_loss(self) -> float:
         """The mean loss over the step's microbatches, and forget them."""
         return sum(self.take_losses()) * self._share
+
+    def _separate(self, parameter: nn.Parameter, microbatch: int, *others: Tensor | None) -> None:
+        """Give a first gradient memory of its own.
+
+        Autograd lets a parameter keep a tensor that nobody else holds, but a view of it may be in the queue for W,
+        under way to another rank or in a receive buffer, and the next microbatch is added to the gradient in place.
+        """
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        memory = gradient.untyped_storage().data_ptr()
+        if self.keeps(microbatch, gradient) or any(
+            other is not None and other.untyped_storage().data_ptr() == memory for other in others
+        ):
+            parameter.grad = gradient.clone()
 
     def _note_loss(self, microbatch: int, output: Tensor) -> None:
         if not self.stage.is_last:

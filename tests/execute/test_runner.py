@@ -1,0 +1,61 @@
+"""Why: a first gradient that shares memory with a tensor in use would change it, or be changed, without a word."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evenflow.execute.runner import StageRunner
+
+MICROBATCHES, SHAPE = 3, (1, 5, 8)
+
+
+class _Stage(nn.Module):
+    """A position table of one row less dimension than the hidden states, added after a linear layer or alone."""
+
+    is_first, device = False, torch.device("cpu")
+
+    def __init__(self, has_linear: bool, is_last: bool) -> None:
+        super().__init__()
+        self.is_last = is_last
+        self.table = nn.Parameter(torch.randn(SHAPE[1] * SHAPE[2]))
+        self.linear = nn.Linear(SHAPE[2], SHAPE[2]) if has_linear else nn.Identity()
+
+    def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
+        output = self.linear(hidden) + self.table.view(*SHAPE)
+        return output.square().sum() if self.is_last else output
+
+
+def _tensor(seed: int) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("has_linear", [True, False])
+@pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.parametrize("halves", [True, False])
+def test_a_first_gradient_shares_no_memory(has_linear: bool, is_last: bool, halves: bool) -> None:
+    torch.manual_seed(0)
+    stage = _Stage(has_linear, is_last)
+    whole = copy.deepcopy(stage)
+    runner = StageRunner(stage, MICROBATCHES)  # type: ignore[arg-type]  # all that it asks of a stage
+    buffer = torch.empty(SHAPE)  # every output gradient is received into the same one
+    sent: list[tuple[Tensor, Tensor]] = []
+    for k in range(MICROBATCHES):
+        runner.forward(k, _tensor(k), None)
+        gradient = None if is_last else buffer.copy_(_tensor(-1 - k))
+        own = (runner.input_backward if halves else runner.backward)(k, gradient)
+        assert own is not None
+        sent.append((own, own.clone()))
+        if gradient is not None and runner.keeps(k, gradient):
+            buffer = torch.empty(SHAPE)
+    for k in range(MICROBATCHES if halves else 0):
+        runner.weight_backward(k)
+    for k in range(MICROBATCHES):
+        output = whole(_tensor(k), None)
+        output.backward(torch.tensor(1 / MICROBATCHES) if is_last else _tensor(-1 - k))
+    for (name, own_weight), (_, expected) in zip(stage.named_parameters(), whole.named_parameters(), strict=True):
+        assert torch.allclose(own_weight.grad, expected.grad, rtol=1e-5), name
+    assert all(torch.equal(now, then) for now, then in sent)
