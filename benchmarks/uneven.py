@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from evenflow.cost import LinkCost, RankCost, StageCost, StageMemory
-from evenflow.program import SCHEDULES, build_program, misfit, peak_bytes, place
+from evenflow.program import SCHEDULES, build_program, compute_order, lower, misfit, peak_bytes, place
 from evenflow.search import plan_work
 from evenflow.simulate import Hardware, step_seconds
 
@@ -36,10 +36,12 @@ class UnevenCase:
         for name, schedule in SCHEDULES.items():
             if misfit(name, self.stage_rank) is not None or (drawn and schedule.by_costs):
                 continue
-            program = build_program(name, self.stage_rank, self.microbatches, work if schedule.by_costs else None)
-            peaks = [peak_bytes(program, self.hardware.memory, rank) for rank in range(len(self.caps))]
-            if all(peak <= cap for peak, cap in zip(peaks, self.caps, strict=True)):
-                best = min(best, (step_seconds(program, self.hardware), name))
+            order = compute_order(name, self.stage_rank, self.microbatches, work)
+            for posted_by in (work, None):  # by its costs, as in a plan, and evenly
+                program = lower(order, self.stage_rank, self.microbatches, posted_by)
+                peaks = [peak_bytes(program, self.hardware.memory, rank) for rank in range(len(self.caps))]
+                if all(peak <= cap for peak, cap in zip(peaks, self.caps, strict=True)):
+                    best = min(best, (step_seconds(program, self.hardware), name))
         return best
 
 
