@@ -26,6 +26,14 @@ from tests.parity.test_whole import cut, place_stages
 TOLERANCE = 0.02
 MICROBATCHES = 6
 MODELS: dict[str, dict[str, Any]] = {
+    # Little state and large activations, so that a boundary tensor too many or too few shows.
+    "long": {
+        **TINY_LLAMA,
+        "intermediate_size": 16,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 6,
+        "vocab_size": 32,
+    },
     "tiny": TINY_LLAMA,
     "mid": {
         **TINY_LLAMA,
@@ -57,7 +65,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "attn_pdrop": 0.0,
     },
 }
-SHAPES = {"tiny": (2, 16), "mid": (2, 64), "biased": (1, 48), "gpt2": (2, 32)}
+SHAPES = {"tiny": (2, 16), "mid": (2, 64), "biased": (1, 48), "gpt2": (2, 32), "long": (8, 128)}
 
 
 @cache
@@ -110,6 +118,8 @@ CASES = [
     ("mid", "zb-2p", 3, "full"),
     ("biased", "zb-h1", 2, "none"),
     ("biased", "gpipe", 3, "full"),
+    ("long", "zb-h1", 4, "full"),
+    ("long", "zb-h2", 4, "none"),
     ("gpt2", "1f1b", 2, "none"),
     ("gpt2", "1f1b", 2, "full"),
 ]

@@ -25,7 +25,7 @@ class _Stage(nn.Module):
         self.linear = nn.Linear(SHAPE[2], SHAPE[2]) if has_linear else nn.Identity()
 
     def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
-        output = self.linear(hidden) + self.table.view(*SHAPE)
+        output = self.linear(hidden.view(-1, SHAPE[-1])).view(*SHAPE) + self.table.view(*SHAPE)
         return output.square().sum() if self.is_last else output
 
 

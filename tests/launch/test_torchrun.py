@@ -54,6 +54,9 @@ def test_half_of_it_is_an_error_that_names_what_is_missing(name: str) -> None:
         ({"RANK": "4"}, "RANK 4 of WORLD_SIZE 4"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK 2 of LOCAL_WORLD_SIZE 2"),
         ({"LOCAL_WORLD_SIZE": "5"}, "of LOCAL_WORLD_SIZE 5"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is 0 in the environment; ports are 1 to 65535"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999 in the environment; ports are 1 to 65535"),
+        ({"WORLD_SIZE": "9" * 5000}, "not a whole number"),
     ],
 )
 def test_nonsense_is_refused(changed: dict[str, str], says: str) -> None:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from evenflow.cost import StageMemory
 from evenflow.program import (
     SCHEDULES,
     Backward,
     Forward,
-    InputBackward,
     ReceiveBackward,
     ReceiveForward,
     WeightBackward,
+    buffers_at_once,
     build_program,
     evaluation_program,
+    rank_memory,
     receive_buffers,
     verify,
 )
 
 
-def _fails_with(program, rank, pools, until_weights):
+def _fails_with(program, rank, pools):
     """Play a rank with pools of these sizes; the receive that finds its pool empty, or None."""
     free = dict(pools)
-    ends = {ReceiveForward: (Backward, WeightBackward), ReceiveBackward: (Backward, InputBackward)}
-    if until_weights:
-        ends[ReceiveBackward] = (Backward, WeightBackward)
+    ends = {ReceiveForward: (Backward, WeightBackward), ReceiveBackward: (Backward, WeightBackward)}
     if program.forward_only:
         ends[ReceiveForward] = (Forward,)
     out = set()
@@ -50,27 +52,31 @@ def _programs():
     yield evaluation_program((0, 1, 2, 1, 0), 6)
 
 
-@pytest.mark.parametrize("until_weights", [True, False])
-def test_as_many_buffers_do_and_one_fewer_does_not(until_weights):
+def test_as_many_buffers_do_and_one_fewer_does_not():
     looked_at = 0
     for program in _programs():
         verify(program)
         for rank in range(len(program.ranks)):
-            pools = receive_buffers(program, rank, gradients_until_weights=until_weights)
-            assert _fails_with(program, rank, pools, until_weights) is None
+            pools = receive_buffers(program, rank)
+            assert _fails_with(program, rank, pools) is None
             for key in pools:
                 looked_at += 1
                 less = pools | {key: pools[key] - 1}
-                assert type(_fails_with(program, rank, less, until_weights)) is key[1]
+                assert type(_fails_with(program, rank, less)) is key[1]
     assert looked_at > 100
 
 
 def test_a_gradient_that_waits_for_its_weight_half_keeps_its_buffer():
-    program = build_program("zb-h2", 3, 6)
-    until_weights, until_half = (
-        receive_buffers(program, 0, gradients_until_weights=keep)[0, ReceiveBackward] for keep in (True, False)
-    )
-    assert until_weights > until_half
+    program = build_program("zb-h2", 3, 6)  # rank 0: I0 to I2 before W0
+    assert receive_buffers(program, 0)[0, ReceiveBackward] >= 3
+
+
+def test_the_memory_account_counts_as_many_buffers():
+    one_byte = StageMemory(0, 0, 0, 0, 1, 1, 0, 0)
+    for program in _programs():
+        ends = [replace(one_byte, input_bytes=0), *[one_byte] * (program.stages - 2), replace(one_byte, output_bytes=0)]
+        for rank in range(len(program.ranks)):
+            assert rank_memory(program, ends[-program.stages :], rank).begin_bytes == buffers_at_once(program, rank)
 
 
 @pytest.mark.parametrize("name", ["1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v"])

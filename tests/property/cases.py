@@ -57,7 +57,7 @@ def model_of(
     again = None
     if recomputed_bytes:
         kept, most = recomputed_bytes
-        again = Activations(kept, 0, 0, most, most, most, most, most)
+        again = Activations(kept, 0, 0, most, most, most, most, most, 0)
     return Model(
         name="made-up",
         architecture="MadeUpForCausalLM",

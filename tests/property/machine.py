@@ -122,8 +122,6 @@ class _Machine:
                 if stage < last and not self.is_here(number, ("gradient", stage + 1, k), where[stage + 1]):
                     return False
                 _drop(rank, ("saved", stage, k))
-                if stage < last:
-                    _drop(rank, ("gradient", stage + 1, k))
                 if stage > 0:
                     _make(rank, ("gradient", stage, k))
                 if isinstance(action, Backward):
@@ -160,9 +158,11 @@ class _Machine:
         return True
 
     def finish(self, rank: _Rank, stage: int, k: int) -> None:
-        """A stage is done with a microbatch: its input goes, its gradient is added (or its forward counted)."""
+        """A stage is done with a microbatch: what it read goes, its gradient is added (or its forward counted)."""
         if stage > 0:
             _drop(rank, ("output", stage - 1, k))
+        if stage < self.program.stages - 1 and not self.program.forward_only:
+            _drop(rank, ("gradient", stage + 1, k))
         if any(reduced == stage for _, reduced in rank.reduced):
             raise Refused("a gradient added to one that is being reduced")
         if (stage, k) in rank.gradients[stage]:

@@ -19,7 +19,8 @@ class StageMemory:
         state_bytes: parameters, gradients and optimizer state together; gradients are held from the step's first
             backward to its update, the others all the time.
         saved_bytes: kept from a microbatch's forward to its backward, the stage's input not included.
-        pending_bytes: kept from the input half of a backward to its weight half, the stage's input not included.
+        pending_bytes: kept from the input half of a backward to its weight half, beside the stage's input and the
+            gradient of its output.
         input_bytes: one microbatch's input: hidden states from the stage before (0 on the first).
         output_bytes: one microbatch's output to the stage after (0 on the last).
         forward_peak_bytes: the most a forward holds above what it starts from.
@@ -80,6 +81,10 @@ class LayerBytes(Protocol):
         """The most that the input half of a backward holds at once."""
 
     @property
+    def kept_gradient_bytes(self) -> int:
+        """The part of what is kept from I to W that is the gradient of its output."""
+
+    @property
     def weight_bytes(self) -> int:
         """The part of its parameters whose gradients W makes."""
 
@@ -119,7 +124,7 @@ class MemoryModel:
             parameter_bytes=parameter_bytes,
             state_bytes=STATE_COPIES * parameter_bytes,
             saved_bytes=max(saved - input_bytes, 0),
-            pending_bytes=sum(layer.pending_bytes for layer in held),
+            pending_bytes=sum(layer.pending_bytes for layer in held) - held[-1].kept_gradient_bytes,
             input_bytes=input_bytes,
             output_bytes=0 if is_last else held[-1].output_bytes,
             forward_peak_bytes=forward_peak,
@@ -161,8 +166,9 @@ def _backward_peaks(held: Sequence[LayerBytes]) -> dict[str, int]:
         for name in peaks:
             peaks[name] = max(peaks[name], left[name] + own_gradient + getattr(layer, name))
         freed = layer.saved_bytes - layer.shared_bytes
+        pending = layer.pending_bytes - (0 if place else layer.kept_gradient_bytes)
         left["backward_peak_bytes"] -= freed
-        left["input_peak_bytes"] += layer.pending_bytes - freed
+        left["input_peak_bytes"] += pending - freed
         left["first_backward_peak_bytes"] += layer.parameter_bytes - freed
-        left["first_input_peak_bytes"] += layer.parameter_bytes - layer.weight_bytes + layer.pending_bytes - freed
+        left["first_input_peak_bytes"] += layer.parameter_bytes - layer.weight_bytes + pending - freed
     return peaks

@@ -38,7 +38,7 @@ from evenflow.program import (
     Step,
     WeightBackward,
     action_text,
-    receive_buffers,
+    buffers_at_once,
 )
 from evenflow.runtime import Clock, Optimizer, Transfer, Transport, clock_of
 
@@ -118,7 +118,7 @@ class Executor:
             number: StageRunner(stage, program.microbatches, not program.forward_only)
             for number, stage in stages.items()
         }
-        self.pool = BufferPool(sum(receive_buffers(program, rank).values()), torch.float32, device)
+        self.pool = BufferPool(buffers_at_once(program, rank), torch.float32, device)
         self._boundary = boundary
         self._receives: dict[_Key, tuple[Transfer, Tensor]] = {}
         self._gradient_receives: dict[_Key, tuple[Transfer, Tensor]] = {}
@@ -256,7 +256,7 @@ class Executor:
         if input_gradient is not None:
             self._gradients[stage, microbatch] = input_gradient
         if gradient is not None and stage + 1 not in self._here:
-            if halves and runner.keeps(microbatch, gradient):
+            if halves:  # what a linear layer queues for W may be that very buffer
                 self._buffers.setdefault((stage, microbatch), []).append(gradient)
             else:
                 self.pool.give_back(gradient)

@@ -85,6 +85,8 @@ class StageRunner:
         fresh = [own for own in self._plain if own.grad is None]
         torch.autograd.backward((flight.root,), (seed,))
         input_gradient = None if flight.leaf is None else flight.leaf.grad
+        if gradient is not None and input_gradient is not None and _share_memory(input_gradient, gradient):
+            input_gradient = input_gradient.clone()  # it is sent while the buffer is received into again
         for own in fresh:
             self._separate(own, microbatch, gradient, input_gradient)
         return input_gradient
@@ -126,9 +128,8 @@ class StageRunner:
         gradient = parameter.grad
         if gradient is None:
             return
-        memory = gradient.untyped_storage().data_ptr()
         if self.keeps(microbatch, gradient) or any(
-            other is not None and other.untyped_storage().data_ptr() == memory for other in others
+            other is not None and _share_memory(gradient, other) for other in others
         ):
             parameter.grad = gradient.clone()
 
@@ -140,3 +141,7 @@ class StageRunner:
         else:
             self._copied[microbatch].copy_(output, non_blocking=True)
             self._losses[microbatch] = math.nan  # until it is read
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -50,6 +50,7 @@ def _layer_json(index: int, layer: Layer) -> dict[str, Any]:
         "input_peak_bytes": layer.input_peak_bytes,
         "first_backward_peak_bytes": layer.first_backward_peak_bytes,
         "first_input_peak_bytes": layer.first_input_peak_bytes,
+        "kept_gradient_bytes": layer.kept_gradient_bytes,
         "weight_bytes": layer.weight_bytes,
         "recomputed": None if layer.recomputed is None else asdict(layer.recomputed),
         "operators": [asdict(operator) for operator in layer.operators],

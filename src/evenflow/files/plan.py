@@ -127,6 +127,7 @@ class LayerPart(Part):
     input_peak_bytes: Bytes
     first_backward_peak_bytes: Bytes
     first_input_peak_bytes: Bytes
+    kept_gradient_bytes: Bytes
     weight_bytes: Bytes
     recompute_s: Seconds
 

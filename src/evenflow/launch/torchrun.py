@@ -13,6 +13,8 @@ from evenflow.errors import InputError
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _RUN_ID = "TORCHELASTIC_RUN_ID"
+_LAST_PORT = 65535
+_MOST_DIGITS = 9  # no count of ranks and no port has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ def notice_torchrun(environment: Mapping[str, str]) -> Torchrun | None:
             f"sets all of them, and without {', '.join(found)} the run is on this host alone"
         )
     numbers = {name: _number(environment, name) for name in _NEEDED if name != "MASTER_ADDR"}
+    if not 1 <= numbers["MASTER_PORT"] <= _LAST_PORT:
+        raise InputError(
+            f"MASTER_PORT is {environment['MASTER_PORT']} in the environment; ports are 1 to {_LAST_PORT}, and torchrun "
+            "sets one that all hosts can reach"
+        )
     rank, ranks = numbers["RANK"], numbers["WORLD_SIZE"]
     local_rank, local_ranks = numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"]
     if not (rank < ranks and local_rank < local_ranks <= ranks):
@@ -82,6 +89,6 @@ def notice_torchrun(environment: Mapping[str, str]) -> Torchrun | None:
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment[name]
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
         raise InputError(f"{name} is {text!r} in the environment, not a whole number; torchrun sets it")
     return int(text)

@@ -142,18 +142,20 @@ def _count_bytes(stage: Stage, queue: WeightGradients, shape: tuple[int, int, in
         input_peak_bytes=half.backward_peak_bytes,
         first_backward_peak_bytes=first_whole.backward_peak_bytes,
         first_input_peak_bytes=first_half.backward_peak_bytes,
+        kept_gradient_bytes=half.kept_gradient_bytes,
     )
     return activations, whole.output_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Bytes of one forward and one backward; `left_bytes` is what the backward leaves."""
+    """Bytes of one forward and one backward; `left_bytes` is what the backward leaves, the kept gradient in it."""
 
     output_bytes: int
     saved_bytes: int
     shared_bytes: int
     left_bytes: int
+    kept_gradient_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
 
@@ -182,12 +184,15 @@ def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halv
             if root is not None:
                 torch.autograd.backward((root,), (seed,))
         backward_peak = live.peak - started
-        del root, seed
+        del root
         leaf.grad = None
+        gradient_bytes, before = seed.nbytes, live.now
+        del seed
         left = live.now
+        kept_gradient = gradient_bytes if left == before else 0
         if halves:
             queue.run(0)
-    return _Run(output_bytes, saved, shared, left, forward_peak, backward_peak)
+    return _Run(output_bytes, saved, shared, left, kept_gradient, forward_peak, backward_peak)
 
 
 def _feed(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ class LayerPlan:
     input_peak_bytes: int
     first_backward_peak_bytes: int
     first_input_peak_bytes: int
+    kept_gradient_bytes: int
     weight_bytes: int
 
 

@@ -21,7 +21,7 @@ from evenflow.program.actions import (
     Step,
     WeightBackward,
 )
-from evenflow.program.buffers import Received, receive_buffers
+from evenflow.program.buffers import Received, buffers_at_once, receive_buffers
 from evenflow.program.build import build_program, evaluation_program
 from evenflow.program.csv import order_csv, parse_order_csv
 from evenflow.program.graph import CostIndex, Graph
@@ -86,6 +86,7 @@ __all__ = [
     "Work",
     "action_kind",
     "action_text",
+    "buffers_at_once",
     "build_program",
     "check_size",
     "compute_order",

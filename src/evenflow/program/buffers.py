@@ -8,11 +8,11 @@ every receive has the action that gives its buffer back, which is why a pool is 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from evenflow.program.actions import (
     Backward,
     Forward,
-    InputBackward,
     ReceiveBackward,
     ReceiveForward,
     WeightBackward,
@@ -22,24 +22,35 @@ from evenflow.program.program import Program
 Received = type[ReceiveForward] | type[ReceiveBackward]
 
 
-def receive_buffers(
-    program: Program, rank: int, *, gradients_until_weights: bool = True
-) -> dict[tuple[int, Received], int]:
+def receive_buffers(program: Program, rank: int) -> dict[tuple[int, Received], int]:
     """The most receive buffers of each stage and direction that `rank` has in use at once.
-
-    A stage's input is read until its backward is complete (B or W), in a forward-only program until F. An output
-    gradient is read by B or I; what a linear layer queues between I and W may be that very buffer.
 
     Args:
         program: a verified program.
         rank: whose buffers.
-        gradients_until_weights: whether an output gradient's buffer may be read until W; else it is free after I.
 
     Returns:
         By (stage, `ReceiveForward` or `ReceiveBackward`); stages that receive nothing are absent.
     """
-    used: Counter[tuple[int, Received]] = Counter()
     most: dict[tuple[int, Received], int] = {}
+    for used in _in_use(program, rank):
+        for key, count in used.items():
+            most[key] = max(most.get(key, 0), count)
+    return most
+
+
+def buffers_at_once(program: Program, rank: int) -> int:
+    """The most receive buffers that `rank` has in use at once, of all its stages and both directions."""
+    return max((used.total() for used in _in_use(program, rank)), default=0)
+
+
+def _in_use(program: Program, rank: int) -> Iterator[Counter[tuple[int, Received]]]:
+    """The buffers in use after each action that takes one; the same counter every time.
+
+    A stage's input and the gradient of its output are read until its backward is complete (B or W), since what a
+    linear layer queues between I and W may be those very buffers. A forward-only program's input is read until F.
+    """
+    used: Counter[tuple[int, Received]] = Counter()
     taken: set[tuple[int, Received, int]] = set()
 
     def give_back(stage: int, kind: Received, microbatch: int) -> None:
@@ -50,17 +61,13 @@ def receive_buffers(
     for action in program.ranks[rank]:
         match action:
             case ReceiveForward(stage, microbatch) | ReceiveBackward(stage, microbatch):
-                key = stage, type(action)
-                taken.add((*key, microbatch))
-                used[key] += 1
-                most[key] = max(most.get(key, 0), used[key])
+                taken.add((stage, type(action), microbatch))
+                used[stage, type(action)] += 1
+                yield used
             case Forward(stage, microbatch) if program.forward_only:
                 give_back(stage, ReceiveForward, microbatch)
-            case InputBackward(stage, microbatch) if not gradients_until_weights:
-                give_back(stage, ReceiveBackward, microbatch)
             case Backward(stage, microbatch) | WeightBackward(stage, microbatch):
                 give_back(stage, ReceiveForward, microbatch)
                 give_back(stage, ReceiveBackward, microbatch)
             case _:
                 pass
-    return most

@@ -2,7 +2,7 @@
 
     F  keeps what backward needs, and its output until RELEASE_F (or until the next stage on the same rank is done)
     B  frees both, and the output's gradient; its input gradient takes the input's place until RELEASE_B
-    I  frees what only it needed; what W needs, and the stage's input, stay until W
+    I  frees what only it needed; what W needs, the stage's input and the output's gradient stay until W
 
 What is received lies in buffers that are used again and never given up: a rank holds as many as it ever needs at once.
 A stage's first B of a step makes the gradients of its parameters (its first I and W each make their part); the update
@@ -66,8 +66,8 @@ class _Effect:
 _EFFECTS: dict[type[Action], _Effect] = {
     Forward: _Effect(saved=1, outputs=1, passing="F"),
     Backward: _Effect(saved=-1, outputs=-1, passing="B"),
-    InputBackward: _Effect(saved=-1, pending=1, inputs=1, outputs=-1, passing="I"),
-    WeightBackward: _Effect(pending=-1, inputs=-1),
+    InputBackward: _Effect(saved=-1, pending=1, inputs=1, passing="I"),
+    WeightBackward: _Effect(pending=-1, inputs=-1, outputs=-1),
     SendForward: _Effect(),
     ReceiveForward: _Effect(inputs=1),
     SendBackward: _Effect(),
@@ -135,7 +135,7 @@ def _received(program: Program, kind: Ints, stage: Ints, sizes: Ints) -> Ints:
     inputs = (kind == CODES[ReceiveForward]).astype(np.int64) - (
         np.isin(kind, [CODES[own] for own in frees_input]) & from_before
     )
-    ends = np.isin(kind, [CODES[Backward], CODES[InputBackward]]) & from_after
+    ends = np.isin(kind, [CODES[Backward], CODES[WeightBackward]]) & from_after
     outputs = (kind == CODES[ReceiveBackward]).astype(np.int64) - ends
     received: Ints = inputs * sizes[stage, 2] + outputs * sizes[stage, 3]
     return received
@@ -261,12 +261,8 @@ def _buffers_taken(action: Action) -> tuple[int, int]:
             return 1, 0
         case ReceiveBackward():
             return 0, 1
-        case Backward():
+        case Backward() | WeightBackward():
             return -1, -1
-        case InputBackward():
-            return 0, -1
-        case WeightBackward():
-            return -1, 0
         case _:
             return 0, 0
 

@@ -137,7 +137,7 @@ def make_work(
         costs=tuple(costs),
         transfer_s=tuple(transfer_s),
         saved=tuple(float(own.saved_bytes + own.input_bytes) for own in memory),
-        pending=tuple(float(own.pending_bytes + own.input_bytes) for own in memory),
+        pending=tuple(float(own.pending_bytes + own.input_bytes + own.output_bytes) for own in memory),
         cap=tuple(cap - held for cap, held in zip(caps, state, strict=True)),
         back_s=None if back_s is None else tuple(back_s),
     )

@@ -206,6 +206,7 @@ def _layer_plans(model: Model, costs: Costs) -> tuple[LayerPlan, ...]:
             input_peak_bytes=layer.input_peak_bytes,
             first_backward_peak_bytes=layer.first_backward_peak_bytes,
             first_input_peak_bytes=layer.first_input_peak_bytes,
+            kept_gradient_bytes=layer.kept_gradient_bytes,
             weight_bytes=layer.weight_bytes,
         )
         for layer, cost in zip(model.layers, costs.layers, strict=True)

@@ -53,6 +53,7 @@ class Activations:
     input_peak_bytes: int
     first_backward_peak_bytes: int
     first_input_peak_bytes: int
+    kept_gradient_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Layer:
             what the weights' are made from.
         first_backward_peak_bytes: as `backward_peak_bytes`, of a step's first, which makes the parameters' gradients.
         first_input_peak_bytes: as `input_peak_bytes`, of a step's first, which makes those that W does not.
+        kept_gradient_bytes: the part of `pending_bytes` that is the gradient of its output: nothing, or all of that.
         weight_bytes: the part of `parameter_bytes` whose gradients W makes.
         recomputed: the bytes where its forward is run again in its backward; None for a layer that keeps its own,
             whatever a plan recomputes.
@@ -101,6 +103,7 @@ class Layer:
     input_peak_bytes: int = 0
     first_backward_peak_bytes: int = 0
     first_input_peak_bytes: int = 0
+    kept_gradient_bytes: int = 0
     weight_bytes: int = 0
     recomputed: Activations | None = None
 
