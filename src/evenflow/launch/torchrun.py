@@ -65,8 +65,8 @@ def notice_torchrun(environment: Mapping[str, str]) -> Torchrun | None:
     numbers = {name: _number(environment, name) for name in _NEEDED if name != "MASTER_ADDR"}
     if not 1 <= numbers["MASTER_PORT"] <= _LAST_PORT:
         raise InputError(
-            f"MASTER_PORT is {environment['MASTER_PORT']} in the environment; ports are 1 to {_LAST_PORT}, and torchrun "
-            "sets one that all hosts can reach"
+            f"MASTER_PORT is {environment['MASTER_PORT']} in the environment; ports are 1 to {_LAST_PORT}, and "
+            "torchrun sets one that all hosts can reach"
         )
     rank, ranks = numbers["RANK"], numbers["WORLD_SIZE"]
     local_rank, local_ranks = numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"]
