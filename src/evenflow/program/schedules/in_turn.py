@@ -177,8 +177,8 @@ class _Play:
         """Whether a gap gets a weight half longer than itself."""
         overfill = self.ways.overfill
         if overfill == "worst":
-            return self.idle[stage] + gap > max(self.idle)
-        return overfill == "behind" and self.idle[stage] > min(self.idle)
+            return self.idle[stage] + gap > max(self.idle) + self.near[stage]
+        return overfill == "behind" and self.idle[stage] > min(self.idle) + self.near[stage]
 
     def _forward(self, stage: int) -> None:
         end = self._run(FORWARD, stage, self.input_at[stage][self.done[FORWARD][stage]])
