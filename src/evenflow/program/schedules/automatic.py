@@ -5,7 +5,8 @@
     rank 2 |       F0 F1 I0 F2 I1 F3 I2 W0 ...       weight halves in the gaps and at the end
 
 The method is that of Qi et al. 2023 (arXiv:2401.10241, section 3): a greedy schedule with a few settings, of which
-all combinations are tried. Here the settings of every rank are then varied one by one for as long as that helps.
+all combinations are tried (`in_turn`). Beside it stand lists played by policies, of which there are many more: their
+settings for every rank are varied one by one for as long as that helps. The best of all is taken.
 What is made short is the longest span of any rank from its own first to its own last action, as in the paper.
 """
 
@@ -18,6 +19,7 @@ from itertools import islice, product
 from math import inf
 
 from evenflow.program.actions import Order
+from evenflow.program.schedules.in_turn import all_ways, in_turn
 from evenflow.program.schedules.listing import Policy, list_schedule
 from evenflow.program.schedules.zb_h1 import zb_h1
 from evenflow.program.schedules.zb_h2 import zb_h2
@@ -74,6 +76,7 @@ def _shortest_span(work: Work, effort: float) -> Order:
     found = [listing.coded for listing in best_listings(work, span, effort)]
     if work.stages == work.ranks:  # those drawn by hand keep under these caps: ZB-H1 under p, ZB-H2 under 2p
         found.append(encode((zb_h1 if work.cap[0] == work.ranks else zb_h2)(work), work))
+        found += [coded for ways in all_ways() if (coded := in_turn(work, ways)) is not None]
     return decode(min(found, key=lambda coded: span(order_times(coded, work))), work)
 
 
