@@ -59,3 +59,16 @@ def test_a_first_gradient_shares_no_memory(has_linear: bool, is_last: bool, halv
     for (name, own_weight), (_, expected) in zip(stage.named_parameters(), whole.named_parameters(), strict=True):
         assert torch.allclose(own_weight.grad, expected.grad, rtol=1e-5), name
     assert all(torch.equal(now, then) for now, then in sent)
+
+
+class _SequenceFirst(_Stage):
+    def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
+        return self.linear(hidden.transpose(0, 1)).transpose(0, 1)
+
+
+def test_what_is_handed_over_is_contiguous_whatever_a_block_makes() -> None:
+    hidden = torch.randn(2, 5, SHAPE[2])
+    for runner in (StageRunner(_SequenceFirst(True, False), 1, trains) for trains in (True, False)):  # type: ignore[arg-type]
+        output = (runner.forward if runner.weight_gradients else runner.evaluate)(0, hidden, None)
+        assert output.shape == hidden.shape
+        assert output.is_contiguous()

@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_told_what_would(schedule, ranks, message):
 
 
 def test_a_schedule_that_is_not_known_names_those_that_are():
-    with pytest.raises(InputError, match=r"schedule 'zigzag' is not known; 1f1b, gpipe, .*zb-v.* are"):
+    with pytest.raises(InputError, match=r"schedule 'zigzag' is not known; 1f1b, .*gpipe, .*zb-v.* are"):
         compute_order("zigzag", 2, 2)
     with pytest.raises(InputError, match="zigzag"):
         find_schedule("zigzag")

@@ -82,3 +82,13 @@ def test_another_number_of_ranks_names_both() -> None:
         check_ranks(2, replace(JOB, processes=3))
     with pytest.raises(InputError, match=r"plan\.json has 4 ranks, but torchrun started 2 \(WORLD_SIZE\)"):
         check_ranks(2, replace(JOB, plan=Path("plan.json")), planned=4)
+
+
+def test_a_name_that_nobody_knows_is_refused_before_the_store_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(_: Torchrun) -> None:
+        raise AssertionError("the store would be waited for")
+
+    monkeypatch.setattr("evenflow.train.hosts._store", waits)
+    unknown = Torchrun(0, 2, 0, 1, "no.such.host.invalid", 29500, serves_store=False, run="test")
+    with pytest.raises(InputError, match=r"MASTER_ADDR no\.such\.host\.invalid cannot be reached from"):
+        lead(unknown, StopSignals()).__enter__()

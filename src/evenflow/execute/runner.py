@@ -59,7 +59,7 @@ class StageRunner:
         leaf = None if self.stage.is_first else hidden.detach().requires_grad_()
         output = self.stage(hidden if leaf is None else leaf, labels)
         self._flights[microbatch] = _Flight(get_gradient_edge(output), leaf)
-        detached: Tensor = output.detach()
+        detached: Tensor = output.detach().contiguous()  # as it is sent; a block may put the sequence first
         self._note_loss(microbatch, detached)
         return detached
 
@@ -68,7 +68,7 @@ class StageRunner:
         with torch.no_grad():
             output: Tensor = self.stage(hidden, labels)
         self._note_loss(microbatch, output)
-        return output
+        return output.contiguous()
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """Accumulate a microbatch's weight gradients and make that of its input.

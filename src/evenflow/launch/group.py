@@ -145,7 +145,11 @@ class Group:
 
     def _silent_error(self) -> FaultError:
         """All that spoke lost somebody: whoever said nothing is the one they lost."""
-        silent = [rank for rank in self.ranks if not self._failed(rank) and not rank.done] or self.ranks
+        silent = [rank for rank in self.ranks if not self._failed(rank) and not rank.done]
+        if not silent:
+            first = next(rank for rank in self.ranks if rank.error is not None)
+            assert first.error is not None
+            return FaultError(f"the ranks lost each other; {first.who} said while {first.doing}: {first.error['text']}")
         names = ", ".join(f"{rank.who} while {rank.doing}" for rank in silent)
         return FaultError(f"the ranks lost each other; not heard of in time: {names}")
 

@@ -48,6 +48,7 @@ def lead(torchrun: Torchrun, signals: StopSignals) -> Iterator[SeveralHosts]:
         FaultError: the others did not come in time.
     """
     shared_server()  # imports torch on another core while the others come
+    own_address(torchrun.master, torchrun.port)  # an unknown name is refused here, not after the store's minutes
     store = _store(torchrun)
     try:
         address = _own_address(torchrun)
