@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -128,21 +130,87 @@ def test_a_worker_that_hangs_up_is_lost(both: tuple[SeveralHosts, list[object]])
     [
         b'{"kind": "hello", "rank": 1, "secret": "a guess"}\n',
         b'{"kind": "hello", "rank": 1}\n',
+        b'{"secret": "\\ud800"}\n',
+        b'{"secret": "a secret"}\n',
+        b'{"secret": "a secret", "rank": 1}\n',
+        b'{"secret": "a secret", "rank": [1], "host": "h"}\n',
+        b"[" * 60_000 + b"\n",
+        b"[" * 200_000 + b"\n",
+        b"x" * 65_536,
+        b"\xff\n",
         b"[]\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"",
     ],
 )
 def test_a_caller_without_the_secret_is_hung_up_on(says: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts_module, "_GATHER_S", 1.0)
+    monkeypatch.setattr(hosts_module, "_GATHER_S", 0.5)
     with listen(HERE) as listener, socket.create_connection(listener.getsockname()) as caller:
         caller.sendall(says)
         if not says:
             caller.shutdown(socket.SHUT_WR)
         with pytest.raises(FaultError, match=r"workers with RANK 1 of 2; .* 127\.0\.0\.1"):
             SeveralHosts(worker(0), listener, SECRET)
-        caller.settimeout(5)
-        assert caller.recv(100) == b""
+        assert _hung_up(caller)
+
+
+def _hung_up(caller: socket.socket) -> bool:
+    caller.settimeout(5)
+    try:
+        return caller.recv(100) == b""
+    except ConnectionResetError:  # before all it said was read
+        return True
+
+
+class Babbler:
+    """A caller that has always sent more, and never ends a line."""
+
+    def __init__(self) -> None:
+        self.looks = self.taken = 0
+
+    def recv(self, most: int, _: int) -> bytes:
+        """More bytes, fewer than asked for."""
+        self.looks += 1
+        assert self.looks < 1000, "the reader never lets go of this caller"
+        more = b"x" * min(most, 10_000)
+        self.taken += len(more)
+        return more
+
+
+def test_a_caller_that_never_stops_is_read_once_a_turn_and_hung_up_on() -> None:
+    babbler = Babbler()
+    line = Channel(babbler)  # type: ignore[arg-type]
+    turns = 0
+    while not line.closed:
+        assert hosts_module._hello(line, SECRET, {1}) is None
+        turns += 1
+        assert babbler.looks == turns
+    assert babbler.taken == 64 * 1024
+
+
+HELLO = {"secret": SECRET, "rank": 1, "host": "h", "device": "cpu", "gpus": 0, "memory_bytes": 1, "cores": 1}
+HELLO |= {"kind": "hello", "local_rank": 0, "local_ranks": 1}
+
+
+def test_what_follows_a_hello_is_heard() -> None:
+    signals: list[int] = []
+    said = json.dumps(HELLO) + '\n{"kind": "signal", "number": 15}\n'
+    with listen(HERE) as listener, socket.create_connection(listener.getsockname()) as caller:
+        caller.sendall(said.encode())
+        with SeveralHosts(worker(0), listener, SECRET, heard=signals.append) as hosts:
+            hosts.hear()
+            assert signals == [15]
+
+
+def test_silent_callers_keep_no_worker_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts_module, "_MOST_CALLERS", 2)
+    with listen(HERE) as listener, ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(5)]
+        caller = stack.enter_context(socket.create_connection(listener.getsockname()))
+        caller.sendall(json.dumps(HELLO).encode() + b"\n")
+        with SeveralHosts(worker(0), listener, SECRET) as hosts:
+            assert sorted(hosts.workers) == [1]
+            assert all(_hung_up(one) for one in silent)
 
 
 def test_a_folder_goes_both_ways_or_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf, nan
 
 import pytest
 
@@ -299,6 +300,7 @@ def test_a_rank_without_actions_holds_nothing_and_breaks_no_cap():
         (None, [1, 1], "caps are held against bytes of each stage; with memory they can be"),
         ([NO_MEMORY], None, "memory is of 1 stages; the program has 2"),
         ([NO_MEMORY] * 2, [1], "caps are of 1 ranks; the program has 2"),
+        ([NO_MEMORY] * 2, [inf, nan], "caps: rank 1 may hold nan bytes; a number, inf for no cap, would do"),
     ],
 )
 def test_bytes_and_caps_are_for_all_stages_and_ranks(memory, caps, message):

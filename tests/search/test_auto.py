@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from math import inf, nan
 from random import Random
 
 import pytest
 
 from benchmarks.uneven import uneven_case
 from evenflow.cost import LinkCost, StageCost
-from evenflow.errors import ImpossibleError, ProgramError
+from evenflow.errors import ImpossibleError, InputError, ProgramError
 from evenflow.program import SCHEDULES, build_program, compute_order, lower, misfit, peak_bytes, place, verify
 from evenflow.program.actions import Forward, InputBackward, WeightBackward
 from evenflow.search import make_auto, plan_work
@@ -120,6 +121,43 @@ def test_caps_that_differ_by_rank_are_kept_and_too_small_ones_named():
     verify(found.program, case.hardware.memory, caps)
     with pytest.raises(ImpossibleError, match=r"no schedule fits: rank \d needs .* of 1 B"):
         make_auto(case.stage_rank, 4, case.hardware, [1.0] * ranks)
+
+
+_STAGES = [StageCost(1.0, 2.0, 1.0, 1.0)] * 2
+_TWO = Hardware(_STAGES, [NO_RANK_COST] * 2, free_transfers(), [NO_MEMORY] * 2)
+
+
+@pytest.mark.parametrize(
+    ("stage_rank", "microbatches", "change", "caps", "message"),
+    [
+        ((), 2, {}, [], r"stage_rank: stages are on the ranks \[\]; one stage or more on each rank"),
+        ((0, 2), 2, {}, [1e9] * 3, r"stage_rank: stages are on the ranks \[0, 2\]; one stage or more on each rank"),
+        ((0, -1), 2, {}, [1e9], r"stage_rank: stages are on the ranks \[-1, 0\]; one stage or more on each rank"),
+        ((0, 1), 0, {}, [1e9] * 2, "a step of 0 microbatches has nothing to do; 1 would be the least"),
+        ((0, 1), 10**12, {}, [1e9] * 2, "1000000000000 microbatches through 2 stages are more than"),
+        ((0, 1), 2, {}, [1e9], "caps: there are 1; the stages are on 2 ranks, so 2 would do"),
+        ((0, 1), 2, {}, [1e9, nan], "caps: rank 1 may hold nan bytes; a number, inf for no cap, would do"),
+        ((0, 1), 2, {}, [-inf, 1e9], "caps: rank 0 may hold -inf bytes; a number, inf for no cap, would do"),
+        ((0, 1, 1), 2, {}, [1e9] * 2, "stages: there are 2; the program has 3 stages, so 3 would do"),
+        ((0, 1), 2, {"at_once": 0}, [1e9] * 2, "at_once: 0 ranks compute at once; 1 would be the least"),
+        ((0, 1), 2, {"speeds": [0.0, 1.0]}, [1e9] * 2, "speeds: rank 0 has 0; more than 0 would do"),
+        ((0, 1), 2, {"speeds": [1.0]}, [1e9] * 2, "speeds: there are 1; the program has 2 ranks, so 2 would do"),
+        ((0, 1), 2, {"overhead_s": -1.0}, [1e9] * 2, "overhead_s is -1 seconds; a finite number"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(stage_rank, microbatches, change, caps, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make_auto(stage_rank, microbatches, replace(_TWO, **change), caps)
+    assert "\n" not in str(caught.value)
+
+
+def test_hardware_is_looked_at_once_however_many_candidates_there_are(monkeypatch):
+    looks = []
+    monkeypatch.setattr("evenflow.search.auto.check_hardware", lambda *_: looks.append("auto"))
+    monkeypatch.setattr("evenflow.simulate.simulator.check_hardware", lambda *_: looks.append("simulator"))
+    case = uneven_case(5, most_ranks=4)
+    assert make_auto(case.stage_rank, case.microbatches, case.hardware, case.caps).simulated > 1
+    assert looks == ["auto"]
 
 
 @pytest.mark.parametrize("placement", ["loop", "v"])

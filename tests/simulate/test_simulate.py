@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf, nan
 
 import pytest
 
@@ -194,6 +195,41 @@ def test_a_release_that_nobody_receives_is_named():
         (
             {"links": Links(LinkCost(0.0, 1.0), shared=(frozenset({(0, 1), (1, 0)}), frozenset({(1, 0)})))},
             "links.shared: rank 1 to rank 0 is in two groups; an edge has one wire",
+        ),
+        (
+            {"stages": [EQUAL[0], replace(EQUAL[1], weight_s=nan)]},
+            "stages: stage 1: weight_s is nan seconds; a finite number, 0 or more, would do",
+        ),
+        (
+            {"stages": [replace(EQUAL[0], forward_s=inf), EQUAL[1]]},
+            "stages: stage 0: forward_s is inf seconds; a finite number, 0 or more, would do",
+        ),
+        (
+            {"ranks": [RankCost(0.0, 0.0), RankCost(0.0, -0.5)]},
+            "ranks: rank 1: optimizer_s is -0.5 seconds; a finite number, 0 or more, would do",
+        ),
+        (
+            {"memory": [NO_MEMORY, replace(NO_MEMORY, input_bytes=-7)]},
+            "memory: stage 1: input_bytes is -7 bytes; a finite number, 0 or more, would do",
+        ),
+        (
+            {"reduce_grad_s": [0.0, nan]},
+            "reduce_grad_s: stage 1 is nan seconds; a finite number, 0 or more, would do",
+        ),
+        ({"reduce_s": inf}, "reduce_s is inf seconds; a finite number, 0 or more, would do"),
+        ({"overhead_s": -1.0}, "overhead_s is -1 seconds; a finite number, 0 or more, would do"),
+        ({"overhead_s": nan}, "overhead_s is nan seconds; a finite number, 0 or more, would do"),
+        ({"at_once": nan}, "at_once: nan ranks compute at once; 1 would be the least"),
+        ({"links": LinkCost(-5.0, 1.0)}, "links: latency_s is -5 seconds; a finite number, 0 or more, would do"),
+        ({"links": LinkCost(nan, 1.0)}, "links: latency_s is nan seconds; a finite number, 0 or more, would do"),
+        ({"links": LinkCost(0.0, nan)}, "links: nan bytes a second carry nothing; more than 0 would do"),
+        (
+            {"links": Links(LinkCost(0.0, 1.0), between={(7, 1): LinkCost(0.0, 1.0)})},
+            "links.between: rank 7 to rank 1: ranks run from 0 to 1",
+        ),
+        (
+            {"links": Links(LinkCost(0.0, 1.0), shared=(frozenset({(0, 1), (0, 3)}),))},
+            "links.shared: rank 0 to rank 3: ranks run from 0 to 1",
         ),
     ],
 )

@@ -30,17 +30,44 @@ class Channel:
 
     def waiting(self) -> list[Message]:
         """All messages that have come, without waiting for more."""
-        while not self.closed:
-            try:
-                data = self.connection.recv(1 << 20, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError:  # reset, or over a network: timed out, no route
-                data = b""
-            self.closed = not data
-            self._unread += data
+        while not self.closed and self._receive(1 << 20):
+            pass
         *lines, self._unread = self._unread.split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def first_line(self, most: int) -> bytes | None:
+        """The first line that has come, still unread as JSON; None while there is none.
+
+        For callers that nobody vouches for: takes in what one look finds, and what follows the line stays for
+        `waiting`.
+
+        Args:
+            most: bytes that are held of such a caller.
+
+        Raises:
+            ValueError: it has sent so many without ending a line.
+        """
+        if not self.closed and b"\n" not in self._unread:
+            self._receive(most - len(self._unread))
+        line, end, rest = self._unread.partition(b"\n")
+        if end:
+            self._unread = rest
+            return line
+        if len(line) >= most:
+            raise ValueError(f"{most} bytes and no end of a line")
+        return None
+
+    def _receive(self, most: int) -> bool:
+        """Take in at most so many bytes that have come; whether any had."""
+        try:
+            data = self.connection.recv(most, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:  # reset, or over a network: timed out, no route
+            data = b""
+        self.closed = not data
+        self._unread += data
+        return not self.closed
 
     def close(self) -> None:
         """Hang up."""

@@ -7,6 +7,7 @@ RANK 0 is the command line process as well. So ranks are started, heard, blamed 
 from __future__ import annotations
 
 import hmac
+import json
 import os
 import secrets
 import select
@@ -33,6 +34,18 @@ from evenflow.spec.cluster import local_cluster
 from evenflow.spec.gpus import visible_gpus
 
 _GATHER_S = 120.0
+_HELLO_BYTES = 64 * 1024  # held of a caller that has not said who it is
+_MOST_CALLERS = 256  # of whom that is so: each has a descriptor of this process
+_FACTS = {
+    "rank": int,
+    "host": str,
+    "device": str,
+    "gpus": int,
+    "memory_bytes": int,
+    "cores": int,
+    "local_rank": int,
+    "local_ranks": int,
+}
 _APPEARS_S = 5.0  # a network file system shows another host's new file only after a while
 
 
@@ -252,8 +265,7 @@ def _gather(
                 f"called {listener.getsockname()[0]}. Did they start, and can their hosts reach that address?"
             )
         if select.select([listener], [], [], 0.02)[0]:
-            connection, address = listener.accept()
-            callers[Channel(watched(connection))] = str(address[0])
+            _answer(listener, callers)
         for line in list(callers):
             hello = _hello(line, secret, missing)
             if hello is not None:
@@ -262,19 +274,47 @@ def _gather(
             elif line.closed:
                 del callers[line]
                 line.close()
+    for line in callers:
+        line.close()
+
+
+def _answer(listener: socket.socket, callers: dict[Channel, str]) -> None:
+    """Take one more call; of too many that have not said who they are, hang up on the one that has waited longest."""
+    try:
+        connection, address = listener.accept()
+    except OSError:  # it has hung up already, or there are no descriptors left: others may still come
+        return
+    callers[Channel(watched(connection))] = str(address[0])
+    if len(callers) > _MOST_CALLERS:
+        oldest = next(iter(callers))
+        del callers[oldest]
+        oldest.close()
 
 
 def _hello(line: Channel, secret: str, missing: set[int]) -> Message | None:
-    """What a caller said of itself; None while it has said nothing, or nothing that proves it is of this run."""
+    """What a caller said of itself; None while it has said nothing.
+
+    Whoever says anything but a worker's hello is hung up on without a word: anybody can reach the port.
+    """
     try:
-        messages = line.waiting()
-    except ValueError:
-        line.closed = True
-        return None
-    if not messages:
-        return None
-    hello: object = messages[0]
-    if isinstance(hello, dict) and hmac.compare_digest(str(hello.get("secret")).encode(), secret.encode()):
-        return hello if hello["rank"] in missing else None
+        said = line.first_line(_HELLO_BYTES)
+        if said is None:
+            return None
+        hello: object = json.loads(said)
+    except (ValueError, RecursionError):
+        hello = None
+    if isinstance(hello, dict) and _is_of_run(hello, secret) and _is_whole(hello) and hello["rank"] in missing:
+        return hello
     line.closed = True
     return None
+
+
+def _is_of_run(hello: Message, secret: str) -> bool:
+    said = hello.get("secret")
+    # JSON can spell halves of characters, which are no text that could be encoded otherwise.
+    return isinstance(said, str) and hmac.compare_digest(said.encode(errors="surrogatepass"), secret.encode())
+
+
+def _is_whole(hello: Message) -> bool:
+    """Whether it says all that `describe_host` does, and the rank."""
+    return all(type(hello.get(name)) is kind for name, kind in _FACTS.items())

@@ -16,6 +16,7 @@ of rows. Of all that is wrong the first action is named, with its rank and the r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from typing import overload
 
 import numpy as np
@@ -360,6 +361,9 @@ def _check_memory(program: Program, memory: Sequence[StageMemory] | None, caps: 
         raise ProgramError(f"memory is of {len(memory)} stages; the program has {program.stages}")
     if caps is not None and len(caps) != len(program.ranks):
         raise ProgramError(f"caps are of {len(caps)} ranks; the program has {len(program.ranks)}")
+    for rank, cap in enumerate(caps or ()):
+        if isnan(cap):  # no number of bytes is more than that
+            raise ProgramError(f"caps: rank {rank} may hold {cap:g} bytes; a number, inf for no cap, would do")
     for rank, actions in enumerate(program.ranks):
         if not actions:
             continue  # it has no stage either, or its forwards would be missing

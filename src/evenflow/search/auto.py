@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
-from evenflow.errors import ImpossibleError
+from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Posting
 from evenflow.program import (
     SCHEDULES,
     Order,
     Program,
     Work,
+    check_size,
     compute_order,
     lower,
     misfit,
@@ -32,7 +34,7 @@ from evenflow.program.times import OrderTimes, decode, encode, order_times
 from evenflow.search.advice import would_fit
 from evenflow.search.hardware import plan_work
 from evenflow.search.order_bound import order_bound_s
-from evenflow.simulate import Hardware, step_seconds
+from evenflow.simulate import Hardware, check_hardware, step_seconds
 from evenflow.units import format_bytes
 
 _EFFORT = 0.25  # of what ZB-2p spends on settings
@@ -83,6 +85,7 @@ def make_auto(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware
         caps: bytes that each rank may hold, parameters and optimizer state included.
 
     Raises:
+        InputError: stages, microbatches, hardware or caps do not go together, or a figure of them is no amount.
         ImpossibleError: no schedule keeps under the caps; the closest is named, and where all caps are the same, one
             that would do.
     """
@@ -96,7 +99,27 @@ def find_auto(
     stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: list[float]
 ) -> AutoSchedule | Unfit:
     """As `make_auto`, but what is closest is returned where nothing fits."""
+    _check_request(stage_rank, microbatches, hardware, caps)
     return _Auto(stage_rank, microbatches, hardware, caps).run()
+
+
+def _check_request(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: Sequence[float]) -> None:
+    """Once for all candidates, before anything is made from these figures."""
+    ranks = max(stage_rank, default=-1) + 1
+    if sorted(set(stage_rank)) != list(range(ranks)) or not stage_rank:
+        raise InputError(
+            f"stage_rank: stages are on the ranks {sorted(set(stage_rank))}; one stage or more on each rank, counted "
+            "from 0, would do"
+        )
+    if microbatches < 1:
+        raise InputError(f"a step of {microbatches} microbatches has nothing to do; 1 would be the least")
+    check_size(len(stage_rank), microbatches)
+    check_hardware(len(stage_rank), ranks, 0, hardware)
+    if len(caps) != ranks:
+        raise InputError(f"caps: there are {len(caps)}; the stages are on {ranks} ranks, so {ranks} would do")
+    for rank, cap in enumerate(caps):
+        if not cap > -inf:  # nor is it NaN
+            raise InputError(f"caps: rank {rank} may hold {cap:g} bytes; a number, inf for no cap, would do")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +259,7 @@ class _Auto:
                 continue
             fits = True
             self.simulated += 1
-            step_s = step_seconds(program, self.hardware)
+            step_s = step_seconds(program, self.hardware, checked=True)
             if self.best is None or step_s < self.best.step_s:
                 self.best = AutoSchedule(program, one.order, posting, step_s, self.bound_s, one.name, self.simulated)
             if step_s <= (one.quick + self.least_after) * (1 + 1e-12):

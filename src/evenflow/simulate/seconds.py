@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,12 +82,7 @@ class NodeCosts:
 
 
 def node_costs(program: Program, hardware: Hardware) -> NodeCosts:
-    """The costs of all nodes.
-
-    Raises:
-        InputError: the hardware is not that of so many stages and ranks, or has no speed.
-    """
-    check_hardware(program, hardware)
+    """The costs of all nodes, on hardware that `check_hardware` lets pass."""
     graph, index = program.graph, program.graph.index
     stages, ranks = hardware.own_stages(program.stage_rank), hardware.own_ranks()
     optimizer = np.array([cost.optimizer_s for cost in ranks])
@@ -139,13 +135,12 @@ def _shared_ends(seconds: Floats, processors: int) -> Floats:
     return ends
 
 
-def check_hardware(program: Program, hardware: Hardware) -> None:
-    """Refuse what cannot run this program, whatever it costs.
+def check_hardware(stages: int, ranks: int, ties: int, hardware: Hardware) -> None:
+    """Refuse what cannot run so many stages on so many ranks, with so many groups of tied stages.
 
     Raises:
         InputError: what is wrong, in one line.
     """
-    stages, ranks, ties = program.stages, len(program.ranks), len(program.tied)
     for name, given, wanted, of in (
         ("stages", hardware.stages, stages, "stages"),
         ("memory", hardware.memory, stages, "stages"),
@@ -159,24 +154,61 @@ def check_hardware(program: Program, hardware: Hardware) -> None:
     for rank, speed in enumerate(hardware.speeds or ()):
         if not speed > 0:
             raise InputError(f"speeds: rank {rank} has {speed:g}; more than 0 would do")
-    if hardware.at_once is not None and hardware.at_once < 1:
+    if hardware.at_once is not None and not hardware.at_once >= 1:
         raise InputError(f"at_once: {hardware.at_once} ranks compute at once; 1 would be the least")
-    if isinstance(hardware.links, LinkCost):
-        _check_link(hardware.links, "links")
+    for where, amount, unit in _amounts(hardware):
+        if not 0 <= amount < inf:  # nor is it NaN
+            raise InputError(f"{where} is {amount:g} {unit}; a finite number, 0 or more, would do")
+    _check_links(hardware.links, ranks)
+
+
+def _amounts(hardware: Hardware) -> Iterator[tuple[str, float, str]]:
+    """Whatever becomes seconds of some node: where it stands, the amount and its unit."""
+    for stage, cost in enumerate(hardware.stages):
+        for name in ("forward_s", "backward_s", "input_s", "weight_s"):
+            yield f"stages: stage {stage}: {name}", getattr(cost, name), "seconds"
+    for rank, own in enumerate(hardware.ranks):
+        for name in ("norm_s", "optimizer_s"):
+            yield f"ranks: rank {rank}: {name}", getattr(own, name), "seconds"
+    for stage, held in enumerate(hardware.memory):
+        for name in ("output_bytes", "input_bytes"):
+            yield f"memory: stage {stage}: {name}", getattr(held, name), "bytes"
+    for stage, seconds in enumerate(hardware.reduce_grad_s or ()):
+        yield f"reduce_grad_s: stage {stage}", seconds, "seconds"
+    for group, seconds in enumerate(hardware.reduce_tied_s or ()):
+        yield f"reduce_tied_s: group {group}", seconds, "seconds"
+    yield "reduce_s", hardware.reduce_s, "seconds"
+    yield "overhead_s", hardware.overhead_s, "seconds"
+
+
+def _check_links(links: LinkCost | Links, ranks: int) -> None:
+    if isinstance(links, LinkCost):
+        _check_link(links, "links")
         return
-    _check_link(hardware.links.usual, "links.usual")
-    for (source, target), link in hardware.links.between.items():
-        _check_link(link, f"links.between: rank {source} to rank {target}")
+    _check_link(links.usual, "links.usual")
+    for edge, link in links.between.items():
+        _check_edge(edge, ranks, "links.between")
+        _check_link(link, f"links.between: rank {edge[0]} to rank {edge[1]}")
     seen: set[Edge] = set()
-    for edges in hardware.links.shared:
+    for edges in links.shared:
+        for edge in sorted(edges):
+            _check_edge(edge, ranks, "links.shared")
         for source, target in sorted(edges & seen)[:1]:
             raise InputError(f"links.shared: rank {source} to rank {target} is in two groups; an edge has one wire")
         seen |= edges
 
 
+def _check_edge(edge: Edge, ranks: int, where: str) -> None:
+    source, target = edge
+    if not (0 <= source < ranks and 0 <= target < ranks):
+        raise InputError(f"{where}: rank {source} to rank {target}: ranks run from 0 to {ranks - 1}")
+
+
 def _check_link(link: LinkCost, where: str) -> None:
     if not link.bytes_per_s > 0:
         raise InputError(f"{where}: {link.bytes_per_s:g} bytes a second carry nothing; more than 0 would do")
+    if not 0 <= link.latency_s < inf:
+        raise InputError(f"{where}: latency_s is {link.latency_s:g} seconds; a finite number, 0 or more, would do")
 
 
 def _edges(edges: NDArray[np.int64], ranks: int, links: LinkCost | Links) -> tuple[Floats, Floats]:

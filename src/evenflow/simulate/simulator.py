@@ -23,7 +23,7 @@ import numpy as np
 
 from evenflow.cost import LinkCost, Links
 from evenflow.program import Program, rank_memory
-from evenflow.simulate.seconds import Floats, Hardware, NodeCosts, node_costs
+from evenflow.simulate.seconds import Floats, Hardware, NodeCosts, check_hardware, node_costs
 from evenflow.simulate.shared import play_shared
 from evenflow.timeline import RankTimeline, Timeline
 
@@ -34,8 +34,10 @@ def simulate(program: Program, hardware: Hardware) -> Timeline:
     """Predict one step of `program`.
 
     Raises:
+        InputError: the hardware is not that of this program, or a figure of it is no amount.
         ProgramError: the ranks wait for each other for ever.
     """
+    _check(program, hardware)
     costs = node_costs(program, hardware)
     starts, ends = _node_times(program, costs, hardware)
     graph, table = program.graph, program.table
@@ -65,11 +67,26 @@ def simulate(program: Program, hardware: Hardware) -> Timeline:
     return Timeline("predicted", program, tuple(ranks), overhead_s=hardware.overhead_s)
 
 
-def step_seconds(program: Program, hardware: Hardware) -> float:
-    """Seconds of one step of `program`, as `simulate` predicts them: the time alone, for whoever compares many."""
+def step_seconds(program: Program, hardware: Hardware, checked: bool = False) -> float:
+    """Seconds of one step of `program`, as `simulate` predicts them: the time alone, for whoever compares many.
+
+    Args:
+        program: one step's actions.
+        hardware: what it runs on.
+        checked: `check_hardware` has let it pass for these stages and ranks, so that it need not look again.
+
+    Raises:
+        InputError, ProgramError: as `simulate` does.
+    """
+    if not checked:
+        _check(program, hardware)
     _, ends = _node_times(program, node_costs(program, hardware), hardware)
     finished = ends[list(program.graph.last)]
     return float((finished - ends[1 : len(program.ranks) + 1]).max())
+
+
+def _check(program: Program, hardware: Hardware) -> None:
+    check_hardware(program.stages, len(program.ranks), len(program.tied), hardware)
 
 
 def free_transfers() -> LinkCost:
