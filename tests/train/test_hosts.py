@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ def test_a_name_that_nobody_knows_is_refused_before_the_store_is_waited_for(monk
     def waits(_: Torchrun) -> None:
         raise AssertionError("the store would be waited for")
 
-    monkeypatch.setattr("evenflow.train.hosts._store", waits)
+    monkeypatch.setattr(importlib.import_module("evenflow.train.hosts"), "_store", waits)
     unknown = Torchrun(0, 2, 0, 1, "no.such.host.invalid", 29500, serves_store=False, run="test")
     with pytest.raises(InputError, match=r"MASTER_ADDR no\.such\.host\.invalid cannot be reached from"):
         lead(unknown, StopSignals()).__enter__()
