@@ -15,7 +15,7 @@ from evenflow.errors import ImpossibleError, InputError, ProgramError
 from evenflow.program import SCHEDULES, build_program, compute_order, lower, misfit, peak_bytes, place, verify
 from evenflow.program.actions import Forward, InputBackward, WeightBackward
 from evenflow.search import make_auto, plan_work
-from evenflow.simulate import Hardware, free_transfers, step_seconds
+from evenflow.simulate import Hardware, free_transfers, simulator, step_seconds
 from tests.property.cases import NO_MEMORY, NO_RANK_COST
 
 
@@ -154,7 +154,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(stage_rank, microbatch
 def test_hardware_is_looked_at_once_however_many_candidates_there_are(monkeypatch):
     looks = []
     monkeypatch.setattr("evenflow.search.auto.check_hardware", lambda *_: looks.append("auto"))
-    monkeypatch.setattr("evenflow.simulate.simulator.check_hardware", lambda *_: looks.append("simulator"))
+    monkeypatch.setattr(simulator, "check_hardware", lambda *_: looks.append("simulator"))
     case = uneven_case(5, most_ranks=4)
     assert make_auto(case.stage_rank, case.microbatches, case.hardware, case.caps).simulated > 1
     assert looks == ["auto"]
