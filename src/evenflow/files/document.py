@@ -17,6 +17,7 @@ from evenflow.errors import FaultError, InputError
 FORMAT_VERSION: Literal[3] = 3
 _LINE = 110
 _MOST_BYTES = 2**29  # of a file: a program of a million actions, or the metrics of a million steps, is half of it
+_PART_BYTES = 2**20
 _MOST_DIGITS = 40  # of a whole number; longer ones take Python long to read, and from 4300 digits on it refuses
 
 Read = TypeVar("Read", bound="Part")
@@ -53,10 +54,12 @@ def read_text(path: Path) -> str:
         InputError: it cannot be read, or is not text.
     """
     try:
+        found = bytearray()
         with path.open("rb") as file:
-            found = file.read(_MOST_BYTES + 1)
-        if len(found) > _MOST_BYTES:
-            raise InputError(f"{path}: is not a file of ours: it has more than {_MOST_BYTES // 2**20} MiB")
+            while part := file.read(_PART_BYTES):  # to ask for the most at once would take memory for all of it
+                found += part
+                if len(found) > _MOST_BYTES:
+                    raise InputError(f"{path}: is not a file of ours: it has more than {_MOST_BYTES // 2**20} MiB")
         return found.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
