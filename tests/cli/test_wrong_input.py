@@ -139,6 +139,7 @@ def test_misspelt_options(refuse: Callable[..., str], arguments: list[str], says
     ("options", "says"),
     [
         (["--schedule", "2f2b"], "schedule '2f2b' is not known; 1f1b, gpipe, interleaved, "),
+        (["--schedule", ""], "schedule '' is not known; 1f1b, gpipe, interleaved, "),
         (["--cluster", "8xB999"], "'B999' is not in the catalogue"),
         (["--cluster", "8x"], "is not understood"),
         (["--cluster", "9" * 5000 + "xA100-80GB"], "is not understood"),
@@ -150,6 +151,17 @@ def test_unknown_names(
     refuse: Callable[..., str], make_model: Callable[..., Path], options: list[str], says: str
 ) -> None:
     assert says in refuse(2, "plan", make_model(), "--seq-length", "32", *options)
+
+
+def test_an_empty_schedule_is_not_the_default(
+    refuse: Callable[..., str], make_model: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert main(["plan", str(make_model()), "--seq-length", "32", "--out", str(plan), "--json"]) == 0
+    says = "schedule '' is not known; 1f1b, gpipe, interleaved, "
+    assert says in refuse(2, "simulate", plan, "--schedule", "")
+    run = ["--data", text, "--out", tmp_path / "run", "--processes", 2, "--seq-length", 32, "--schedule", ""]
+    assert says in refuse(2, "train", make_model(), *run)
 
 
 def test_plans_and_profiles_of_something_else(

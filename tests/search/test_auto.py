@@ -10,11 +10,13 @@ from random import Random
 import pytest
 
 from benchmarks.uneven import uneven_case
-from evenflow.cost import LinkCost, StageCost
+from evenflow.cost import LinkCost, StageCost, StageMemory
 from evenflow.errors import ImpossibleError, InputError, ProgramError
 from evenflow.program import SCHEDULES, build_program, compute_order, lower, misfit, peak_bytes, place, verify
-from evenflow.program.actions import Forward, InputBackward, WeightBackward
+from evenflow.program.actions import Backward, Forward, InputBackward, WeightBackward
 from evenflow.search import make_auto, plan_work
+from evenflow.search.advice import would_fit
+from evenflow.search.auto import Unfit, find_auto
 from evenflow.simulate import Hardware, free_transfers, simulator, step_seconds
 from tests.property.cases import NO_MEMORY, NO_RANK_COST
 
@@ -158,6 +160,54 @@ def test_hardware_is_looked_at_once_however_many_candidates_there_are(monkeypatc
     case = uneven_case(5, most_ranks=4)
     assert make_auto(case.stage_rank, case.microbatches, case.hardware, case.caps).simulated > 1
     assert looks == ["auto"]
+
+
+def _tight_case(seed):
+    """Up to four ranks with a stage or two each, and what each needs for one microbatch at a time, an order by hand."""
+    random = Random(seed)
+    ranks, per_rank, microbatches = random.randint(2, 4), random.choice([1, 1, 2]), random.randint(2, 6)
+    stage_rank = place(random.choice(["loop", "v"]), ranks, ranks * per_rank)
+    last = len(stage_rank) - 1
+    costs = [StageCost(1 + random.random(), 2 + random.random(), 1.0, 1.0) for _ in stage_rank]
+    wire = random.choice([1, 10, 30])
+    memory = []
+    for stage in range(last + 1):
+        saved, passing = random.choice([40, 60, 100]), [random.choice([0, 10, 40]) for _ in range(3)]
+        pending = int(saved * random.uniform(0.2, 0.9))
+        memory.append(StageMemory(5, 20, saved, pending, wire if stage else 0, wire if stage < last else 0, *passing))
+    hardware = Hardware(costs, [NO_RANK_COST] * ranks, LinkCost(0.1, 1e9), memory)
+    order = tuple(
+        tuple(
+            kind(stage, microbatch)
+            for microbatch in range(microbatches)
+            for kind, stages in ((Forward, range(last + 1)), (Backward, range(last, -1, -1)))
+            for stage in stages
+            if stage_rank[stage] == rank
+        )
+        for rank in range(ranks)
+    )
+    program = lower(order, stage_rank, microbatches, plan_work(stage_rank, microbatches, hardware))
+    return stage_rank, microbatches, hardware, [1.0 * peak_bytes(program, memory, rank) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("seed", [3, 4, 7, 8, 12, 13])
+def test_finds_a_schedule_under_caps_that_one_microbatch_at_a_time_keeps(seed):
+    stage_rank, microbatches, hardware, caps = _tight_case(seed)
+    for own in (caps, [max(caps)] * len(caps)):
+        found = make_auto(stage_rank, microbatches, hardware, own)
+        verify(found.program, hardware.memory, own)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_limit_that_a_refusal_names_is_the_least_that_works(seed):
+    stage_rank, microbatches, hardware, caps = _tight_case(seed)
+    refused = find_auto(stage_rank, microbatches, hardware, [1.0] * len(caps))
+    assert isinstance(refused, Unfit)
+    assert refused.limit is not None
+    assert refused.limit <= max(caps)
+    make_auto(stage_rank, microbatches, hardware, [refused.limit] * len(caps))
+    with pytest.raises(ImpossibleError, match=would_fit(refused.limit)):
+        make_auto(stage_rank, microbatches, hardware, [refused.limit - 1] * len(caps))
 
 
 @pytest.mark.parametrize("placement", ["loop", "v"])

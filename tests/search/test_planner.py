@@ -219,6 +219,20 @@ def test_memory_that_nothing_fits_names_stage_need_and_limit_and_what_would_fit(
         make_plan(model, cluster_of(2, memory_bytes=10 * 2**20), Batch(4, 1, 16), costs)
 
 
+def test_the_limit_that_auto_names_where_nothing_fits_works_below_what_1f1b_needs():
+    model = model_of(8, parameter_bytes=[300] * 8, saved_bytes=[5000, *[9000] * 6, 2000], output_bytes=500)
+    request = model, cluster_of(4), Batch(8, 1, 16), costs_of([1.0] * 8)
+    usual = max(rank.peak_bytes for rank in make_plan(*request).ranks)
+    with pytest.raises(ImpossibleError, match=r"no schedule fits: .* in flight; a memory limit of") as caught:
+        make_plan(*request, schedule="auto", memory_limit=10_000)
+    limit = parse_bytes(str(caught.value).split("a memory limit of ")[1].split(" would fit")[0])
+    assert limit < usual / 2
+    plan = make_plan(*request, schedule="auto", memory_limit=limit)
+    assert max(rank.peak_bytes for rank in plan.ranks) <= limit
+    with pytest.raises(ImpossibleError):
+        make_plan(*request, schedule="auto", memory_limit=int(limit * 0.98))
+
+
 def test_a_limit_is_met_exactly_or_not_at_all():
     model, costs, batch = model_of(6, parameter_bytes=[2**20] * 6), costs_of([1.0] * 6), Batch(4, 1, 16)
     peak = make_plan(model, cluster_of(1), batch, costs).ranks[0].peak_bytes

@@ -25,12 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.files import load_plan
     from evenflow.search import reschedule
 
-    if arguments.compare and arguments.schedule:
+    if arguments.compare and arguments.schedule is not None:
         raise InputError("--compare shows all schedules; without --schedule it would work")
     plan = load_plan(arguments.plan)
     if arguments.compare:
         return _compare(plan, arguments.json)
-    if arguments.schedule and arguments.schedule != plan.schedule:
+    if arguments.schedule is not None and arguments.schedule != plan.schedule:
         plan = reschedule(plan, arguments.schedule)
     return _simulate(plan, arguments.json)
 

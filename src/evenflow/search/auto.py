@@ -3,7 +3,8 @@
 Every named schedule that can run these stages is a candidate; so are list schedules under many settings, the best of
 which are then improved by exchanging actions on the critical path. The simulator judges the finalists as whole
 programs: with transfers, postings and the optimizer, and with the memory that the program really holds. So the
-result is never slower than a named schedule under the same caps.
+result is never slower than a named schedule under the same caps. Where nothing of all that fits, orders with few
+microbatches in flight are tried, down to one: what holds least is known, and with it the least limit that would do.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Posting
 from evenflow.program import (
     SCHEDULES,
+    Backward,
+    InputBackward,
     Order,
     Program,
+    WeightBackward,
     Work,
     check_size,
     compute_order,
     lower,
     misfit,
     peak_bytes,
+    rank_memory,
     verify,
 )
 from evenflow.program.schedules.automatic import best_listings
+from evenflow.program.schedules.few_in_flight import few_in_flight
 from evenflow.program.schedules.halves import in_halves
 from evenflow.program.schedules.improve import counted_peak, improve
-from evenflow.program.schedules.listing import list_schedule
-from evenflow.program.times import OrderTimes, decode, encode, order_times
+from evenflow.program.schedules.listing import Policy, list_schedule
+from evenflow.program.times import Coded, OrderTimes, decode, encode, order_times
 from evenflow.search.advice import would_fit
 from evenflow.search.hardware import plan_work
 from evenflow.search.order_bound import order_bound_s
@@ -187,6 +193,8 @@ class _Auto:
             can_win = self.best is None or one.quick + self.least_after < self.best.step_s
             if (can_win or len(fitting) < wanted) and self._judge(one):
                 fitting.append(one)
+        if self.best is None:
+            fitting = self._few_in_flight()
         for one in fitting[:wanted]:
             if not self._is_best_possible():
                 self._improve(one, actions)
@@ -222,17 +230,67 @@ class _Auto:
             work, coded = self.work, listing.coded
             for attempt in range(_TIGHTER):
                 order = decode(coded, work)
-                over = self._over(self._lowered(order, "costs"), "a list schedule")
+                # What caps like these led to may not come out of others: it is no limit to tell anybody of.
+                over = self._excess(self._peaks(self._lowered(order, "costs")))
                 if not any(over):
                     yield self._candidate("list", order)
                     break
                 # A rank that is hardly over may hold a whole microbatch less only under a cap that is much smaller.
                 more = [excess and excess + attempt * self.least_saved[rank] / 4 for rank, excess in enumerate(over)]
-                work = _with_less(work, more)
-                listed = list_schedule(work, listing.policy)
-                if listed is None:
+                tighter = self._listed_tighter(work, more, listing.policy)
+                if tighter is None:
                     break
-                coded = listed[0]
+                work, coded = tighter
+
+    def _listed_tighter(self, work: Work, less: list[float], policy: Policy) -> tuple[Work, Coded] | None:
+        """A list under caps that are so much smaller, or by a half or a quarter of it where that leaves no way."""
+        for part in (1.0, 0.5, 0.25):
+            tighter = _with_less(work, [part * own for own in less])
+            listed = list_schedule(tighter, policy)
+            if listed is not None:
+                return tighter, listed[0]
+        return None
+
+    def _few_in_flight(self) -> list[_Candidate]:
+        """Judge orders with few microbatches in flight, as many as fit; the best, if any does.
+
+        With more in flight a step is shorter and more is held, so that the most that fit are found by halving.
+        """
+        best: list[_Candidate] = []
+        stages = self.work.stages
+        for halved in dict.fromkeys(((True,) * stages, (False,) * stages, self._lighter_in_halves())):
+            fits, fails = 0, min(stages, self.microbatches) + 1
+            count = 1  # first, as nothing holds less
+            while fits < count < fails:
+                text = "one microbatch" if count == 1 else f"{count} microbatches"
+                one = self._candidate(f"{text} in flight", few_in_flight(self.work, count, halved))
+                before = self.best
+                if self._judge(one):
+                    fits = count
+                else:
+                    fails = count
+                if self.best is not before:
+                    best = [one]
+                count = (fits + fails) // 2
+        return best
+
+    def _lighter_in_halves(self) -> tuple[bool, ...]:
+        """For each stage, whether its backwards hold less in halves, with one microbatch in flight."""
+        most: list[list[int]] = []
+        for is_halved in (True, False):
+            order = few_in_flight(self.work, 1, [is_halved] * self.work.stages)
+            most.append(self._backward_peaks(self._lowered(order, "costs")))
+        return tuple(halves <= whole for halves, whole in zip(*most, strict=True))
+
+    def _backward_peaks(self, program: Program) -> list[int]:
+        """The most bytes that each stage's rank holds while the stage runs backward."""
+        most = [0] * program.stages
+        for rank, actions in enumerate(program.ranks):
+            peaks = rank_memory(program, self.hardware.memory, rank).peak_bytes
+            for action, peak in zip(actions, peaks, strict=True):
+                if isinstance(action, Backward | InputBackward | WeightBackward):
+                    most[action.stage] = max(most[action.stage], int(peak))
+        return most
 
     def _improve(self, one: _Candidate, actions: int) -> None:
         """Move actions of a candidate that fits, in the memory that its program leaves, timing so many in all."""
@@ -276,12 +334,15 @@ class _Auto:
     def _over(self, program: Program, name: str) -> list[float]:
         """By how much each rank is over its cap."""
         peaks = self._peaks(program)
-        over = [max(need - cap, 0.0) for need, cap in zip(peaks, self.caps, strict=True)]
+        over = self._excess(peaks)
         worst = max(range(len(over)), key=over.__getitem__)
         if over[worst] and (self.closest is None or over[worst] < self.closest.over):
             limit = float(max(peaks)) if len(set(self.caps)) == 1 else None
             self.closest = Unfit(over[worst], worst, peaks[worst], name, limit)
         return over
+
+    def _excess(self, peaks: list[int]) -> list[float]:
+        return [max(need - cap, 0.0) for need, cap in zip(peaks, self.caps, strict=True)]
 
     def _peaks(self, program: Program) -> list[int]:
         return [peak_bytes(program, self.hardware.memory, rank) for rank in range(len(self.caps))]

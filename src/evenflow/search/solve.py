@@ -13,10 +13,13 @@ from evenflow.program import (
     Program,
     build_program,
     compute_order,
+    even_work,
+    lower,
     misfit,
     placement_of,
     verify,
 )
+from evenflow.program.schedules.few_in_flight import few_in_flight
 from evenflow.search.advice import would_fit
 from evenflow.search.auto import AutoSchedule, Unfit, find_auto
 from evenflow.search.hardware import plan_work
@@ -99,9 +102,24 @@ def _solve_auto(problem: Problem, split: Split | None) -> Solution:
     So nothing that fits under one of those is refused, and nothing that they plan is faster.
     """
     splits, considered = ([split], 1) if split is not None else _auto_splits(problem)
+    best, simulated = _best_auto(problem, splits)
+    if isinstance(best, Unfit) and split is None:
+        lighter = find_split(problem, _one_in_flight(problem))[0].split
+        other, simulated = _best_auto(problem, [lighter])
+        best = best if isinstance(other, Unfit) and best.over <= other.over else other
+    if isinstance(best, Unfit):
+        raise ImpossibleError(best.text)
+    own, found = best
+    timeline = simulate(found.program, problem.hardware(own))
+    return Solution(own, found.program, found.order, found.posting, timeline, considered + simulated)
+
+
+def _best_auto(problem: Problem, splits: list[Split]) -> tuple[tuple[Split, AutoSchedule] | Unfit, int]:
+    """The best of the schedules made for each split, or what is closest; and how many were simulated."""
     bounds = {own: _bound_s(problem, own) for own in splits}
     best: tuple[Split, AutoSchedule] | None = None
     closest: Unfit | None = None
+    simulated = 0
     for own in sorted(splits, key=bounds.__getitem__):
         if best is not None and bounds[own] >= best[1].step_s:
             break
@@ -110,15 +128,20 @@ def _solve_auto(problem: Problem, split: Split | None) -> Solution:
         if isinstance(found, Unfit):
             closest = found if closest is None or found.over < closest.over else closest
             continue
-        considered += found.simulated
+        simulated += found.simulated
         if best is None or found.step_s < best[1].step_s:
             best = own, found
-    if best is None:
-        assert closest is not None
-        raise ImpossibleError(closest.text)
-    own, found = best
-    timeline = simulate(found.program, problem.hardware(own))
-    return Solution(own, found.program, found.order, found.posting, timeline, considered)
+    if best is not None:
+        return best, simulated
+    assert closest is not None
+    return closest, simulated
+
+
+def _one_in_flight(problem: Problem) -> Program:
+    """The program that holds least, under which the split is made where nothing else fits."""
+    work = even_work(problem.stage_rank, problem.microbatches)
+    order = few_in_flight(work, 1, [False] * problem.stages)
+    return lower(order, problem.stage_rank, problem.microbatches)
 
 
 def _auto_splits(problem: Problem) -> tuple[list[Split], int]:

@@ -56,7 +56,7 @@ def plan_model(
         cluster,
         batch,
         costs,
-        schedule or DEFAULT_SCHEDULE,
+        DEFAULT_SCHEDULE if schedule is None else schedule,
         memory_limit,
         stages_per_rank=stages_per_rank,
         recompute=recompute or DEFAULT_RECOMPUTE,

@@ -169,7 +169,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         plan = None
         cluster, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length)
-        check_request(model, cluster, batch, job.schedule or DEFAULT_SCHEDULE, job.stages_per_rank)
+        check_request(model, cluster, batch, _schedule(job), job.stages_per_rank)
     if checkpoint is not None:
         wanted = _state_of(job, batch, source, step=0)
         check_resumable(checkpoint[1], wanted, job.stop_at or job.steps, job.out)
@@ -229,18 +229,21 @@ def _plan(
         launcher,
     )
     save_profile(profile, job.out / "profile.json")
-    schedule = job.schedule or DEFAULT_SCHEDULE
     recompute = job.recompute or DEFAULT_RECOMPUTE
     return make_plan(
         model,
         cluster,
         batch,
         profile.costs(),
-        schedule,
+        _schedule(job),
         job.memory_limit,
         stages_per_rank=job.stages_per_rank,
         recompute=recompute,
     )
+
+
+def _schedule(job: Job) -> str:
+    return DEFAULT_SCHEDULE if job.schedule is None else job.schedule  # an empty name is none, and refused
 
 
 def _state(job: Job, plan: Plan, source: ModelSource, step: int) -> RunState:
