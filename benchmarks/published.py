@@ -127,7 +127,7 @@ def _summary(values: Sequence[float]) -> dict[str, float | int | None]:
 def report(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, object]:
     compared = errors(rows, predictions)
     imputed = {id(row): bool(one.imputed) for row, one in zip(rows, predictions, strict=True)}
-    groups = {"all": lambda row: True, "stated": lambda row: not imputed[id(row)],
+    groups = {"all": lambda _: True, "stated": lambda row: not imputed[id(row)],
               "imputed": lambda row: imputed[id(row)], "fitted half": lambda row: not is_tested(row),
               "tested half": is_tested}  # fmt: skip
     sources = []

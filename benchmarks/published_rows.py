@@ -1,10 +1,14 @@
 """A row of published figures as a job, by stated rules for what it leaves out; its measured columns are not read.
 
 The rules, each named where it was used: ffn is 4 x hidden (8/3 where kv_heads < heads); kv_heads is heads; vocab is
-51200; micro_batch is 1; vpp is 2 for interleaved orders; recompute is none; dp is what global batch and devices leave.
+51200; micro_batch is 1; vpp is 2 for interleaved orders; recompute is none,
+and attention then fused from 2048 tokens on (always since H100); dp is what global batch and devices leave.
 """
 
 from __future__ import annotations
+
+import re
+from dataclasses import replace
 
 from evenflow.cost.pinned import Order, Pinned, Redone
 from evenflow.errors import InputError
@@ -13,6 +17,8 @@ from evenflow.spec.architecture import Architecture, Experts, Latent
 from evenflow.spec.presets import PRESETS
 
 _DEFAULT_VOCAB = 51200
+_FUSED = 400e12  # devices since H100 are taken to run fused attention
+_NETWORK = re.compile(r"(\d+)x(?:OPA|HDR|NDR|EDR)(\d+)")
 
 
 class Unpredictable(Exception):
@@ -48,6 +54,9 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
         device = find_accelerator(row["gpu"])
     except InputError as error:
         raise Unpredictable(str(error)) from None
+    if cards := _NETWORK.search(row["gpu"]):  # such as 4xOPA100: cards of a node and their Gbit/s
+        share = int(cards[1]) * int(cards[2]) / 8 * 1e9 / device.node_devices
+        device = replace(device, network_bytes_per_s=share)
     tp, pp, cp = reader.number("tp", 1), reader.number("pp", 1), reader.number("cp", 1)
     dp = reader.number("dp", max(1, reader.number("gpus") // (tp * pp * cp))) if not row["dp"] else int(row["dp"])
     schedule, recompute = row["schedule"].lower(), row["recompute"].lower()
@@ -69,7 +78,7 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
         redone=_redone(recompute),
         zero=3 if "fsdp" in schedule or "zero-3" in schedule else 1,
         is_eighth=any(word in row["precision"].lower() for word in ("fp8", "fp4")),
-        is_flash=device.half_flops > 400e12,
+        is_flash=device.half_flops > _FUSED or (not recompute and reader.number("seq") >= 2048),
         is_sequence_parallel="no sp" not in recompute,
     ), tuple(reader.imputed)  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import assert_never
 from evenflow.spec.accelerators import Accelerator
 from evenflow.spec.operators import Attention, LayerOperator, Matmul, Traffic
 
+_REFERENCE = 312e12  # A100's dense peak in half precision
 _TILE = 128  # rows and columns of the result that one block of threads makes
 
 
@@ -25,6 +26,7 @@ class Roofline:
         launch_s: seconds that each operator takes beside.
         link: share of a link's peak rate.
         latency_s: of a message.
+        throttle: how the share shrinks as peaks grow faster than power does: (A100's peak / peak) to this.
     """
 
     matmul: float = 0.72
@@ -34,6 +36,7 @@ class Roofline:
     launch_s: float = 4e-6
     link: float = 0.7
     latency_s: float = 8e-6
+    throttle: float = 0.25
 
     def seconds(self, operators: Sequence[LayerOperator], device: Accelerator, is_eighth: bool = False) -> float:
         """The forward of a layer.
@@ -53,10 +56,16 @@ class Roofline:
                 tiles = math.ceil(m / _TILE) * math.ceil(n / _TILE) * _TILE * _TILE
                 flops = 2 * tiles * k * count
                 moved = 2 * count * (m * k + k * n + m * n)
-                share = self.matmul * k / (k + self.depth)
+                share = self.matmul * k / (k + self.depth) * self._sustained(peak)
                 return max(flops / (peak * share), moved / rate) + self.launch_s
             case Attention():
-                return operator.seen_flops / (device.half_flops * self.attention) + self.launch_s
+                return (
+                    operator.seen_flops / (device.half_flops * self.attention * self._sustained(device.half_flops))
+                    + self.launch_s
+                )
             case Traffic(moved_bytes=moved):
                 return moved / rate + self.launch_s
         assert_never(operator)
+
+    def _sustained(self, peak: float) -> float:
+        return min(1.0, (_REFERENCE / peak) ** self.throttle)
