@@ -16,7 +16,7 @@ _TILE = 128  # rows and columns of the result that one block of threads makes
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """The few figures that data sheets do not give; `benchmarks.fit` fits them.
+    """The few figures that data sheets do not give: assumed, each common to all devices. `benchmarks.fit` fits others.
 
     Attributes:
         matmul: share of the peak that a large product reaches.
@@ -68,4 +68,4 @@ class Roofline:
         assert_never(operator)
 
     def _sustained(self, peak: float) -> float:
-        return min(1.0, (_REFERENCE / peak) ** self.throttle)
+        return float(min(1.0, (_REFERENCE / peak) ** self.throttle))
