@@ -36,14 +36,19 @@ class Absent:
         setattr(self.module, self.name, torch.zeros((), dtype=dtype or self.dtype, device=device).expand(self.shape))
 
 
-def make_absent(module: nn.Module) -> list[Absent]:
-    """Take all parameters out of `module` and what is in it; embeddings return zeros from then on."""
+def make_absent(module: nn.Module, writable: bool = False) -> list[Absent]:
+    """Take all parameters out of `module` and what is in it; embeddings return zeros from then on.
+
+    Args:
+        module: one of another stage.
+        writable: whether those zeros are written to, and so need memory.
+    """
     absents: list[Absent] = []
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False, remove_duplicate=False)):
             absents.append(make_parameter_absent(child, name, parameter))
         if type(child).forward is nn.Embedding.forward:
-            child.forward = partial(_no_rows, child)
+            child.forward = partial(_no_rows, child, writable)
     return absents
 
 
@@ -74,13 +79,30 @@ def allocate(stage: nn.Module, device: str = "cpu") -> None:
             setattr(module, name, made[parameter])
         for name, buffer in module.named_buffers(recurse=False):
             if buffer not in made:
-                made[buffer] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+                made[buffer] = mark_unfilled(torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
             setattr(module, name, made[buffer])
     for absent in getattr(stage, "absents", ()):
         absent.fill(device)
 
 
-def _no_rows(embedding: nn.Module, ids: Tensor, *_: Any, **__: Any) -> Tensor:
-    """What an absent table makes of token ids: zeros that take no memory."""
+def mark_unfilled(buffer: Tensor) -> Tensor:
+    """Fill a new buffer with what no model would, so that one which its initialisation leaves out is found."""
+    if buffer.dtype == torch.bool:
+        return buffer.fill_(False)
+    return buffer.fill_(float("nan") if buffer.is_floating_point() else torch.iinfo(buffer.dtype).min)
+
+
+def is_unfilled(buffer: Tensor) -> bool:
+    """Whether a buffer is as `mark_unfilled` left it."""
+    if buffer.dtype == torch.bool or not buffer.numel():
+        return False
+    if buffer.is_floating_point():
+        return bool(buffer.isnan().all())
+    return bool((buffer == torch.iinfo(buffer.dtype).min).all())
+
+
+def _no_rows(embedding: nn.Module, writable: bool, ids: Tensor, *_: Any, **__: Any) -> Tensor:
+    """What an absent table makes of token ids: zeros, which take no memory unless they are written to."""
     weight: Tensor = embedding.weight  # type: ignore[assignment]  # a plain tensor by now
-    return weight.new_zeros(()).expand(*ids.shape, weight.shape[-1])
+    shape = (*ids.shape, weight.shape[-1])
+    return weight.new_zeros(shape) if writable else weight.new_zeros(()).expand(shape)

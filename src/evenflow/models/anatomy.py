@@ -12,8 +12,10 @@ layer holds no parameters (rotary tables, say) and stays on every stage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ from evenflow.models.imagined import imagined
 from evenflow.models.layout import Layout, layout_of
 from evenflow.models.obstacle import find_obstacle
 from evenflow.models.probe import ALONE, Returned, Seen, probe
+
+_SMALL = 30_000_000  # parameters of a model that is rather run than given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Anatomy:
         tied: other names of tied weights, with the name that `parameters` has.
         returned: what each block returns.
         layout: how hidden states lie where they enter a block.
+        writes_embeddings: whether the model changes in place what its embedding returns.
         obstacle: why the model cannot be split; None where it can.
     """
 
@@ -50,6 +55,7 @@ class Anatomy:
     tied: Mapping[str, str]
     returned: tuple[Returned, ...]
     layout: Layout
+    writes_embeddings: bool
     obstacle: str | None
 
     def name(self, layer: int) -> str:
@@ -69,6 +75,20 @@ def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
     except Exception as error:  # any class may refuse its config's values in any way
         text = first_line(error)
         raise InputError(f"the config does not make a {config.model_type} model: {text}") from None
+    return model
+
+
+def build_constants(config: PretrainedConfig) -> PreTrainedModel:
+    """The whole model with its buffers as its constructor makes them, and no memory for its parameters."""
+    register = nn.Module.register_parameter
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    with patch.object(nn.Module, "register_parameter", without_memory):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
 
 
@@ -109,7 +129,7 @@ def _dissect(key: _Key) -> Anatomy:
     names = dict(model.named_parameters(remove_duplicate=False))
     first = {id(parameter): name for name, parameter in reversed(names.items())}
     tied = {name: first[id(own)] for name, own in names.items() if name != first[id(own)]}
-    seen, obstacle = _probe(model, found)
+    seen, obstacle = _probe(model, found), None
     owners = _owners(model, names, tied, blocks, paths[id(embedding)], paths[id(head)], seen)
     layout = Layout(0, 1, ())
     if seen is not None:
@@ -126,8 +146,19 @@ def _dissect(key: _Key) -> Anatomy:
         tied=tied,
         returned=tuple(seen.returned) if seen is not None and obstacle is None else (ALONE,) * len(blocks),
         layout=layout,
+        writes_embeddings=seen is not None and seen.writes_embeddings,
         obstacle=obstacle,
     )
+
+
+def count_layers(config: PretrainedConfig) -> tuple[int, int]:
+    """A model's layers and parameters.
+
+    Raises:
+        InputError: the config makes no model, or the model cannot be cut into layers.
+    """
+    model = build_skeleton(config)
+    return len(dissect(model).layers), sum(parameter.numel() for parameter in model.parameters())
 
 
 def part_of(model: nn.Module, path: str) -> nn.Module | Tensor:
@@ -155,14 +186,17 @@ def layer_of(anatomy: Anatomy, parameter: str) -> int:
     raise KeyError(parameter)
 
 
-def _probe(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> tuple[Seen | None, str | None]:
-    """What a forward shows, or why there is none: such a model trains whole at most."""
-    try:
-        with imagined():
-            allocate(model)
-            return probe(model.eval(), blocks), None
-    except Exception as error:  # any model may do what cannot be traced
-        return None, f"could not be followed through a forward without memory ({first_line(error)})"
+def _probe(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Seen | None:
+    """What a forward shows; None where fake tensors do not get through it, and the model is not small either."""
+    small = sum(parameter.numel() for parameter in model.parameters()) <= _SMALL
+    for context in (imagined, nullcontext) if small else (imagined,):
+        try:
+            with context():
+                allocate(model)
+                return probe(model.eval(), blocks)
+        except Exception:  # any model may do what cannot be followed; `check` is the judge then
+            continue
+    return None
 
 
 def _blocks(model: PreTrainedModel, embedding: str) -> nn.ModuleList:

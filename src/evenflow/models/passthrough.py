@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evenflow.models.probe import Returned, hidden_of, with_hidden
@@ -68,6 +69,8 @@ class PassThrough(nn.Module):
             if not name.startswith("_") and isinstance(value, bool | int | float | str | None):
                 setattr(self, name, value)
         self._returned = returned
+        # Models ask their parameters for device and type, and a stage may leave a module none of its own.
+        self.empty = nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the hidden states on."""

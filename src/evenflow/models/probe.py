@@ -63,6 +63,7 @@ class Seen:
         used: by which layers each parameter was used on the way to the loss: 0 before the blocks, then the blocks
             from 1, then what is after them. What is reached round the hidden states counts for who reached it.
         calls: for each module outside the blocks, whether it ran before them, after them, or both.
+        writes_embeddings: whether what the token embedding returned was changed in place.
         tokens: (batch, seq) of the forward.
     """
 
@@ -72,6 +73,7 @@ class Seen:
     beside: tuple[tuple[str, ...], ...]
     used: dict[str, tuple[int, ...]]
     calls: dict[str, frozenset[str]]
+    writes_embeddings: bool
     tokens: tuple[int, int]
 
 
@@ -99,6 +101,7 @@ class _Watch:
     returned: list[Returned] = field(default_factory=list)
     beside: list[tuple[str, ...]] = field(default_factory=list)
     calls: dict[str, set[str]] = field(default_factory=dict)
+    embedded: list[Tensor] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -106,6 +109,8 @@ class _Watch:
         for name, module in self.model.named_modules():
             if id(module) not in inside:
                 self.handles.append(module.register_forward_pre_hook(self._caller(name)))
+        embedding = self.model.get_input_embeddings()
+        self.handles.append(embedding.register_forward_hook(lambda *call: self.embedded.append(call[-1])))
         for number, block in enumerate(self.blocks):
             self.handles.append(block.register_forward_pre_hook(self._enterer(number), with_kwargs=True))
             self.handles.append(block.register_forward_hook(self._leave))
@@ -163,6 +168,7 @@ class _Watch:
             beside=tuple(self.beside),
             used={name: tuple(sorted(layers)) for name, layers in used.items()},
             calls={name: frozenset(when) for name, when in self.calls.items()},
+            writes_embeddings=any(tensor._version for tensor in self.embedded),
             tokens=(_BATCH, _SEQ),
         )
 

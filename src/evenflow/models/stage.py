@@ -51,7 +51,7 @@ class Stage(nn.Module):
         for layer, paths in enumerate(anatomy.layers):
             if layer not in self.layers and not 0 < layer < last:
                 for path in paths:
-                    self.absents += _take_out(model, path)
+                    self.absents += _take_out(model, path, anatomy.writes_embeddings)
         self._set_stand_ins(own, last)
 
     def _set_stand_ins(self, own: Sequence[int], last: int) -> None:
@@ -173,13 +173,13 @@ def refuse_split(config: PretrainedConfig, anatomy: Anatomy) -> None:
         raise InputError(f"{config.model_type} does not split: {anatomy.obstacle}; a single process trains it whole")
 
 
-def _take_out(model: PreTrainedModel, path: str) -> list[Absent]:
+def _take_out(model: PreTrainedModel, path: str, writable: bool) -> list[Absent]:
     """Make a module of another stage absent, or one parameter of a module that several stages have."""
     owner, _, name = path.rpartition(".")
     holder = model.get_submodule(owner)
     if name in dict(holder.named_parameters(recurse=False, remove_duplicate=False)):
         return [make_parameter_absent(holder, name, getattr(holder, name))]
-    return make_absent(model.get_submodule(path))
+    return make_absent(model.get_submodule(path), writable)
 
 
 def has_tied_embeddings(config: PretrainedConfig, model: PreTrainedModel) -> bool:

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from evenflow.errors import InputError
-from evenflow.models.anatomy import part_of
+from evenflow.models.absent import is_unfilled
+from evenflow.models.anatomy import build_constants, part_of
 from evenflow.models.stage import Stage
 
 
@@ -50,6 +51,17 @@ def draw_weights(stage: Stage, seed: int) -> None:
                 model._init_weights(module)
     if stage.is_last or stage.is_first:
         _draw_tied(stage, seed)
+    _fill_constants(stage)
+
+
+def _fill_constants(stage: Stage) -> None:
+    """Fill the buffers that a model's initialisation leaves out with what its constructor makes of them."""
+    unfilled = {name: buffer for name, buffer in stage.model.named_buffers() if is_unfilled(buffer)}
+    if not unfilled:
+        return
+    made = dict(build_constants(stage.model.config).named_buffers())
+    for name, buffer in unfilled.items():
+        buffer.copy_(made[name])
 
 
 def _draw_tied(stage: Stage, seed: int) -> None:
