@@ -62,6 +62,29 @@ def default_config(name: str) -> PretrainedConfig:
     return config
 
 
+# What a class leaves None though its model cannot do without, by the names of fields.
+_NEEDED: tuple[tuple[str, int], ...] = (
+    (r"(^|_)head_dim$", 16),
+    (r"(num|n)_(attention|key_value)_heads$|n_heads?$", 4),
+    (r"rope_theta$", 10000),
+    (r"(per_tok(en)?|topk|top_k)$", 2),
+    (r"_group$", 1),
+    (r"experts$", 8),
+    (r"(_dim|_size|_rank)$", 32),
+    (r"token_id$", 0),
+)
+
+
+def filled(config: PretrainedConfig) -> PretrainedConfig:
+    """A configuration whose sizes that are None have numbers."""
+    changed = copy.deepcopy(config)
+    for name, value in vars(changed.get_text_config()).items():
+        size = next((size for pattern, size in _NEEDED if re.search(pattern, name)), None)
+        if value is None and size is not None and not name.startswith("_"):
+            setattr(changed.get_text_config(), name, size)
+    return changed
+
+
 def with_quirks(config: PretrainedConfig) -> Iterator[tuple[str, PretrainedConfig]]:
     """What can be switched on, one at a time: its name, and a function's worth of config with it alone."""
     for name, value in quirks(config.get_text_config()):

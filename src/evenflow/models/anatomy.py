@@ -28,6 +28,7 @@ from evenflow.models.layout import Layout, layout_of
 from evenflow.models.obstacle import find_obstacle
 from evenflow.models.probe import ALONE, Returned, Seen, probe
 
+_CONSTANT = 4096  # numbers of a parameter that a constructor may set itself
 _SMALL = 30_000_000  # parameters of a model that is rather run than given up
 
 
@@ -79,11 +80,11 @@ def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def build_constants(config: PretrainedConfig) -> PreTrainedModel:
-    """The whole model with its buffers as its constructor makes them, and no memory for its parameters."""
+    """The whole model with buffers and small parameters as its constructor makes them, and no memory for others."""
     register = nn.Module.register_parameter
 
     def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
+        if parameter is not None and parameter.numel() > _CONSTANT:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
@@ -246,7 +247,7 @@ def _owners(
         elif module == embedding:
             owners[name] = 0
         elif used and name not in tied:
-            owners[name] = used[0]
+            owners[name] = min(used[0], last)
         elif seen is not None:
             owners[name] = last if seen.calls.get(module) == frozenset({"after"}) else 0
         else:

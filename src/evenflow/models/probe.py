@@ -8,7 +8,7 @@ leads from earlier weights to later results leads through the hidden states.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class Seen:
         shapes: the shape of the hidden states that entered each, for a microbatch of `tokens`.
         returned: what each returned.
         beside: what each was handed beside the hidden states that carries a gradient, by name.
+        passed_on: what each was handed that a block before it returned, without a gradient, by name.
         used: by which layers each parameter was used on the way to the loss: 0 before the blocks, then the blocks
             from 1, then what is after them. What is reached round the hidden states counts for who reached it.
         calls: for each module outside the blocks, whether it ran before them, after them, or both.
@@ -71,6 +72,7 @@ class Seen:
     shapes: tuple[tuple[int, ...], ...]
     returned: tuple[Returned, ...]
     beside: tuple[tuple[str, ...], ...]
+    passed_on: tuple[tuple[str, ...], ...]
     used: dict[str, tuple[int, ...]]
     calls: dict[str, frozenset[str]]
     writes_embeddings: bool
@@ -100,6 +102,8 @@ class _Watch:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     returned: list[Returned] = field(default_factory=list)
     beside: list[tuple[str, ...]] = field(default_factory=list)
+    passed_on: list[tuple[str, ...]] = field(default_factory=list)
+    made: list[Tensor] = field(default_factory=list)  # by blocks, beside hidden states
     calls: dict[str, set[str]] = field(default_factory=dict)
     embedded: list[Tensor] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
@@ -128,7 +132,9 @@ class _Watch:
             self.order.append(number)
             self.shapes.append(tuple(hidden.shape))
             self.entries.append(marked.grad_fn)
-            self.beside.append(_with_gradient(block, args, kwargs, hidden))
+            self.beside.append(_names(block, args, kwargs, lambda leaf: leaf.requires_grad and leaf is not hidden))
+            made = {id(tensor) for tensor in self.made}
+            self.passed_on.append(_names(block, args, kwargs, lambda leaf: id(leaf) in made))
             return with_hidden(args, kwargs, marked)
 
         return enter
@@ -140,6 +146,7 @@ class _Watch:
         tensors = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors.sort(key=lambda place: tuple(leaves[place].shape) != shape)
         hidden = leaves[tensors[0]]
+        self.made += [leaves[place] for place in tensors[1:] if not leaves[place].requires_grad]
         leaves[tensors[0]] = marked = hidden.view_as(hidden)
         self.exit = marked.grad_fn
         plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
@@ -166,6 +173,7 @@ class _Watch:
             shapes=tuple(self.shapes),
             returned=tuple(self.returned),
             beside=tuple(self.beside),
+            passed_on=tuple(self.passed_on),
             used={name: tuple(sorted(layers)) for name, layers in used.items()},
             calls={name: frozenset(when) for name, when in self.calls.items()},
             writes_embeddings=any(tensor._version for tensor in self.embedded),
@@ -184,13 +192,16 @@ def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
-def _with_gradient(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> tuple[str, ...]:
+def _names(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], asked: Callable[[Tensor], bool]
+) -> tuple[str, ...]:
+    """The arguments of a call in which there is a tensor of the kind that is asked for."""
     names = list(inspect.signature(type(block).forward).parameters)[1:]
     called = {**dict(zip(names, args, strict=False)), **kwargs}
     return tuple(
         name
         for name, value in called.items()
-        if any(isinstance(leaf, Tensor) and leaf.requires_grad and leaf is not hidden for leaf in tree_flatten(value)[0])
+        if any(isinstance(leaf, Tensor) and asked(leaf) for leaf in tree_flatten(value)[0])
     )
 
 

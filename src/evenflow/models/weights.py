@@ -23,6 +23,8 @@ from evenflow.models.absent import is_unfilled
 from evenflow.models.anatomy import build_constants, part_of
 from evenflow.models.stage import Stage
 
+_DEVIATION = 0.02  # of what is drawn where a configuration does not say
+
 
 @torch.no_grad()
 def draw_weights(stage: Stage, seed: int) -> None:
@@ -38,30 +40,39 @@ def draw_weights(stage: Stage, seed: int) -> None:
             part = part_of(model, path)
             if isinstance(part, nn.Module):
                 in_layers.update(map(id, part.modules()))
-                _initialise(model, part)
+                _initialise(_drawer(model, path), part)
             else:
-                _initialise_holder(stage, model.get_submodule(path.rpartition(".")[0]))
+                _initialise_holder(stage, path)
     absent = {id(own.module) for own in stage.absents}
-    for module in model.modules():  # rotary tables and the like, which belong to no layer
+    for path, module in model.named_modules():  # rotary tables and the like, which belong to no layer
         if id(module) not in in_layers and any(True for _ in module.buffers(recurse=False)):
             if id(module) in absent:
                 for buffer in module.buffers(recurse=False):
                     buffer.zero_()
             else:
-                model._init_weights(module)
+                _drawer(model, f"{path}.")._init_weights(module)
     if stage.is_last or stage.is_first:
         _draw_tied(stage, seed)
-    _fill_constants(stage)
+    _fill_constants(stage, seed)
 
 
-def _fill_constants(stage: Stage) -> None:
-    """Fill the buffers that a model's initialisation leaves out with what its constructor makes of them."""
-    unfilled = {name: buffer for name, buffer in stage.model.named_buffers() if is_unfilled(buffer)}
+def _fill_constants(stage: Stage, seed: int) -> None:
+    """Fill what a model's initialisation leaves out with what its constructor makes of it.
+
+    Large parameters that only the constructor draws (GPT's Conv1D) are drawn as a linear layer's would be.
+    """
+    own: dict[str, Tensor] = {**dict(stage.model.named_buffers()), **dict(stage.model.named_parameters())}
+    unfilled = {name: tensor for name, tensor in own.items() if is_unfilled(tensor)}
     if not unfilled:
         return
-    made = dict(build_constants(stage.model.config).named_buffers())
-    for name, buffer in unfilled.items():
-        buffer.copy_(made[name])
+    model = build_constants(stage.model.config)
+    made: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, tensor in unfilled.items():
+        if made[name].is_meta:
+            torch.manual_seed(_layer_seed(seed, name))
+            tensor.normal_(0.0, getattr(stage.model.config.get_text_config(), "initializer_range", _DEVIATION))
+        else:
+            tensor.copy_(made[name])
 
 
 def _draw_tied(stage: Stage, seed: int) -> None:
@@ -78,18 +89,19 @@ def _draw_tied(stage: Stage, seed: int) -> None:
         delattr(embedding, "weight")
         embedding.weight = model.get_submodule(anatomy.head).weight  # the same memory, drawn through the embedding
     torch.manual_seed(_layer_seed(seed, 0))
-    _initialise(model, embedding)
+    _initialise(_drawer(model, anatomy.embedding), embedding)
     if elsewhere is not None:
         delattr(embedding, "weight")
         embedding.weight = elsewhere
 
 
-def _initialise_holder(stage: Stage, holder: nn.Module) -> None:
-    """Draw what a module holds itself, for the parameters of this stage; others draw as well and are let go of."""
+def _initialise_holder(stage: Stage, path: str) -> None:
+    """Draw what the module of a parameter holds itself; what other stages have of it is drawn too, and let go of."""
+    holder = stage.model.get_submodule(path.rpartition(".")[0])
     absent = [own for own in stage.absents if own.module is holder]
     for own in absent:
         setattr(holder, own.name, torch.empty(own.shape, dtype=own.dtype, device=stage.device))
-    stage.model._init_weights(holder)
+    _drawer(stage.model, path)._init_weights(holder)
     for own in absent:
         own.fill(stage.device)
 
@@ -152,16 +164,28 @@ def shard_name(rank: int, ranks: int) -> str:
     return "model.safetensors" if ranks == 1 else f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
 
 
-def _layer_seed(seed: int, layer: int) -> int:
+def _layer_seed(seed: int, layer: int | str) -> int:
     digest = hashlib.blake2b(f"weights {seed} {layer}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")
 
 
-def _initialise(model: PreTrainedModel, part: nn.Module) -> None:
+def _drawer(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """Who draws what is at `path`: the innermost model round it, as in transformers."""
+    drawer, names = model, path.split(".")
+    for depth in range(1, len(names)):
+        module = model.get_submodule(".".join(names[:depth]))
+        if isinstance(module, PreTrainedModel):
+            drawer = module
+    return drawer
+
+
+def _initialise(drawer: PreTrainedModel, part: nn.Module) -> None:
     """Children first, as transformers does: a module may overwrite what its children drew."""
+    if isinstance(part, PreTrainedModel):
+        drawer = part
     for child in part.children():
-        _initialise(model, child)
-    model._init_weights(part)
+        _initialise(drawer, child)
+    drawer._init_weights(part)
 
 
 def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path) -> None:
