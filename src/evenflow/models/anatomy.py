@@ -28,7 +28,7 @@ from evenflow.models.layout import Layout, layout_of
 from evenflow.models.obstacle import find_obstacle
 from evenflow.models.probe import ALONE, Returned, Seen, probe
 
-_CONSTANT = 4096  # numbers of a parameter that a constructor may set itself
+_CONSTANT = 256  # numbers of a parameter that a constructor may set itself
 _SMALL = 30_000_000  # parameters of a model that is rather run than given up
 
 
@@ -42,6 +42,7 @@ class Anatomy:
         embedding: the path of the token embedding.
         head: the path of the output projection.
         parameters: every parameter's name in whole-model order, a tied weight once.
+        tensors: every name that the whole model's checkpoint may have: parameters, tied ones too, and buffers.
         tied: other names of tied weights, with the name that `parameters` has.
         returned: what each block returns.
         layout: how hidden states lie where they enter a block.
@@ -53,6 +54,7 @@ class Anatomy:
     embedding: str
     head: str
     parameters: tuple[str, ...]
+    tensors: tuple[str, ...]
     tied: Mapping[str, str]
     returned: tuple[Returned, ...]
     layout: Layout
@@ -144,6 +146,7 @@ def _dissect(key: _Key) -> Anatomy:
         embedding=paths[id(embedding)],
         head=paths[id(head)],
         parameters=parameters,
+        tensors=tuple(model.state_dict()),
         tied=tied,
         returned=tuple(seen.returned) if seen is not None and obstacle is None else (ALONE,) * len(blocks),
         layout=layout,

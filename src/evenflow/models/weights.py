@@ -1,7 +1,6 @@
-"""A stage's weights: drawn from a seed, read from safetensors beside the config, and written as shards of a model.
+"""A stage's weights: drawn from a seed, and written as shards of a model (`read` reads them).
 
-Drawing is seeded for each layer by (seed, layer), so a layer starts the same whatever stage it is in. Reading
-touches only the tensors that the stage holds.
+Drawing is seeded for each layer by (seed, layer), so a layer starts the same whatever stage it is in.
 """
 
 from __future__ import annotations
@@ -12,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from evenflow.errors import InputError
 from evenflow.models.absent import is_unfilled
-from evenflow.models.anatomy import build_constants, part_of
+from evenflow.models.anatomy import build_constants, layer_of, part_of
 from evenflow.models.stage import Stage
 
 _DEVIATION = 0.02  # of what is drawn where a configuration does not say
@@ -65,6 +62,7 @@ def _fill_constants(stage: Stage, seed: int) -> None:
     unfilled = {name: tensor for name, tensor in own.items() if is_unfilled(tensor)}
     if not unfilled:
         return
+    torch.manual_seed(_layer_seed(seed, "constants"))
     model = build_constants(stage.model.config)
     made: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, tensor in unfilled.items():
@@ -106,32 +104,6 @@ def _initialise_holder(stage: Stage, path: str) -> None:
         own.fill(stage.device)
 
 
-@torch.no_grad()
-def read_weights(stage: Stage, files: Sequence[Path]) -> None:
-    """Copy this stage's parameters from safetensors files.
-
-    Raises:
-        InputError: a tensor is missing, misshapen or unreadable; the text names it and its file.
-    """
-    parameters = stage.named_model_parameters()
-    wanted: dict[str, Tensor] = {**parameters, **stage.named_model_buffers()}
-    found: set[str] = set()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as reader:
-                for name in reader.keys() & wanted.keys():
-                    _copy(wanted[name], reader.get_tensor(name), name, file)
-                    found.add(name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} is not a readable safetensors file: {error}") from None
-    missing = [name for name in parameters if name not in found]
-    if missing:
-        raise InputError(
-            f"{files[0].parent} has no tensor {missing[0]} ({len(missing)} of {len(parameters)} are missing); "
-            "--from-scratch would draw weights instead"
-        )
-
-
 def write_weights(stages: Sequence[Stage], folder: Path, rank: int, ranks: int) -> dict[str, int]:
     """Write these stages' tensors as one shard, under the names that transformers reads.
 
@@ -140,7 +112,12 @@ def write_weights(stages: Sequence[Stage], folder: Path, rank: int, ranks: int) 
     """
     written: dict[str, Tensor] = {}
     for stage in stages:
-        tensors: dict[str, Tensor] = {**stage.named_model_parameters(), **stage.named_model_buffers()}
+        own = {  # a tied weight is written where its first name is
+            name: parameter
+            for name, parameter in stage.named_model_parameters().items()
+            if layer_of(stage.anatomy, name) in stage.layers
+        }
+        tensors: dict[str, Tensor] = {**own, **stage.named_model_buffers()}
         reverted = revert_weight_conversion(stage.model, tensors)
         written |= {name: tensor.detach().contiguous() for name, tensor in reverted.items()}
     save_file(written, folder / shard_name(rank, ranks), metadata={"format": "pt"})
@@ -186,9 +163,3 @@ def _initialise(drawer: PreTrainedModel, part: nn.Module) -> None:
     for child in part.children():
         _initialise(drawer, child)
     drawer._init_weights(part)
-
-
-def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path) -> None:
-    if parameter.shape != tensor.shape:
-        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, the config says {list(parameter.shape)}")
-    parameter.copy_(tensor)
