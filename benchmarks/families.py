@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changes = dict(_change(text) for text in options.set)
     judge = trace if options.trace else check
     verdicts = judge_all(judge, names, changes, options.processes, options.limit, quiet=options.json)
-    result = {
+    result: dict[str, Any] = {
         "equal": [name for name in names if verdicts[name][0] == "equal"],
         "refused": {name: verdicts[name][1] for name in names if verdicts[name][0] == "refused"},
         "wrong": [name for name in names if verdicts[name][0] == "wrong"],
@@ -118,7 +118,10 @@ def trace(name: str, changes: dict[str, Any]) -> Verdict:
         except EvenflowError:
             return _verdict(error)
     flops = sum(layer.forward_flops for layer in model.layers)
-    return "equal", f"{model.parameters / 1e9:.2f} G parameters, {flops / 1e12:.2f} TFLOP forward of {_TRACED[1]} tokens"
+    return (
+        "equal",
+        f"{model.parameters / 1e9:.2f} G parameters, {flops / 1e12:.2f} TFLOP forward of {_TRACED[1]} tokens",
+    )
 
 
 def judge_all(

@@ -156,4 +156,3 @@ def _left_out(name: str, config: PretrainedConfig) -> str | None:
     if media:
         return f"reads more than text ({', '.join(media)})"
     return None
-

@@ -45,9 +45,7 @@ class StageRunner:
         on_gpu = stage.is_last and stage.device.type == "cuda"
         self._copied = torch.empty(microbatches, pin_memory=True) if on_gpu else None
 
-    def forward(
-        self, microbatch: int, hidden: Tensor, labels: Tensor | None, ids: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, microbatch: int, hidden: Tensor, labels: Tensor | None, ids: Tensor | None = None) -> Tensor:
         """Compute a microbatch's output.
 
         Args:
@@ -66,9 +64,7 @@ class StageRunner:
         self._note_loss(microbatch, detached)
         return detached
 
-    def evaluate(
-        self, microbatch: int, hidden: Tensor, labels: Tensor | None, ids: Tensor | None = None
-    ) -> Tensor:
+    def evaluate(self, microbatch: int, hidden: Tensor, labels: Tensor | None, ids: Tensor | None = None) -> Tensor:
         """As `forward`, but nothing is kept for a backward."""
         with torch.no_grad():
             output: Tensor = self.stage(hidden, labels, ids)

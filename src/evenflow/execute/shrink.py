@@ -201,8 +201,12 @@ def _agree(config: PretrainedConfig, head_is_rope: bool) -> None:
     experts, groups = getattr(config, "n_routed_experts", None), getattr(config, "n_group", None)
     if isinstance(experts, int) and isinstance(groups, int) and groups and experts % groups:
         config.n_group = config.topk_group = 1
-    attention, size = getattr(config, "attention_hidden_size", None), getattr(config, "attention_head_dim", None)
-    if isinstance(attention, int) and isinstance(size, int) and isinstance(heads, int):
+    attention = getattr(config, "attention_hidden_size", None)
+    if (
+        isinstance(attention, int)
+        and isinstance(heads, int)
+        and isinstance(getattr(config, "attention_head_dim", None), int)
+    ):
         config.attention_head_dim = attention // heads
     both = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
     if all(isinstance(own, int) for own in both) and hasattr(config, "qk_head_dim"):

@@ -132,7 +132,7 @@ def _dissect(key: _Key) -> Anatomy:
     names = dict(model.named_parameters(remove_duplicate=False))
     first = {id(parameter): name for name, parameter in reversed(names.items())}
     tied = {name: first[id(own)] for name, own in names.items() if name != first[id(own)]}
-    seen, obstacle = _probe(model, found), None
+    seen, obstacle = _probe(model, list(found)), None
     owners = _owners(model, names, tied, blocks, paths[id(embedding)], paths[id(head)], seen)
     layout = Layout(0, 1, ())
     if seen is not None:
@@ -215,7 +215,9 @@ def _blocks(model: PreTrainedModel, embedding: str) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) and not outer:
             lists.append((path, module))
     if not lists:
-        raise InputError(f"{type(model).__name__} keeps its blocks in no ModuleList of {type(model.base_model).__name__}")
+        raise InputError(
+            f"{type(model).__name__} keeps its blocks in no ModuleList of {type(model.base_model).__name__}"
+        )
 
     def rank(candidate: tuple[str, nn.ModuleList]) -> tuple[int, int]:
         path, module = candidate
