@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
@@ -60,7 +61,7 @@ class Seen:
         shapes: the shape of the hidden states that entered each, for a microbatch of `tokens`.
         returned: what each returned.
         beside: what each was handed beside the hidden states that carries a gradient, by name.
-        passed_on: what each was handed that a block before it returned, without a gradient, by name.
+        passed_on: what each was handed that a block before it returned, and used without a gradient, by name.
         used: by which layers each parameter was used on the way to the loss: 0 before the blocks, then the blocks
             from 1, then what is after them. What is reached round the hidden states counts for who reached it.
         calls: for each module outside the blocks, whether it ran before them, after them, or both.
@@ -84,10 +85,26 @@ def probe(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Seen:
     watch = _Watch(model, blocks)
     try:
         ids = torch.zeros(_BATCH, _SEQ, dtype=torch.long)
-        loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
+        with _Uses(watch):
+            loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
     finally:
         watch.end()
     return watch.result(loss)
+
+
+class _Uses(TorchFunctionMode):
+    """Notes which of the tensors that a block was handed it computes with."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own lacks annotations
+        self._watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._watch.handed and any(isinstance(leaf, Tensor) for leaf in tree_flatten(result)[0]):
+            for leaf in tree_flatten((args, kwargs))[0]:
+                self._watch.note_use(leaf)
+        return result
 
 
 @dataclass(slots=True)
@@ -104,6 +121,7 @@ class _Watch:
     beside: list[tuple[str, ...]] = field(default_factory=list)
     passed_on: list[tuple[str, ...]] = field(default_factory=list)
     made: list[Tensor] = field(default_factory=list)  # by blocks, beside hidden states
+    handed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # of those, by which names the block has them
     calls: dict[str, set[str]] = field(default_factory=dict)
     embedded: list[Tensor] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
@@ -133,14 +151,16 @@ class _Watch:
             self.shapes.append(tuple(hidden.shape))
             self.entries.append(marked.grad_fn)
             self.beside.append(_names(block, args, kwargs, lambda leaf: leaf.requires_grad and leaf is not hidden))
-            made = {id(tensor) for tensor in self.made}
-            self.passed_on.append(_names(block, args, kwargs, lambda leaf: id(leaf) in made))
+            made = [id(tensor) for tensor in self.made]
+            self.handed = {own: _names(block, args, kwargs, lambda leaf: id(leaf) == own) for own in made}
+            self.passed_on.append(())
             return with_hidden(args, kwargs, marked)
 
         return enter
 
     def _leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         del block, args
+        self.handed = {}
         leaves, spec = tree_flatten(output)
         shape = self.shapes[-1]
         tensors = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -152,6 +172,10 @@ class _Watch:
         plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         self.returned.append(Returned(spec, plain, tuple(tensors)))
         return tree_unflatten(leaves, spec)
+
+    def note_use(self, leaf: Any) -> None:
+        names = self.handed.get(id(leaf), ())
+        self.passed_on[-1] = tuple(dict.fromkeys((*self.passed_on[-1], *names)))
 
     def end(self) -> None:
         for handle in self.handles:
