@@ -144,9 +144,11 @@ def _narrow(config: PretrainedConfig) -> None:
         heads = _HEADS
     head, rope = getattr(config, "head_dim", None), getattr(config, "qk_rope_head_dim", None)
     _narrow_values(vars(config), config, hidden, heads)
-    partial = "partial_rotary_factor" in str(getattr(config, "rope_parameters", ""))
-    divides = isinstance(head, int) and isinstance(rope, int) and rope > 0 and head % rope == 0
-    _agree(config, head // rope if divides and (partial or head == rope) else 0)
+    share = 0  # of a head in its rotary part
+    if isinstance(head, int) and isinstance(rope, int) and rope > 0 and head % rope == 0:
+        named = "partial_rotary_factor" in str(getattr(config, "rope_parameters", ""))
+        share = head // rope if named or head == rope else 0
+    _agree(config, share)
 
 
 def _narrow_values(values: dict[str, Any], holder: Any, hidden: int, heads: int) -> None:

@@ -97,7 +97,7 @@ class _Uses(TorchFunctionMode):
     """Notes which of the tensors that a block was handed it computes with."""
 
     def __init__(self, watch: _Watch) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own lacks annotations
+        super().__init__()
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
