@@ -61,7 +61,7 @@ def test_a_legend_has_only_what_occurs():
     assert not {"i", "w", "k kl"} & set(kinds)
     assert "backward" in words
     words = re.findall(r"</span>([^<]+)</span>", page_legend([whole]))
-    assert words == ["forward", "backward", "norm and update", "idle"]
+    assert words == ["forward", "backward", "norm and update", "idle", "critical path"]
     assert re.findall('class="swatch (\\w+)"', page_legend([halves])) == ["f", "i", "w", "o", "idle"]
     assert re.findall('class="swatch (\\w+)"', page_legend([whole, halves])) == ["f", "b", "i", "w", "o", "idle"]
 
