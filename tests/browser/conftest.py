@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--window-size=1280,1700", "--force-device-scale-factor=1",
 )  # fmt: skip
 

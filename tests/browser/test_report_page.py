@@ -38,9 +38,7 @@ def _hover(page, x, y):
         x,
         y,
     )
-    return page.execute_script(
-        "const t = document.getElementById('tip'); return t.hidden ? '' : t.textContent"
-    )
+    return page.execute_script("const t = document.getElementById('tip'); return t.hidden ? '' : t.textContent")
 
 
 def _key(page, key):
@@ -131,9 +129,7 @@ def test_light_and_dark_differ_and_both_can_be_read(page):
     """Ink against page has at least the contrast that WCAG 2 asks of text (4.5), in both."""
 
     def contrast():
-        colours = page.execute_script(
-            "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
-        )
+        colours = page.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
         levels = []
         for colour in colours:
             parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]

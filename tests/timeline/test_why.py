@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_all_idle_goes_back_to_something_and_the_path_has_no_hole(ranks):
             assert all(one.cause != "waiting" for one in found)
         path = critical_path(timeline)
         assert sum(part.seconds for part in path) == pytest.approx(timeline.step_s)
-        assert all(one.end_s == pytest.approx(two.start_s) for one, two in zip(path, path[1:], strict=False))
+        assert all(one.end_s == pytest.approx(two.start_s) for one, two in pairwise(path))
 
 
 def test_a_wait_for_a_rank_that_waits_is_followed():

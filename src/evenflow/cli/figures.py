@@ -52,8 +52,8 @@ def _finite(value: float) -> float | None:
 def why_json(plan: Plan, shown: Timeline, findings: Findings) -> dict[str, Any]:
     """Who waits for whom, the critical path, stragglers, and what a faster rank would gain; seconds everywhere."""
     from evenflow.draw import finding_lines
-    from evenflow.timeline import blames, critical_path, path_seconds, waits
     from evenflow.program import action_text
+    from evenflow.timeline import blames, critical_path, path_seconds, waits
 
     path = critical_path(shown)
     ranks = []

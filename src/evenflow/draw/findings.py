@@ -66,7 +66,9 @@ def _path_lines(shown: Timeline) -> tuple[str, ...]:
     most = max(range(len(spent)), key=lambda rank: spent[rank]["busy"])
     share = format_percent(spent[most]["busy"] / total)
     held = [own for rank in blames(shown) for own in rank]
-    lines = [f"the critical path is on rank {most} for {share} of the step's time: making that rank's work shorter helps"]
+    lines = [
+        f"the critical path is on rank {most} for {share} of the step's time: making that rank's work shorter helps"
+    ]
     for cause, advice in (
         ("transfer", "a faster link, or a larger microbatch that hides it, would help"),
         ("overhead", "fewer, larger microbatches would help"),

@@ -9,8 +9,8 @@ from string import Template
 
 from evenflow.draw.boxes import drawn_kinds, most_stages
 from evenflow.draw.curve import curve_svg
-from evenflow.draw.island import timeline_island
 from evenflow.draw.findings import Findings
+from evenflow.draw.island import timeline_island
 from evenflow.draw.page_tables import idle_section, memory_section, stage_section
 from evenflow.draw.page_why import advice_section, blame_section, layers_section, path_section, schedules_section
 from evenflow.draw.words import error_text, origins_text, points_text, shape_text

@@ -50,9 +50,7 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
     }
 
 
-def _rank(
-    timeline: Timeline, rank: int, found: Sequence[Wait], zero: float, on_path: set[Action]
-) -> dict[str, Any]:
+def _rank(timeline: Timeline, rank: int, found: Sequence[Wait], zero: float, on_path: set[Action]) -> dict[str, Any]:
     own, drawn = timeline.ranks[rank], list(boxes(timeline, rank))
     return {
         "begin_s": round(own.begin_s - zero, _DIGITS),

@@ -30,7 +30,9 @@ def blame_section(shown: Timeline) -> str:
         rest = sum(one.seconds for one in found[_MOST_CAUSES:])
         if rest > 0:
             named.append(f"{len(found) - _MOST_CAUSES} more {scale.text(rest)}")
-        body.append(row([cell(str(number)), cell(scale.text(own.idle_s)), f'<td class="words">{", ".join(named)}</td>']))
+        body.append(
+            row([cell(str(number)), cell(scale.text(own.idle_s)), f'<td class="words">{", ".join(named)}</td>'])
+        )
     return section(f"Who waits for whom, {shown.origin}", heads, body)
 
 
@@ -49,7 +51,10 @@ def path_section(shown: Timeline, findings: Findings) -> str:
         cells.append(cell(format_percent(sum(own.values()) / total)))
         if gains:
             then = gains.get(rank)
-            cells += [cell(format_seconds(then.step_s) if then else "-"), cell(format_percent(then.gain) if then else "-")]
+            cells += [
+                cell(format_seconds(then.step_s) if then else "-"),
+                cell(format_percent(then.gain) if then else "-"),
+            ]
         body.append(row(cells, "most" if own["busy"] == max(one["busy"] for one in spent) and len(spent) > 1 else ""))
     return section(f"The critical path, {shown.origin}, and what a faster rank would gain", heads, body)
 
@@ -58,7 +63,10 @@ def schedules_section(plan: Plan, findings: Findings) -> str:
     """The plan's layers under every schedule, where that was worked out."""
     if not findings.compared:
         return ""
-    heads = ['<th class="words">schedule</th>', *map(head, ("step", "idle", "imbalance", "peak memory", "above the bound"))]
+    heads = [
+        '<th class="words">schedule</th>',
+        *map(head, ("step", "idle", "imbalance", "peak memory", "above the bound")),
+    ]
     heads.append('<th class="words"></th>')
     body = []
     for name, other, reason in findings.compared:
@@ -84,13 +92,20 @@ def layers_section(plan: Plan) -> str:
     saved = bytes_scale(own.saved_bytes for own in plan.layers)
     stage_of = {layer: number for number, stage in enumerate(plan.stages) for layer in stage.layers}
     most = max(own.cost.forward_s + own.cost.backward_s for own in plan.layers) or 1.0
-    heads = [head("layer"), head("stage"), '<th class="words">name</th>', '<th class="words wide">forward and backward</th>']
+    heads = [
+        head("layer"),
+        head("stage"),
+        '<th class="words">name</th>',
+        '<th class="words wide">forward and backward</th>',
+    ]
     heads += map(head, (f"forward {compute.unit}", f"backward {compute.unit}"))
     heads += map(head, (f"parameters {weights.unit}", f"saved {saved.unit}"))
     body = []
     for index, own in enumerate(plan.layers):
         widths = [100 * part / most for part in (own.cost.forward_s, own.cost.backward_s)]
-        bar = "".join(f'<i class="{kind}" style="width:{wide:.1f}%"></i>' for kind, wide in zip("fb", widths, strict=True))
+        bar = "".join(
+            f'<i class="{kind}" style="width:{wide:.1f}%"></i>' for kind, wide in zip("fb", widths, strict=True)
+        )
         cells = [cell(str(index)), cell(str(stage_of[index])), _word(own.name)]
         cells.append(f'<td class="words"><div class="track">{bar}</div></td>')
         cells += [cell(compute.text(own.cost.forward_s)), cell(compute.text(own.cost.backward_s))]

@@ -40,7 +40,9 @@ def timeline_png(timelines: Sequence[Timeline]) -> bytes:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
     except ImportError:
-        raise InputError("--png draws with matplotlib, which is not installed; pip install matplotlib, or --svg") from None
+        raise InputError(
+            "--png draws with matplotlib, which is not installed; pip install matplotlib, or --svg"
+        ) from None
     ranks = len(timelines[0].ranks)
     height = min(len(timelines) * (ranks * _LANE + _HEAD) + 0.6, _LARGEST)
     figure = Figure(figsize=(_INCHES, height), dpi=_DOTS, layout="constrained", facecolor="white")
@@ -52,7 +54,13 @@ def timeline_png(timelines: Sequence[Timeline]) -> bytes:
         _panel(axes, timeline, scale.size, span / scale.size)
     all_axes[-1].set_xlabel(f"time, {scale.unit}")
     entries = [
-        Patch(facecolor=_LOOKS[kind], edgecolor=_ON["o"], hatch="////" if kind == "o" else None, linewidth=0.4, label=words)
+        Patch(
+            facecolor=_LOOKS[kind],
+            edgecolor=_ON["o"],
+            hatch="////" if kind == "o" else None,
+            linewidth=0.4,
+            label=words,
+        )
         for kind, words in drawn_kinds(timelines)
     ]
     entries.append(Patch(facecolor="#eff2f5", edgecolor="#8c959f", linewidth=0.4, label="idle"))
@@ -64,7 +72,9 @@ def timeline_png(timelines: Sequence[Timeline]) -> bytes:
 
 def _panel(axes: Axes, timeline: Timeline, unit: float, span: float) -> None:
     zero, ranks = begin_s(timeline), len(timeline.ranks)
-    figures = f"{timeline.origin}: step {format_seconds(timeline.step_s)}, idle {format_percent(timeline.idle_fraction)}"
+    figures = (
+        f"{timeline.origin}: step {format_seconds(timeline.step_s)}, idle {format_percent(timeline.idle_fraction)}"
+    )
     axes.set_title(figures, loc="left", fontsize=9)
     axes.set_xlim(0, span)
     axes.set_ylim(ranks - 0.5, -0.5)

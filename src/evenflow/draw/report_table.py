@@ -70,9 +70,12 @@ def _headline(plan: Plan, predicted: Timeline, measured: Timeline | None) -> Tex
     rest = f", idle {format_percent(shown.idle_fraction)}"
     if measured:
         off = error_text(Figure(predicted.step_s, measured.step_s))
-        rest += f"; predicted {format_seconds(predicted.step_s)} ({off}), idle {format_percent(predicted.idle_fraction)}"
+        rest += (
+            f"; predicted {format_seconds(predicted.step_s)} ({off}), idle {format_percent(predicted.idle_fraction)}"
+        )
     if plan.bound.step_s:
-        rest += f"; bound {format_seconds(plan.bound.step_s)}, {format_percent(shown.step_s / plan.bound.step_s - 1)} above it"
+        over = format_percent(shown.step_s / plan.bound.step_s - 1)
+        rest += f"; bound {format_seconds(plan.bound.step_s)}, {over} above it"
     head.append(rest, style="not bold")
     return head
 

@@ -1,7 +1,7 @@
 """The critical path of a step: the chain of actions and transfers without slack that it lasts as long as.
 
-It is walked backwards from the last action to end (Kelley and Walker, Critical-path planning and scheduling, 1959): what
-an action had to wait for comes before it, on another rank if its tensor arrived last, else on its own.
+It is walked backwards from the last action to end (Kelley and Walker, Critical-path planning and scheduling, 1959):
+what an action had to wait for comes before it, on another rank if its tensor arrived last, else on its own.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def critical_path(timeline: Timeline) -> tuple[PathPart, ...]:
         came = until[row]
         # A measured gap after a tensor that was long there is the rank's own doing, whatever it is called.
         arrives = rest[row] > (0.5 * (now - came) if is_measured else least)
-        if maker[row] >= 0 and ranks[maker[row]] != ranks[row] and came < now + least:
-            if waited[row] > least or arrives:
-                add(row, "transfer" if type(actions[row]) not in OPTIMIZER else "reduction", min(came, now), now)
-                now, row = min(came, now), maker[row]
-                continue
+        is_apart = maker[row] >= 0 and ranks[maker[row]] != ranks[row] and came < now + least
+        if is_apart and (waited[row] > least or arrives):
+            add(row, "transfer" if type(actions[row]) not in OPTIMIZER else "reduction", min(came, now), now)
+            now, row = min(came, now), maker[row]
+            continue
         add(row, _own(why, row, works), before[row], now)
         now = min(now, before[row])
         if row in first:
