@@ -29,10 +29,10 @@ class Findings:
     compared: tuple[tuple[str, Plan | None, str], ...] = ()
 
 
-def blame_text(blame: Blame) -> str:
-    """What idle goes back to: `rank 1's backward of stage 1`, `transfer to rank 1`, `rank 0's overhead`."""
+def blame_text(blame: Blame, short: bool = False) -> str:
+    """What idle goes back to: `rank 1's backward of stage 1` (short: without the stage), `rank 0's overhead`."""
     if blame.cause == "work":
-        stage = "" if blame.stage is None else f" of stage {blame.stage}"
+        stage = "" if short or blame.stage is None else f" of stage {blame.stage}"
         return f"rank {blame.rank}'s {_WORDS.get(blame.kind, blame.kind)}{stage}"
     if blame.cause == "transfer":
         return f"transfer to or from rank {blame.rank}"

@@ -23,7 +23,7 @@ def advice_section(plan: Plan, shown: Timeline, findings: Findings) -> str:
 def blame_section(shown: Timeline) -> str:
     """Each rank's idle by whoever was at work meanwhile."""
     scale = seconds_scale(rank.idle_s for rank in shown.ranks)
-    heads = [head("rank"), head(f"idle {scale.unit}"), '<th class="words">goes back to</th>']
+    heads = [head("rank"), head(f"idle {scale.unit}"), f'<th class="words">goes back to, {scale.unit}</th>']
     body = []
     for number, (own, found) in enumerate(zip(shown.ranks, blames(shown), strict=True)):
         named = [f"{blame_text(one)} <b>{scale.text(one.seconds)}</b>" for one in found[:_MOST_CAUSES]]

@@ -32,8 +32,8 @@ def report_table(plan: Plan, predicted: Timeline, measured: Timeline | None, fin
         "busy\n%",
         "update\n%",
         "idle\n%",
-        "<idle goes back to, % of the step\n",
-        "on the\npath %",
+        "<idle goes back to\n(% of the step)",
+        "path\n%",
         "10% faster\nsaves %",
         f"memory\n{memory.unit}",
         *(["\npredicted"] if measured else []),
@@ -44,13 +44,13 @@ def report_table(plan: Plan, predicted: Timeline, measured: Timeline | None, fin
         order = sorted(most)  # type: ignore[assignment]
     for rank in order:
         own = shown.ranks[rank]
-        causes = [f"{blame_text(one)} {_percent(one.seconds, own.wall_s)}" for one in held[rank][:2]]
+        causes = [f"{blame_text(one, short=True)} {_percent(one.seconds, own.wall_s)}" for one in held[rank][:2]]
         table.add_row(
             str(rank),
             _percent(own.busy_s, own.wall_s),
             _percent(own.optimizer_s, own.wall_s),
             _percent(own.idle_s, own.wall_s),
-            ", ".join(causes),
+            "\n".join(causes),
             _percent(sum(path[rank].values()), total),
             f"{(1 - 1 / (1 + gains[rank])) * 100:.1f}" if rank in gains else "-",
             memory.text(own.peak_bytes),

@@ -238,7 +238,7 @@
     }
     if (near) { line(placeY(data.memory_limit), colours.ink, [10, 4]); ink.fillStyle = colours.ink; ink.textAlign = "left"; ink.fillText(`limit ${bytes(data.memory_limit)}`, left + 4, placeY(data.memory_limit) - 9); }
     else { ink.fillStyle = colours.quiet; ink.textAlign = "left"; ink.fillText(`the limit, ${bytes(data.memory_limit)}, is ${(data.memory_limit / most).toFixed(1)} times the highest peak: far above this picture`, left, 9); }
-    const shades = [colours.mark, colours.backward, colours.ink, colours.weight], dashes = [[], [6, 3], [2, 3], [9, 3, 2, 3]], seen = [];
+    const shades = [colours.mark, colours.input, colours.ink, colours.quiet], dashes = [[], [6, 3], [2, 3], [9, 3, 2, 3]], seen = [];
     for (const { number, columns: [moments, sizes] } of held) {
       ink.strokeStyle = shades[number % 4]; ink.setLineDash(dashes[Math.floor(number / 4 + number) % 4]); ink.lineWidth = 1.6;
       ink.beginPath();
