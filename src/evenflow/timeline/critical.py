@@ -45,8 +45,8 @@ class PathPart:
 def critical_path(timeline: Timeline) -> tuple[PathPart, ...]:
     """The path from the begin of a rank's step to the last action's end, without holes.
 
-    Ranks begin a step where they left the one before, which is not at one moment: the path may be longer or shorter than
-    the step by how far those are apart.
+    Ranks begin a step where they left the one before, which is not at one moment: the path may be longer or shorter
+    than the step by how far those are apart.
     """
     why = reasons(timeline)
     ranks = why.rank.tolist()
