@@ -178,3 +178,18 @@ def test_plans_and_profiles_of_something_else(
     assert f"--stages-per-rank is 2, but {plan} has 1; without --stages-per-rank the plan is followed" in line
     assert "not JSON" in refuse(2, "simulate", text)
     assert "no-run" in refuse(2, "report", tmp_path / "no-run")
+
+
+def test_a_report_of_a_run_that_never_ended(
+    refuse: Callable[..., str], make_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    plan = run / "plan.json"
+    assert main(["plan", str(make_model()), "--pp", "2", "--seq-length", "32", "--out", str(plan), "--json"]) == 0
+    line = refuse(2, "report", run)
+    assert "there is no timeline.json" in line
+    assert f"{plan} for what was predicted" in line
+    document = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**document, "format_version": 999}))
+    assert "999" in refuse(2, "report", plan)

@@ -1,6 +1,6 @@
 """Every file we read or write: a versioned schema at the edge, plain values inside, atomic writing."""
 
-from evenflow.files.document import FORMAT_VERSION, json_text, write_json, write_text
+from evenflow.files.document import FORMAT_VERSION, json_text, write_bytes, write_json, write_text
 from evenflow.files.metrics import (
     StepMetrics,
     append_metrics,
@@ -35,6 +35,7 @@ __all__ = [
     "save_ranks",
     "save_timelines",
     "truncate_metrics",
+    "write_bytes",
     "write_json",
     "write_text",
 ]

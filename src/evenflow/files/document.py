@@ -126,7 +126,12 @@ def write_json(path: Path, data: object, indented: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` so that a reader, or a crash, finds the old file or the new one, never a part.
+    """As `write_bytes`, of text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a reader, or a crash, finds the old file or the new one, never a part.
 
     Raises:
         InputError: the place cannot be written to.
@@ -136,8 +141,8 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with aside.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
