@@ -1,6 +1,16 @@
 """Every file we read or write: a versioned schema at the edge, plain values inside, atomic writing."""
 
 from evenflow.files.document import FORMAT_VERSION, json_text, write_json, write_text
+from evenflow.files.job import (
+    JobPart,
+    check_job,
+    check_settings,
+    job_schema,
+    job_settings,
+    job_text,
+    load_job,
+    merge_jobs,
+)
 from evenflow.files.metrics import (
     StepMetrics,
     append_metrics,
@@ -16,16 +26,24 @@ from evenflow.files.timeline import StepTimelines, load_timelines, save_timeline
 
 __all__ = [
     "FORMAT_VERSION",
+    "JobPart",
     "RankProcess",
     "StepMetrics",
     "StepTimelines",
     "append_metrics",
+    "check_job",
+    "check_settings",
+    "job_schema",
+    "job_settings",
+    "job_text",
     "json_text",
+    "load_job",
     "load_metrics",
     "load_plan",
     "load_profile",
     "load_ranks",
     "load_timelines",
+    "merge_jobs",
     "metrics_line",
     "model_json",
     "plan_json",

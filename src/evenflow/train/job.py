@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from evenflow.errors import InputError
-from evenflow.spec import Recompute, check_recompute
+from evenflow.files import check_settings
+from evenflow.spec import Recompute
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training run.
+    """One training run; its settings are the keys of a job file, held to the same ranges.
 
     Attributes:
         model: a Hugging Face directory, a config.json or a hub id.
@@ -63,15 +64,6 @@ class Job:
         for name in ("data", "out", "plan"):  # strings are what a script has at hand
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
-        if self.recompute is not None:
-            check_recompute(self.recompute)
-        if self.steps < 1:
-            raise InputError(f"--steps {self.steps} trains nothing; 1 would be the least")
+        check_settings({item.name: getattr(self, item.name) for item in fields(self)})
         if self.stop_at is not None and not 1 <= self.stop_at <= self.steps:
             raise InputError(f"--stop-at {self.stop_at} is not one of the run's steps; 1 to {self.steps} would do")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"--lr {self.learning_rate} is no learning rate; one above 0, such as 3e-4, would do")
-        if self.stages_per_rank is not None and self.stages_per_rank < 1:
-            raise InputError(f"--stages-per-rank {self.stages_per_rank} leaves nothing to run; 1 would be the least")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed:.6g} is not a seed; any whole number from 0 to 2^63 - 1 would do")
