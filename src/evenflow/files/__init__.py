@@ -1,6 +1,6 @@
 """Every file we read or write: a versioned schema at the edge, plain values inside, atomic writing."""
 
-from evenflow.files.document import FORMAT_VERSION, json_text, write_json, write_text
+from evenflow.files.document import FORMAT_VERSION, json_text, sync_folder, write_json, write_text
 from evenflow.files.job import (
     JobPart,
     check_job,
@@ -22,6 +22,7 @@ from evenflow.files.model import model_json
 from evenflow.files.plan import load_plan, plan_json, save_plan
 from evenflow.files.profile import load_profile, profile_json, save_profile
 from evenflow.files.ranks import RankProcess, load_ranks, save_ranks
+from evenflow.files.samples import append_samples, load_samples, truncate_samples
 from evenflow.files.timeline import StepTimelines, load_timelines, save_timelines
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "StepMetrics",
     "StepTimelines",
     "append_metrics",
+    "append_samples",
     "check_job",
     "check_settings",
     "job_schema",
@@ -42,6 +44,7 @@ __all__ = [
     "load_plan",
     "load_profile",
     "load_ranks",
+    "load_samples",
     "load_timelines",
     "merge_jobs",
     "metrics_line",
@@ -52,7 +55,9 @@ __all__ = [
     "save_profile",
     "save_ranks",
     "save_timelines",
+    "sync_folder",
     "truncate_metrics",
+    "truncate_samples",
     "write_json",
     "write_text",
 ]

@@ -144,7 +144,7 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         refuse_place(path, error)
 
@@ -159,7 +159,7 @@ def refuse_place(path: Path, error: OSError) -> NoReturn:
     raise FaultError(text) from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name itself last through a crash, on file systems that can."""
     handle = os.open(folder, os.O_RDONLY)
     try:

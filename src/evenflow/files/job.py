@@ -130,6 +130,16 @@ class JobPart(Part):
     stop_at: Annotated[
         Count | None, Field(description="save and stop after this step; the learning rate still spans steps")
     ] = None
+    save_every: Annotated[
+        Count | None, Field(description="save after every so many steps, while the run goes on (default: at its end)")
+    ] = None
+    keep_last: Annotated[Count, Field(description="how many of the newest checkpoints are kept")] = 2
+    keep_every: Annotated[
+        Count | None, Field(description="keep also the checkpoints after every so many steps (default: none)")
+    ] = None
+    stop_on_nan: Annotated[
+        bool, Field(description="end the run, without saving, when its loss or gradient is not a number")
+    ] = True
 
 
 _PATHS = ("data", "out", "plan")

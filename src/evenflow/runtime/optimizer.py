@@ -34,7 +34,12 @@ class Optimizer:
         parameters: this rank's parameters by name.
         all_names: every parameter's name of the whole model, in its order.
         settings: AdamW's settings.
+
+    Attributes:
+        kinds: what it keeps of each parameter.
     """
+
+    kinds = _MOMENTS
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], all_names: Sequence[str], settings: OptimizerSettings

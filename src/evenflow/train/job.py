@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evenflow.errors import InputError
 from evenflow.files import check_settings
-from evenflow.spec import Recompute
+from evenflow.spec import Batch, Recompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,10 @@ class Job:
         check: prove first that the split model equals the whole one.
         resume: go on with the run in `out`, under this or another layout.
         stop_at: save and stop after this step, while the learning rate still spans `steps`.
+        save_every: save after every so many steps, while the run goes on; by default only at its end.
+        keep_last: how many of the newest checkpoints are kept.
+        keep_every: beside them, those after every so many steps are.
+        stop_on_nan: end the run, without saving, when its loss or gradient is not a number.
         measure_again: time layers even where a profile is cached.
     """
 
@@ -58,6 +62,10 @@ class Job:
     check: bool = True
     resume: bool = False
     stop_at: int | None = None
+    save_every: int | None = None
+    keep_last: int = 2
+    keep_every: int | None = None
+    stop_on_nan: bool = True
     measure_again: bool = False
 
     def __post_init__(self) -> None:
@@ -67,3 +75,15 @@ class Job:
         check_settings({item.name: getattr(self, item.name) for item in fields(self)})
         if self.stop_at is not None and not 1 <= self.stop_at <= self.steps:
             raise InputError(f"--stop-at {self.stop_at} is not one of the run's steps; 1 to {self.steps} would do")
+
+
+def lasting_settings(job: Job, batch: Batch) -> dict[str, str | int | float | bool | None]:
+    """What makes a run what it is, by the job file's keys: a resumed run has the same."""
+    return {
+        "seed": job.seed,
+        "global_batch_size": batch.global_batch_size,
+        "micro_batch_size": batch.micro_batch_size,
+        "seq_length": batch.seq_length,
+        "lr": job.learning_rate,
+        "steps": job.steps,
+    }

@@ -32,9 +32,9 @@ from evenflow.runtime import (
     to_device,
     use_device,
 )
-from evenflow.train.checkpoint import read_shards, write_shard
 from evenflow.train.lr_schedule import learning_rate
 from evenflow.train.sampler import microbatch, sample_ids
+from evenflow.train.saver import Saver, read_state
 from evenflow.train.store import TokenStore
 from evenflow.units import format_bytes
 
@@ -88,13 +88,15 @@ def _train(
     done: int = payload["done_steps"]
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
-        read_shards(Path(payload["checkpoint"]), done, held, optimizer)
+        read_state(Path(payload["checkpoint"]), done, held, optimizer)
+    saver = Saver(Path(payload["run"]), rank, held, optimizer)
     _compare_clocks(channel, host, rank, len(plan.ranks))
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = learning_rate(step, steps, payload["learning_rate"])
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        result = executor.run_step(_Batch(store, plan, payload["seed"], step, device), rate, want_stop)
+        batch = _Batch(store, plan, payload["seed"], step, device)
+        result = executor.run_step(batch, rate, want_stop)
         channel.send(
             {
                 "kind": "step",
@@ -105,16 +107,25 @@ def _train(
                 "begin": result.begin_s,
                 "spans": [moment for span in result.spans for moment in span],
                 "peak": meter.peak_bytes(),
+                "samples": batch.samples() if held[0].is_first else [],
             }
         )
+        _tell(channel, saver.done())
         if result.stop:
             break
+        if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
+            _tell(channel, saver.start(step))
     _compare_clocks(channel, host, rank, len(plan.ranks))
     channel.send({"kind": "doing", "what": "saving its state"})
-    write_shard(Path(payload["checkpoint_out"]), rank, held, optimizer)
+    _tell(channel, saver.save_last(step))
     sizes = write_weights(held, Path(payload["model_out"]), rank, len(plan.ranks))
     channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
+
+
+def _tell(channel: Channel, reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        channel.send(report)
 
 
 def _compare_clocks(channel: Channel, host: Transport, rank: int, ranks: int) -> None:
@@ -132,18 +143,30 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.devic
 
 
 class _Batch:
-    """One step's microbatches: a function of (seed, step) alone, whatever the layout; none is kept."""
+    """One step's microbatches: a function of (seed, step) alone, whatever the layout; none is kept.
+
+    Attributes:
+        ids: the step's samples.
+        read: those that were asked for so far, by microbatch.
+    """
 
     def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, device: torch.device) -> None:
         self.store = store
         self.plan = plan
         self.device = device
+        self.read: dict[int, tuple[int, ...]] = {}
         self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
 
     def __call__(self, index: int) -> Tensor:
         """The token ids [batch, seq] of a microbatch."""
-        rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
+        size = self.plan.micro_batch_size
+        rows = microbatch(self.store, self.ids, index, size, self.plan.seq_length)
+        self.read[index] = self.ids[index * size : (index + 1) * size]
         return to_device(torch.from_numpy(rows), self.device)
+
+    def samples(self) -> list[int]:
+        """What was read, in the order of the batch."""
+        return [sample for index in sorted(self.read) for sample in self.read[index]]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
