@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from evenflow.errors import InputError
 from evenflow.files.document import FORMAT_VERSION, Part, mistake_of, read_text
-from evenflow.files.parts import MOST_BYTES, Count
+from evenflow.files.parts import MOST_BYTES, MOST_COUNT, Count
 from evenflow.program import AUTO, SCHEDULES
 from evenflow.spec import Recompute
 from evenflow.units import parse_bytes
@@ -44,6 +44,11 @@ SizeText = Annotated[
 ]
 
 
+Steps = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class JobPart(Part):
     """A job; a key without a value is None, which means what its description says."""
 
@@ -54,7 +59,10 @@ class JobPart(Part):
         PathText | None,
         Field(description="a Hugging Face model directory, its config.json, or a hub id; needed"),
     ] = None
-    data: Annotated[PathText | None, Field(description="a text file, or a folder of them; needed")] = None
+    data: Annotated[
+        PathText | None,
+        Field(description="plain text, JSON lines, parquet or a dataset on disk: a file or a folder; needed"),
+    ] = None
     out: Annotated[PathText | None, Field(description="a new folder for the run, or with resume the run's; needed")] = (
         None
     )
@@ -84,6 +92,27 @@ class JobPart(Part):
         float,
         Field(gt=0, description="learning rate at its peak", json_schema_extra={"group": "optimizer"}),
     ] = 3e-4
+    lr_schedule: Annotated[
+        Literal["cosine", "linear", "wsd"],
+        Field(description="how the rate falls after the warm-up; wsd stays at its peak until it falls at the end"),
+    ] = "cosine"
+    warm_up: Annotated[
+        Steps | None, Field(description="steps until the rate's peak (default a tenth of them, at most 100)")
+    ] = None
+    decay: Annotated[
+        Steps | None, Field(description="steps in which wsd falls at the end (default a tenth of them)")
+    ] = None
+    lr_end: Annotated[Share, Field(description="the last rate, as a share of the peak")] = 0.1
+    beta1: Annotated[Beta, Field(description="how much AdamW keeps of its first moment")] = 0.9
+    beta2: Annotated[Beta, Field(description="how much AdamW keeps of its second moment")] = 0.95
+    epsilon: Annotated[float, Field(gt=0, le=1, description="what AdamW adds to its divisor")] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=1000, description="decay of weights with two or more dimensions")] = (
+        0.1
+    )
+    undecayed: Annotated[
+        str, Field(description="patterns of parameters not to decay, such as '*embed*,*.gate.*' (default none)")
+    ] = ""
+    clip_norm: Annotated[float, Field(ge=0, le=1e9, description="norm to clip gradients at; 0 for never")] = 1.0
     dtype: Annotated[Literal["fp32"], Field(description="training type")] = "fp32"
 
     processes: Annotated[
@@ -119,6 +148,28 @@ class JobPart(Part):
     check: Annotated[bool, Field(description="prove first, on a small copy, that the split model equals the whole")] = (
         True
     )
+
+    data_format: Annotated[
+        Literal["auto", "text", "jsonl", "parquet", "dataset"],
+        Field(description="how data is written; auto goes by the files' names", json_schema_extra={"group": "data"}),
+    ] = "auto"
+    text_key: Annotated[str, Field(description="a record's document, all of which is learned")] = "text"
+    prompt_key: Annotated[str, Field(description="what a record has before its answer, which is read only")] = "prompt"
+    answer_key: Annotated[str, Field(description="a record's answer, which alone is learned")] = "answer"
+    messages_key: Annotated[
+        str, Field(description="a record's conversation, of which the assistant's part is learned")
+    ] = "messages"
+    packing: Annotated[
+        Literal["stream", "whole"] | None,
+        Field(
+            description="stream: documents one after another, cut where a sequence ends; whole: uncut, and padding "
+            "where none fits (default: whole where parts of them are not learned)"
+        ),
+    ] = None
+    separate_documents: Annotated[
+        bool | None,
+        Field(description="documents in one sequence do not see each other (default: with packing whole)"),
+    ] = None
 
     resume: Annotated[
         bool,

@@ -15,6 +15,9 @@ class Progress(Protocol):
     def said(self, text: str) -> None:
         """One line about what happens now."""
 
+    def tokenised(self, done: int, total: int, tokens: int) -> None:
+        """Of `total` bytes or rows of data `done` are tokens now, `tokens` of them."""
+
     def planned(self, plan: Plan, model: Model) -> None:
         """The plan that will be run."""
 
@@ -29,6 +32,9 @@ class Silent:
     """Nobody watches."""
 
     def said(self, text: str) -> None:
+        """Nothing."""
+
+    def tokenised(self, done: int, total: int, tokens: int) -> None:
         """Nothing."""
 
     def planned(self, plan: Plan, model: Model) -> None:

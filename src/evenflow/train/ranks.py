@@ -32,9 +32,10 @@ from evenflow.runtime import (
     to_device,
     use_device,
 )
-from evenflow.train.lr_schedule import learning_rate
+from evenflow.train.lr_schedule import LrSchedule
 from evenflow.train.sampler import microbatch, sample_ids
 from evenflow.train.saver import Saver, read_state
+from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
 from evenflow.units import format_bytes
 
@@ -80,11 +81,12 @@ def _train(
     stages = {number: _build(number, payload, plan, device) for number in plan.ranks[rank].stages}
     held = tuple(stages.values())
     parameters = {name: own for stage in held for name, own in stage.named_model_parameters().items()}
-    optimizer = Optimizer(parameters, held[0].anatomy.parameters, OptimizerSettings())
+    optimizer = Optimizer(parameters, held[0].anatomy.parameters, _settings(payload))
     hidden: int = payload["hidden_size"]
     executor = Executor(program, rank, stages, transport, optimizer, (plan.micro_batch_size, plan.seq_length, hidden))
     store = TokenStore.open(Path(payload["tokens"]))
-    steps: int = payload["steps"]
+    sequences = Sequences(store, plan.seq_length, payload["packing"], payload["separate"])
+    rates = LrSchedule(**payload["rates"])
     done: int = payload["done_steps"]
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
@@ -93,9 +95,9 @@ def _train(
     _compare_clocks(channel, host, rank, len(plan.ranks))
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
-        rate = learning_rate(step, steps, payload["learning_rate"])
+        rate = rates.at(step)
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        batch = _Batch(store, plan, payload["seed"], step, device)
+        batch = _Batch(sequences, plan, payload["seed"], step, device)
         result = executor.run_step(batch, rate, want_stop)
         channel.send(
             {
@@ -121,6 +123,11 @@ def _train(
     sizes = write_weights(held, Path(payload["model_out"]), rank, len(plan.ranks))
     channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
+
+
+def _settings(payload: dict[str, Any]) -> OptimizerSettings:
+    given = payload["optimizer"]
+    return OptimizerSettings(**{**given, "undecayed": tuple(given["undecayed"])})
 
 
 def _tell(channel: Channel, reports: list[dict[str, Any]]) -> None:
@@ -150,19 +157,19 @@ class _Batch:
         read: those that were asked for so far, by microbatch.
     """
 
-    def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, device: torch.device) -> None:
-        self.store = store
+    def __init__(self, sequences: Sequences, plan: Plan, seed: int, step: int, device: torch.device) -> None:
+        self.sequences = sequences
         self.plan = plan
         self.device = device
         self.read: dict[int, tuple[int, ...]] = {}
-        self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
+        self.ids = sample_ids(seed, step, plan.global_batch_size, len(sequences))
 
     def __call__(self, index: int) -> Tensor:
         """The token ids [batch, seq] of a microbatch."""
         size = self.plan.micro_batch_size
-        rows = microbatch(self.store, self.ids, index, size, self.plan.seq_length)
+        rows = microbatch(self.sequences, self.ids, index, size)
         self.read[index] = self.ids[index * size : (index + 1) * size]
-        return to_device(torch.from_numpy(rows), self.device)
+        return to_device(torch.from_numpy(rows.ids), self.device)
 
     def samples(self) -> list[int]:
         """What was read, in the order of the batch."""

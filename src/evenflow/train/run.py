@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 
@@ -45,12 +45,11 @@ from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
 from evenflow.train.job import Job, lasting_settings
 from evenflow.train.planning import DEFAULT_RECOMPUTE, DEFAULT_SCHEDULE, check_agrees, follow_plan, make_batch
-from evenflow.train.prepare import PreparedText, prepare_text, reopen_text
+from evenflow.train.prepare import PreparedText, open_corpus, prepare_text, reopen_text
 from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
 from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
-from evenflow.train.text import read_documents
 
 _GLOBAL_BATCH_SIZE = 16
 _SEQ_LENGTH = 256
@@ -169,7 +168,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         for damaged in checkpoint.passed_over:
             progress.said(f"warning: {damaged}; going on from {checkpoint.folder}, after step {checkpoint.state.step}")
     else:
-        read_documents(job.data)  # says at once that there is nothing to read
+        open_corpus(job, source)  # says at once that there is nothing to read
     if job.plan is not None:
         model, plan = follow_plan(job.plan, source)
         check_ranks(launcher.ranks, job, len(plan.ranks))
@@ -186,6 +185,11 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
     signals.check()
     text = _text(job, source, batch.seq_length, progress, signals)
+    if text.sequences.is_masked or text.sequences.separate:
+        raise InputError(
+            f"{job.data} has parts that are only read, or documents that do not see each other, which is not trained "
+            "on yet; --packing stream with records of `text` alone would be"
+        )
     signals.check()
     if plan is None:
         plan = _plan(job, source, model, cluster, batch, progress, signals, launcher)
@@ -215,8 +219,8 @@ def _cluster_and_batch(
 def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress, signals: StopSignals) -> PreparedText:
     folder = job.out / "tokens"
     if job.resume:
-        return reopen_text(source, folder, seq_length)
-    return prepare_text(source, job.data, folder, seq_length, progress, signals.check)
+        return reopen_text(job, source, folder, seq_length)
+    return prepare_text(job, source, folder, seq_length, progress, signals.check)
 
 
 def _plan(
@@ -312,12 +316,14 @@ def _run_ranks(
         "seed": job.seed,
         "gpus": 0 if plan.device == CPU else len(visible_gpus()),
         "tokens": str(out / "tokens"),
+        "packing": ready.text.sequences.packing,
+        "separate": ready.text.sequences.separate,
         "hidden_size": ready.model.hidden_size,
-        "steps": job.steps,
         "last_step": job.stop_at or job.steps,
         "done_steps": checkpoint.state.step if checkpoint else 0,
         "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
-        "learning_rate": job.learning_rate,
+        "rates": asdict(job.rates()),
+        "optimizer": asdict(job.optimizer()),
         "model_out": str(out / _PARTIAL_MODEL),
         "run": str(out),
         "save_every": job.save_every,
