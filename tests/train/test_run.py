@@ -28,7 +28,8 @@ from evenflow.train.store import TokenStore
 from tests.conftest import TINY_LLAMA
 
 METRIC_KEYS = {
-    "step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "step_s", "idle_fraction", "imbalance", "peak_bytes",
+    "step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "step_s", "idle_fraction", "imbalance", "mfu",
+    "peak_bytes",
 }  # fmt: skip
 
 

@@ -192,6 +192,17 @@ class JobPart(Part):
         bool, Field(description="end the run, without saving, when its loss or gradient is not a number")
     ] = True
 
+    tensorboard: Annotated[
+        bool,
+        Field(
+            description="write metrics for TensorBoard too, into the run's folder",
+            json_schema_extra={"group": "seeing"},
+        ),
+    ] = False
+    wandb: Annotated[
+        PathText | None, Field(description="send metrics to this project of Weights & Biases (default: to none)")
+    ] = None
+
 
 _PATHS = ("data", "out", "plan")
 _RENAMED = {"lr": "learning_rate"}

@@ -151,7 +151,10 @@ class Checkpoints:
         """Complete a checkpoint that all ranks have written, give it its name, and drop older ones."""
         partial = partial_folder(self._run, step)
         state = self._state(step)
-        files = {file["name"]: {"bytes": file["size"], "xxh3": file["xxh3"]} for file in self._files.pop(step).values()}
+        files = {
+            own["name"]: {"bytes": own["size"], "xxh3": own["xxh3"], "write_s": own["seconds"], "hash_s": own["hash_s"]}
+            for own in self._files.pop(step).values()
+        }
         manifest = {
             "format_version": CHECKPOINT_VERSION,
             "model": state.model,

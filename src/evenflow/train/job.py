@@ -59,6 +59,8 @@ class Job:
         keep_last: how many of the newest checkpoints are kept.
         keep_every: beside them, those after every so many steps are.
         stop_on_nan: end the run, without saving, when its loss or gradient is not a number.
+        tensorboard: write metrics for TensorBoard too.
+        wandb: a project of Weights & Biases to send metrics to.
         measure_again: time layers even where a profile is cached.
     """
 
@@ -103,6 +105,8 @@ class Job:
     keep_last: int = 2
     keep_every: int | None = None
     stop_on_nan: bool = True
+    tensorboard: bool = False
+    wandb: str | None = None
     measure_again: bool = False
 
     def __post_init__(self) -> None:

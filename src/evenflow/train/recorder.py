@@ -102,6 +102,7 @@ class Recorder:
             step_s=timeline.step_s,
             idle_fraction=timeline.idle_fraction,
             imbalance=timeline.imbalance,
+            mfu=self.plan.predicted.mfu * self.plan.predicted.step_s / timeline.step_s,
             peak_bytes=tuple(own.peak_bytes for own in timeline.ranks),
         )
         samples = [sample for own in sorted(reports) for sample in reports[own].get("samples", ())]
@@ -127,6 +128,7 @@ class Recorder:
             tokens_per_s=median(step.tokens_per_s for step in settled),
             idle_fraction=median(step.idle_fraction for step in settled),
             imbalance=median(step.imbalance for step in settled),
+            mfu=median(step.mfu for step in settled),
         )
 
     def _timeline(self, reports: dict[int, dict[str, Any]]) -> Timeline:

@@ -50,6 +50,7 @@ from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
 from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
+from evenflow.train.trackers import tracked
 
 _GLOBAL_BATCH_SIZE = 16
 _SEQ_LENGTH = 256
@@ -93,7 +94,7 @@ def train(job: Job, progress: Progress | None = None) -> RunResult:
         FaultError: a rank failed or died; the others were ended.
         StoppedError: a signal stopped the run after a step; everything was saved first.
     """
-    progress = progress or Silent()
+    progress = tracked(job, progress or Silent())
     torchrun = notice_torchrun(os.environ)
     if torchrun is not None and not torchrun.leads:
         raise InputError(

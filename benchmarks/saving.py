@@ -1,0 +1,124 @@
+"""What saving costs a run: the step during which a checkpoint is copied and written, beside the one before it.
+
+    python -m benchmarks.saving                        # a state of about 500 MiB in one process
+
+A run saves after every second step. The step after a save holds the copy to host memory and, in a thread, the writing,
+flushing to the disk and hashing; the step before it holds nothing of a save, if that had ended by then. `step` is the
+median ratio of the two with its 95% interval, at most 1.5 being aimed at; `hashing` is the hashing's share of the
+seconds that a checkpoint took to write, from the manifests, at most 0.05.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.statistics import LEAST_ROUNDS, ratio_of
+from evenflow.files import load_metrics
+from evenflow.spec import this_machine
+from evenflow.train import Job, Silent, train
+
+WARM_UP = 2
+EVERY = 2
+MIB = 2**20
+
+
+def main() -> None:
+    """Run, then print a table or one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help=f"saves, at least {LEAST_ROUNDS}")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--hidden-size", type=int, default=768)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--global-batch-size", type=int, default=8)
+    parser.add_argument("--seq-length", type=int, default=64)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.rounds < LEAST_ROUNDS:
+        parser.error(f"{arguments.rounds} rounds say nothing on a noisy machine; {LEAST_ROUNDS} would be the least")
+    result = measure(arguments)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        _print_table(result)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train, saving after every second step, and read the run's own files."""
+    with tempfile.TemporaryDirectory(prefix="evenflow-") as name:
+        folder = Path(name)
+        out = folder / "run"
+        train(_job(options, folder), Silent())
+        steps = {own.step: own.step_s for own in load_metrics(out / "metrics.jsonl")}
+        manifests = [json.loads(path.read_text()) for path in sorted(out.glob("checkpoints/step-*/manifest.json"))]
+    saved = range(WARM_UP + EVERY, max(steps), EVERY)
+    files = [list(own["files"].values()) for own in manifests[:-1]]  # the last one is no asynchronous one
+    return {
+        "machine": asdict(this_machine()),
+        "processes": options.processes,
+        "rounds": len(saved),
+        "state_bytes": sum(own["bytes"] for own in files[0]),
+        "step_s": median(steps[step] for step in saved),
+        "saving_step_s": median(steps[step + 1] for step in saved),
+        "write_s": median(max(own["write_s"] for own in each) for each in files),
+        "step": asdict(ratio_of([steps[step + 1] for step in saved], [steps[step] for step in saved])),
+        "hashing": asdict(
+            ratio_of(
+                [sum(own["hash_s"] for own in each) for each in files],
+                [sum(own["write_s"] for own in each) for each in files],
+            )
+        ),
+    }
+
+
+def _job(options: argparse.Namespace, folder: Path) -> Job:
+    config = {
+        "model_type": "llama",
+        "hidden_size": options.hidden_size,
+        "intermediate_size": 3 * options.hidden_size,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": options.blocks,
+        "vocab_size": 4096,
+        "max_position_embeddings": max(options.seq_length, 128),
+        "tie_word_embeddings": False,
+    }
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    (folder / "text.txt").write_text("".join(f"line {n}: {n * n} is the square of {n}\n" for n in range(20000)))
+    steps = WARM_UP + EVERY * options.rounds + 1
+    return Job(
+        model=str(folder / "model"),
+        data=folder / "text.txt",
+        out=folder / "run",
+        steps=steps,
+        global_batch_size=options.global_batch_size,
+        micro_batch_size=max(options.global_batch_size // (4 * options.processes), 1),
+        seq_length=options.seq_length,
+        processes=options.processes,
+        check=False,
+        save_every=EVERY,
+        keep_last=1,
+        keep_every=EVERY,
+    )
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    machine, step, hashing = result["machine"], result["step"], result["hashing"]
+    print(f"{machine['processor']}, {machine['cores']} cores; {result['rounds']} saves, medians")
+    print(
+        f"a state of {result['state_bytes'] / MIB:.0f} MiB in {result['processes']} processes, written in "
+        f"{result['write_s']:.2f} s; step {result['step_s']:.2f} s, during a save {result['saving_step_s']:.2f} s"
+    )
+    print(f"step during a save over the one before it {step['median']:.3f} [{step['low']:.3f}, {step['high']:.3f}]")
+    low, high = hashing["low"], hashing["high"]
+    print(f"hashing, of writing {100 * hashing['median']:.2f}% [{100 * low:.2f}%, {100 * high:.2f}%]")
+
+
+if __name__ == "__main__":
+    main()
