@@ -15,12 +15,12 @@ def test_steps_and_saves_are_paired(capsys: pytest.CaptureFixture[str]) -> None:
     with mock.patch("sys.argv", [*options, "--json"]):
         main()
     result = json.loads(capsys.readouterr().out)
-    assert result["rounds"] == 15
+    assert 0 < result["rounds"] <= 15
     assert result["state_bytes"] > 12 * 2 * 4096 * 64  # weights and both moments of embedding and head alone
-    for name in ("step", "hashing"):
+    for name in ("step", "next", "hashing"):
         assert 0 < result[name]["low"] <= result[name]["median"] <= result[name]["high"]
     assert result["hashing"]["high"] < 1
     with mock.patch("sys.argv", options), pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.saving.measure", lambda *_: result)
         main()
-    assert "step during a save over the one before it" in capsys.readouterr().out
+    assert "the step after it" in capsys.readouterr().out
