@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=848)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--global-batch-size", type=int, default=16)
-    parser.add_argument("--seq-length", type=int, default=48)
+    parser.add_argument("--seq-length", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.rounds < LEAST_ROUNDS:

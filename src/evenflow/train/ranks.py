@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evenflow.errors import FaultError, RankError, first_line
-from evenflow.execute import Executor
+from evenflow.execute import Executor, StepResult
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import Stage, build_stage, draw_weights, read_config, read_weights, write_weights
@@ -99,19 +99,8 @@ def _train(
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
         batch = _Batch(sequences, plan, payload["seed"], step, device)
         result = executor.run_step(batch, rate, want_stop)
-        channel.send(
-            {
-                "kind": "step",
-                "step": step,
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
-                "lr": rate,
-                "begin": result.begin_s,
-                "spans": [moment for span in result.spans for moment in span],
-                "peak": meter.peak_bytes(),
-                "samples": batch.samples() if held[0].is_first else [],
-            }
-        )
+        samples = batch.samples() if held[0].is_first else []
+        channel.send({**_step_report(step, result, rate), "peak": meter.peak_bytes(), "samples": samples})
         _tell(channel, saver.done())
         if result.stop:
             break
@@ -123,6 +112,18 @@ def _train(
     sizes = write_weights(held, Path(payload["model_out"]), rank, len(plan.ranks))
     channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
+
+
+def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
+    return {
+        "kind": "step",
+        "step": step,
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": rate,
+        "begin": result.begin_s,
+        "spans": [moment for span in result.spans for moment in span],
+    }
 
 
 def _settings(payload: dict[str, Any]) -> OptimizerSettings:

@@ -20,7 +20,7 @@ from evenflow.runtime import Optimizer
 from evenflow.train.checkpoint import partial_folder, shard_file
 from evenflow.train.shards import Piece, WrittenFile, read_pieces, saved_names, write_shard
 
-_NICE = 10
+_NICE = 5
 
 
 class Saver:

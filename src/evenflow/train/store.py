@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from evenflow.errors import InputError
+from evenflow.files import write_json
 from evenflow.train.document import Document
 
 FORMAT_VERSION = 2
@@ -179,11 +180,7 @@ def build_store(
     existing = _existing(folder, source, tokenizer_hash, separator_id) if source else None
     if existing is not None:
         return existing
-    if tokenizer.truncation is not None or tokenizer.padding is not None:
-        # Some published tokenizers carry the settings of an inference batch: they would drop or invent text.
-        tokenizer = Tokenizer.from_str(serialized)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+    tokenizer = _without_limits(tokenizer, serialized)
     vocab_size = 1 + max(max(tokenizer.get_vocab(with_added_tokens=True).values()), separator_id or 0)
     dtype_name = "uint16" if vocab_size < 65536 else "uint32"
 
@@ -214,10 +211,18 @@ def build_store(
         "source": source,
         "tokenizer": tokenizer_hash,
     }
-    described = folder / f"{FACTS_NAME}.{os.getpid()}"
-    described.write_text(json.dumps(facts, indent=1) + "\n")
-    described.replace(folder / FACTS_NAME)
+    write_json(folder / FACTS_NAME, facts)
     return TokenStore.open(folder)
+
+
+def _without_limits(tokenizer: Tokenizer, serialized: str) -> Tokenizer:
+    """Some published tokenizers carry the settings of an inference batch: they would drop or invent text."""
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    free = Tokenizer.from_str(serialized)
+    free.no_truncation()
+    free.no_padding()
+    return free
 
 
 class _Writer:
