@@ -1,4 +1,4 @@
-"""What saving costs a run: the step during which a checkpoint is copied and written, beside the one before it.
+"""What saving costs a run: the step during which a checkpoint is copied and written, beside a quiet one.
 
     python -m benchmarks.saving                        # a state of about 500 MiB in one process
 
@@ -6,7 +6,7 @@ A run saves after every fourth step. The step after a save holds the copy to hos
 flushing to the disk and hashing; the fourth step after it holds nothing of a save, or is not counted where the writing
 had not ended by then. `step` is the median ratio of the two with its 95% interval, at most 1.5 being aimed at; `next`
 is that of the step after, into which the writing may reach; `hashing` is the hashing's share of the seconds that a
-checkpoint took to write, from the manifests, at most 0.05.
+checkpoint took to write, at most 0.05.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ from evenflow.train import Job, Silent, train
 
 EVERY = 4
 MIB = 2**20
+
+
+class Saves(Silent):
+    """Notes how long each save took to write, and its hashing."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, tuple[float, float]] = {}
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        self.seconds[int(checkpoint.name.partition("-")[2])] = write_s, hash_s
 
 
 def main() -> None:
@@ -49,34 +59,34 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train, saving after every fourth step, and read the run's own files."""
+    """Train, saving after every fourth step, and note what saving took."""
     with tempfile.TemporaryDirectory(prefix="evenflow-") as name:
         folder = Path(name)
         out = folder / "run"
-        train(_job(options, folder), Silent())
+        saves = Saves()
+        train(_job(options, folder), saves)
         steps = {own.step: own.step_s for own in load_metrics(out / "metrics.jsonl")}
-        manifests = [json.loads(path.read_text()) for path in sorted(out.glob("checkpoints/step-*/manifest.json"))]
-    files = {own["step"]: list(own["files"].values()) for own in manifests if own["step"] + EVERY <= max(steps)}
-    slowest = {step: max(own["write_s"] for own in each) for step, each in files.items()}
+        shards = (out / "checkpoints" / f"step-{EVERY:08d}").glob("*.safetensors")
+        state_bytes = sum(file.stat().st_size for file in shards)
+    saved_s = {step: own for step, own in saves.seconds.items() if step + EVERY <= max(steps)}
     # One after a save that was still being written when the last of its steps began is no pair.
-    saved = [step for step in files if slowest[step] < sum(steps[step + later] for later in range(1, EVERY))]
+    saved = [
+        step
+        for step, (write_s, _) in saved_s.items()
+        if write_s < sum(steps[step + later] for later in range(1, EVERY))
+    ]
     quiet = [steps[step + EVERY] for step in saved]
     return {
         "machine": asdict(this_machine()),
         "processes": options.processes,
         "rounds": len(saved),
-        "state_bytes": sum(own["bytes"] for own in next(iter(files.values()))),
+        "state_bytes": state_bytes,
         "step_s": median(quiet),
         "saving_step_s": median(steps[step + 1] for step in saved),
-        "write_s": median(slowest.values()),
+        "write_s": median(write_s for write_s, _ in saved_s.values()),
         "step": asdict(ratio_of([steps[step + 1] for step in saved], quiet)),
         "next": asdict(ratio_of([steps[step + 2] for step in saved], quiet)),
-        "hashing": asdict(
-            ratio_of(
-                [sum(own["hash_s"] for own in each) for each in files.values()],
-                [sum(own["write_s"] for own in each) for each in files.values()],
-            )
-        ),
+        "hashing": asdict(ratio_of([own for _, own in saved_s.values()], [own for own, _ in saved_s.values()])),
     }
 
 

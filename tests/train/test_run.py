@@ -206,14 +206,19 @@ def test_progress_hears_everything(job: Job) -> None:
         def stepped(self, metrics: object, steps: int) -> None:
             heard.append(f"step of {steps}")
 
+        def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+            assert write_s > hash_s > 0
+            heard.append(f"saved {checkpoint.name}")
+
         def closed(self) -> None:
             heard.append("closed")
 
-    evenflow.train(replace(job, out=job.out.parent / "heard", steps=2), Listener())
+    evenflow.train(replace(job, out=job.out.parent / "heard", steps=2, save_every=1), Listener())
     size = job.data.stat().st_size
     assert f"tokenised {size} of {size}" in heard
     assert "planned 2 model" in heard
     assert heard.count("step of 2") == 2
+    assert "saved step-00000001" in heard
     assert heard[-1] == "closed"
     assert any(line.startswith("weights: drawn from seed 4") for line in heard)
 

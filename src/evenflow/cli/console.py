@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -13,6 +14,7 @@ from evenflow.draw import plan_table
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
 from evenflow.spec import Model
+from evenflow.units import format_seconds
 
 _SAID_SHARE = 0.25  # of the data, between two lines without a terminal
 _PLAIN_LINES = 20  # of a run without a terminal, beside its first and last
@@ -74,6 +76,11 @@ class TerminalProgress:
             return
         bar = self._bar or self._start_bar("training", steps, figures)
         bar.update(bar.task_ids[0], completed=metrics.step, figures=figures)
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        """Print a line."""
+        del hash_s
+        self.said(f"saved: {checkpoint}, written in {format_seconds(write_s)}")
 
     def _start_bar(self, what: str, total: int, figures: str) -> Progress:
         self._bar = Progress(

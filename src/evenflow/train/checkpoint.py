@@ -147,14 +147,17 @@ class Checkpoints:
         files[rank] = message["file"]
         return step if len(files) == self._ranks else None
 
+    def seconds(self, step: int) -> tuple[float, float]:
+        """How long the slowest rank took to write its part, and all ranks to hash theirs; until it is published."""
+        files = self._files[step].values()
+        return max(own["seconds"] for own in files), sum(own["hash_s"] for own in files)
+
     def publish(self, step: int) -> Path:
         """Complete a checkpoint that all ranks have written, give it its name, and drop older ones."""
         partial = partial_folder(self._run, step)
         state = self._state(step)
-        files = {
-            own["name"]: {"bytes": own["size"], "xxh3": own["xxh3"], "write_s": own["seconds"], "hash_s": own["hash_s"]}
-            for own in self._files.pop(step).values()
-        }
+        written = self._files.pop(step)
+        files = {written[rank]["name"]: _file_facts(written[rank]) for rank in sorted(written)}
         manifest = {
             "format_version": CHECKPOINT_VERSION,
             "model": state.model,
@@ -202,6 +205,10 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
         raise InputError(f"{out} has done all its {steps} steps; a new --out would start another run")
     if last_step <= state.step:
         raise InputError(f"{out} has done step {state.step}: --stop-at {state.step + 1} to {steps} would go on")
+
+
+def _file_facts(written: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bytes": written["size"], "xxh3": written["xxh3"]}
 
 
 def _read_manifest(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:

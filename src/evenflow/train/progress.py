@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from evenflow.files import StepMetrics
@@ -24,6 +25,9 @@ class Progress(Protocol):
     def stepped(self, metrics: StepMetrics, steps: int) -> None:
         """One step of `steps` is done."""
 
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        """A checkpoint was published while the run goes on; writing took its slowest rank so long, hashing all."""
+
     def closed(self) -> None:
         """No more will come: the run ended, well or not."""
 
@@ -41,6 +45,9 @@ class Silent:
         """Nothing."""
 
     def stepped(self, metrics: StepMetrics, steps: int) -> None:
+        """Nothing."""
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
         """Nothing."""
 
     def closed(self) -> None:

@@ -365,7 +365,8 @@ def _watch(
         elif message["kind"] == "saved":
             complete = checkpoints.take(rank, message)
             if complete is not None and not message["last"]:  # the last one waits for the model
-                progress.said(f"saved: {checkpoints.publish(complete)}")
+                write_s, hash_s = checkpoints.seconds(complete)
+                progress.saved(checkpoints.publish(complete), write_s, hash_s)
         elif message["kind"] == "clock":
             recorder.take_clock(rank, message)
         elif message["kind"] == "shard":

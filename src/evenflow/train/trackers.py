@@ -60,6 +60,10 @@ class Tracked:
             tracker.log(metrics.step, scalars_of(metrics))
         self._progress.stepped(metrics, steps)
 
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        """Passed on."""
+        self._progress.saved(checkpoint, write_s, hash_s)
+
     def closed(self) -> None:
         """Close the trackers."""
         for tracker in self._trackers:
