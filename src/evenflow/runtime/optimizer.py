@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,28 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW's settings; weight decay applies to parameters of two or more dimensions."""
+    """AdamW's settings.
+
+    Attributes:
+        beta1: how much of the first moment is kept.
+        beta2: of the second.
+        epsilon: is added to the second one's root.
+        weight_decay: a step takes this share of the weights, times the learning rate; of parameters with two or more
+            dimensions.
+        undecayed: patterns, as of file names, of parameters that are not decayed either.
+        clip_norm: gradients are scaled down to this norm of the whole model's; 0 for never.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    undecayed: tuple[str, ...] = ()
+
+    def decays(self, name: str, dimensions: int) -> bool:
+        """Whether a parameter's weights are decayed."""
+        return dimensions >= 2 and not any(fnmatchcase(name, pattern) for pattern in self.undecayed)
 
 
 class Optimizer:
@@ -34,7 +50,12 @@ class Optimizer:
         parameters: this rank's parameters by name.
         all_names: every parameter's name of the whole model, in its order.
         settings: AdamW's settings.
+
+    Attributes:
+        kinds: what it keeps of each parameter.
     """
+
+    kinds = _MOMENTS
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], all_names: Sequence[str], settings: OptimizerSettings
@@ -43,8 +64,8 @@ class Optimizer:
         self.settings = settings
         self._slots = [(all_names.index(name), parameter) for name, parameter in self.parameters.items()]
         self._norms = len(all_names)
-        decayed = [parameter for parameter in self.parameters.values() if parameter.ndim >= 2]
-        plain = [parameter for parameter in self.parameters.values() if parameter.ndim < 2]
+        decayed = [own for name, own in self.parameters.items() if settings.decays(name, own.ndim)]
+        plain = [own for name, own in self.parameters.items() if not settings.decays(name, own.ndim)]
         groups = [(decayed, settings.weight_decay), (plain, 0.0)]
         self._adamw = torch.optim.AdamW(
             [{"params": group, "weight_decay": decay} for group, decay in groups if group],
@@ -81,7 +102,7 @@ class Optimizer:
         """
         norm = float(torch.linalg.vector_norm(norms))
         factor = self.settings.clip_norm / (norm + 1e-6)
-        if factor < 1:
+        if self.settings.clip_norm and factor < 1:
             for parameter in self.parameters.values():
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evenflow.errors import FaultError, RankError, first_line
-from evenflow.execute import Executor
+from evenflow.execute import Executor, StepResult
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import Stage, build_stage, draw_weights, read_config, read_weights, write_weights
@@ -32,9 +32,10 @@ from evenflow.runtime import (
     to_device,
     use_device,
 )
-from evenflow.train.checkpoint import read_shards, write_shard
-from evenflow.train.lr_schedule import learning_rate
+from evenflow.train.lr_schedule import LrSchedule
 from evenflow.train.sampler import microbatch, sample_ids
+from evenflow.train.saver import Saver, read_state
+from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
 from evenflow.units import format_bytes
 
@@ -80,41 +81,59 @@ def _train(
     stages = {number: _build(number, payload, plan, device) for number in plan.ranks[rank].stages}
     held = tuple(stages.values())
     parameters = {name: own for stage in held for name, own in stage.named_model_parameters().items()}
-    optimizer = Optimizer(parameters, held[0].anatomy.parameters, OptimizerSettings())
+    optimizer = Optimizer(parameters, held[0].anatomy.parameters, _settings(payload))
     hidden: int = payload["hidden_size"]
     executor = Executor(program, rank, stages, transport, optimizer, (plan.micro_batch_size, plan.seq_length, hidden))
     store = TokenStore.open(Path(payload["tokens"]))
-    steps: int = payload["steps"]
+    sequences = Sequences(store, plan.seq_length, payload["packing"], payload["separate"])
+    rates = LrSchedule(**payload["rates"])
     done: int = payload["done_steps"]
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
-        read_shards(Path(payload["checkpoint"]), done, held, optimizer)
+        read_state(Path(payload["checkpoint"]), done, held, optimizer)
+    saver = Saver(Path(payload["run"]), rank, held, optimizer)
     _compare_clocks(channel, host, rank, len(plan.ranks))
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
-        rate = learning_rate(step, steps, payload["learning_rate"])
+        rate = rates.at(step)
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        result = executor.run_step(_Batch(store, plan, payload["seed"], step, device), rate, want_stop)
-        channel.send(
-            {
-                "kind": "step",
-                "step": step,
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
-                "lr": rate,
-                "begin": result.begin_s,
-                "spans": [moment for span in result.spans for moment in span],
-                "peak": meter.peak_bytes(),
-            }
-        )
+        batch = _Batch(sequences, plan, payload["seed"], step, device)
+        result = executor.run_step(batch, rate, want_stop)
+        samples = batch.samples() if held[0].is_first else []
+        channel.send({**_step_report(step, result, rate), "peak": meter.peak_bytes(), "samples": samples})
+        _tell(channel, saver.done())
         if result.stop:
             break
+        if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
+            _tell(channel, saver.start(step))
     _compare_clocks(channel, host, rank, len(plan.ranks))
     channel.send({"kind": "doing", "what": "saving its state"})
-    write_shard(Path(payload["checkpoint_out"]), rank, held, optimizer)
+    _tell(channel, saver.save_last(step))
     sizes = write_weights(held, Path(payload["model_out"]), rank, len(plan.ranks))
     channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
+
+
+def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
+    return {
+        "kind": "step",
+        "step": step,
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": rate,
+        "begin": result.begin_s,
+        "spans": [moment for span in result.spans for moment in span],
+    }
+
+
+def _settings(payload: dict[str, Any]) -> OptimizerSettings:
+    given = payload["optimizer"]
+    return OptimizerSettings(**{**given, "undecayed": tuple(given["undecayed"])})
+
+
+def _tell(channel: Channel, reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        channel.send(report)
 
 
 def _compare_clocks(channel: Channel, host: Transport, rank: int, ranks: int) -> None:
@@ -132,18 +151,30 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.devic
 
 
 class _Batch:
-    """One step's microbatches: a function of (seed, step) alone, whatever the layout; none is kept."""
+    """One step's microbatches: a function of (seed, step) alone, whatever the layout; none is kept.
 
-    def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, device: torch.device) -> None:
-        self.store = store
+    Attributes:
+        ids: the step's samples.
+        read: those that were asked for so far, by microbatch.
+    """
+
+    def __init__(self, sequences: Sequences, plan: Plan, seed: int, step: int, device: torch.device) -> None:
+        self.sequences = sequences
         self.plan = plan
         self.device = device
-        self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
+        self.read: dict[int, tuple[int, ...]] = {}
+        self.ids = sample_ids(seed, step, plan.global_batch_size, len(sequences))
 
     def __call__(self, index: int) -> Tensor:
         """The token ids [batch, seq] of a microbatch."""
-        rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
-        return to_device(torch.from_numpy(rows), self.device)
+        size = self.plan.micro_batch_size
+        rows = microbatch(self.sequences, self.ids, index, size)
+        self.read[index] = self.ids[index * size : (index + 1) * size]
+        return to_device(torch.from_numpy(rows.ids), self.device)
+
+    def samples(self) -> list[int]:
+        """What was read, in the order of the batch."""
+        return [sample for index in sorted(self.read) for sample in self.read[index]]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
