@@ -24,7 +24,7 @@ class _Stage(nn.Module):
         self.table = nn.Parameter(torch.randn(SHAPE[1] * SHAPE[2]))
         self.linear = nn.Linear(SHAPE[2], SHAPE[2]) if has_linear else nn.Identity()
 
-    def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, labels: Tensor | None, ids: object = None) -> Tensor:
         output = self.linear(hidden.view(-1, SHAPE[-1])).view(*SHAPE) + self.table.view(*SHAPE)
         return output.square().sum() if self.is_last else output
 
@@ -62,7 +62,7 @@ def test_a_first_gradient_shares_no_memory(has_linear: bool, is_last: bool, halv
 
 
 class _SequenceFirst(_Stage):
-    def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, labels: Tensor | None, ids: object = None) -> Tensor:
         return self.linear(hidden.transpose(0, 1)).transpose(0, 1)
 
 

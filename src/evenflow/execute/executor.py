@@ -182,9 +182,9 @@ class Executor:
         match action:
             case Forward(stage, microbatch):
                 hidden = self._input(stage, microbatch, running.tokens)
-                labels = self._tokens(microbatch, running.tokens) if stage == self._last_stage else None
+                ids = hidden if stage == 0 else self._tokens(microbatch, running.tokens)
                 mark()
-                self._forward(stage, microbatch, hidden, labels)
+                self._forward(stage, microbatch, hidden, ids)
             case Backward(stage, microbatch) | InputBackward(stage, microbatch):
                 gradient = self._output_gradient(stage, microbatch)
                 mark()
@@ -239,10 +239,10 @@ class Executor:
         transfer.wait()
         return buffer
 
-    def _forward(self, stage: int, microbatch: int, hidden: Tensor, labels: Tensor | None) -> None:
+    def _forward(self, stage: int, microbatch: int, hidden: Tensor, ids: Tensor) -> None:
         runner = self.runners[stage]
         run = runner.evaluate if self.program.forward_only else runner.forward
-        output = run(microbatch, hidden, labels)
+        output = run(microbatch, hidden, ids if stage == self._last_stage else None, ids)
         if stage < self._last_stage:
             self._outputs[stage, microbatch] = output
         if self.program.forward_only:

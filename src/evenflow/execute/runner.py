@@ -45,28 +45,33 @@ class StageRunner:
         on_gpu = stage.is_last and stage.device.type == "cuda"
         self._copied = torch.empty(microbatches, pin_memory=True) if on_gpu else None
 
-    def forward(self, microbatch: int, hidden: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(
+        self, microbatch: int, hidden: Tensor, labels: Tensor | None, ids: Tensor | None = None
+    ) -> Tensor:
         """Compute a microbatch's output.
 
         Args:
             microbatch: its number.
             hidden: token ids [batch, seq] on the first stage, hidden states [batch, seq, hidden] elsewhere.
             labels: token ids [batch, seq] on the last stage.
+            ids: token ids [batch, seq], which some models' later blocks read too.
 
         Returns:
             The output, detached: hidden states, or the loss on the last stage.
         """
         leaf = None if self.stage.is_first else hidden.detach().requires_grad_()
-        output = self.stage(hidden if leaf is None else leaf, labels)
+        output = self.stage(hidden if leaf is None else leaf, labels, ids)
         self._flights[microbatch] = _Flight(get_gradient_edge(output), leaf)
         detached: Tensor = output.detach().contiguous()  # as it is sent; a block may put the sequence first
         self._note_loss(microbatch, detached)
         return detached
 
-    def evaluate(self, microbatch: int, hidden: Tensor, labels: Tensor | None) -> Tensor:
+    def evaluate(
+        self, microbatch: int, hidden: Tensor, labels: Tensor | None, ids: Tensor | None = None
+    ) -> Tensor:
         """As `forward`, but nothing is kept for a backward."""
         with torch.no_grad():
-            output: Tensor = self.stage(hidden, labels)
+            output: Tensor = self.stage(hidden, labels, ids)
         self._note_loss(microbatch, output)
         return output.contiguous()
 

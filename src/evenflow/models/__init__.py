@@ -1,5 +1,6 @@
 """Hugging Face causal LMs: described by tracing, built one stage at a time, their weights read and written."""
 
+from evenflow.models.anatomy import count_layers
 from evenflow.models.describe import describe_model
 from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.source import ModelSource, find_model, read_config
@@ -10,6 +11,7 @@ __all__ = [
     "ModelSource",
     "Stage",
     "build_stage",
+    "count_layers",
     "describe_model",
     "draw_weights",
     "find_model",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 
-from torch import nn
+from torch import Tensor, nn
 
 from evenflow.errors import InputError
-from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
+from evenflow.models.anatomy import Anatomy, build_skeleton, dissect, hidden_width, part_of
 from evenflow.models.source import ModelSource
 from evenflow.models.stage import has_tied_embeddings
 from evenflow.models.trace import Trace, less, trace_layers
@@ -69,7 +69,7 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) 
         name=source.name,
         architecture=type(skeleton).__name__,
         vocab_size=config.get_text_config().vocab_size,
-        hidden_size=config.get_text_config().hidden_size,
+        hidden_size=hidden_width(config, anatomy),
         tied_embeddings=tied,
         micro_batch_size=micro_batch_size,
         seq_length=seq_length,
@@ -82,14 +82,18 @@ def _kind(layer: int, layers: int) -> LayerKind:
 
 
 def _belongs(anatomy: Anatomy, layer: int, parameter: str) -> bool:
-    return any(parameter.startswith(path + ".") for path in anatomy.layers[layer])
+    return any(parameter == path or parameter.startswith(path + ".") for path in anatomy.layers[layer])
 
 
 def _signature(model: nn.Module, anatomy: Anatomy, layer: int) -> str:
     """Equal for layers that do the same work: module types, parameter shapes and plain settings, indices aside."""
     parts: list[str] = []
     for path in anatomy.layers[layer]:
-        for name, module in model.get_submodule(path).named_modules():
+        part = part_of(model, path)
+        if isinstance(part, Tensor):
+            parts.append(f"{path.rpartition('.')[2]}:{tuple(part.shape)}")
+            continue
+        for name, module in part.named_modules():
             settings = {
                 key: value
                 for key, value in vars(module).items()

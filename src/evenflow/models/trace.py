@@ -7,23 +7,23 @@ So what counts as W, in FLOPs and bytes, is what that queue takes, and nothing h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 from weakref import WeakSet
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import PretrainedConfig, masking_utils
+from transformers import PretrainedConfig
 
 from evenflow.errors import EvenflowError, InputError, first_line
-from evenflow.models.anatomy import build_skeleton, dissect
+from evenflow.models.absent import allocate
+from evenflow.models.anatomy import build_skeleton, dissect, hidden_width, part_of
+from evenflow.models.imagined import imagined
 from evenflow.models.recompute import keep_blocks, recompute_blocks
-from evenflow.models.stage import Stage, allocate
+from evenflow.models.stage import Stage
 from evenflow.runtime import LiveBytes, WeightGradients
 from evenflow.spec import Activations
 
@@ -60,9 +60,9 @@ def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, se
     try:
         skeleton = build_skeleton(config)
         stage = Stage(skeleton, dissect(skeleton), layers)
-        with FakeTensorMode(allow_non_fake_inputs=True), _unpacked_sequences():
+        with imagined():
             allocate(stage)
-            return _trace_stage(stage, (batch, seq, config.get_text_config().hidden_size))
+            return _trace_stage(stage, (batch, seq, hidden_width(config, stage.anatomy)))
     except EvenflowError:
         raise
     except Exception as error:  # any model may do what cannot be traced
@@ -221,7 +221,8 @@ class _Entry:
         self._before: WeakSet[Any] = WeakSet()
         self._known = live.alive()  # the stage's input
         paths = [path for layer in stage.layers for path in stage.anatomy.layers[layer]]
-        modules = [stage.model.get_submodule(path) for path in paths[:1]]
+        parts = [part_of(stage.model, path) for path in paths[:1]]
+        modules = [part for part in parts if isinstance(part, nn.Module)]
         self._hooks = [module.register_forward_pre_hook(self._note) for module in modules]
 
     def _note(self, *_: object) -> None:
@@ -253,14 +254,6 @@ def _flop_counter() -> FlopCounterMode:
             torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],
         },
     )
-
-
-def _unpacked_sequences() -> AbstractContextManager[object]:
-    """Answer for the trace what fake tensors cannot: our sequences are not packed, so no mask is needed.
-
-    Without this the trace would hold a mask of seq x seq that a run never makes.
-    """
-    return patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None)
 
 
 def _by_operator(counter: FlopCounterMode) -> dict[str, int]:

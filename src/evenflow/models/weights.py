@@ -19,22 +19,79 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from evenflow.errors import InputError
+from evenflow.models.absent import is_unfilled
+from evenflow.models.anatomy import build_constants, part_of
 from evenflow.models.stage import Stage
 
 
 @torch.no_grad()
 def draw_weights(stage: Stage, seed: int) -> None:
-    """Fill parameters and buffers as the model's own initialisation does, layer by layer."""
+    """Fill parameters and buffers as the model's own initialisation does, layer by layer.
+
+    A weight that head and embedding share is drawn as the embedding's, wherever it is.
+    """
+    model, anatomy = stage.model, stage.anatomy
     in_layers: set[int] = set()
     for layer in stage.layers:
         torch.manual_seed(_layer_seed(seed, layer))
-        for path in stage.anatomy.layers[layer]:
-            part = stage.model.get_submodule(path)
-            in_layers.update(map(id, part.modules()))
-            _initialise(stage.model, part)
-    for module in stage.model.modules():  # rotary tables and the like, which belong to no layer
+        for path in anatomy.layers[layer]:
+            part = part_of(model, path)
+            if isinstance(part, nn.Module):
+                in_layers.update(map(id, part.modules()))
+                _initialise(model, part)
+            else:
+                _initialise_holder(stage, model.get_submodule(path.rpartition(".")[0]))
+    absent = {id(own.module) for own in stage.absents}
+    for module in model.modules():  # rotary tables and the like, which belong to no layer
         if id(module) not in in_layers and any(True for _ in module.buffers(recurse=False)):
-            stage.model._init_weights(module)
+            if id(module) in absent:
+                for buffer in module.buffers(recurse=False):
+                    buffer.zero_()
+            else:
+                model._init_weights(module)
+    if stage.is_last or stage.is_first:
+        _draw_tied(stage, seed)
+    _fill_constants(stage)
+
+
+def _fill_constants(stage: Stage) -> None:
+    """Fill the buffers that a model's initialisation leaves out with what its constructor makes of them."""
+    unfilled = {name: buffer for name, buffer in stage.model.named_buffers() if is_unfilled(buffer)}
+    if not unfilled:
+        return
+    made = dict(build_constants(stage.model.config).named_buffers())
+    for name, buffer in unfilled.items():
+        buffer.copy_(made[name])
+
+
+def _draw_tied(stage: Stage, seed: int) -> None:
+    """Draw the head's weight as the embedding's, where they are one; on a stage without the embedding too."""
+    model, anatomy = stage.model, stage.anatomy
+    shared = f"{anatomy.embedding}.weight"
+    if f"{anatomy.head}.weight" not in (anatomy.tied.keys() | set(anatomy.tied.values())) or shared not in (
+        anatomy.tied.keys() | set(anatomy.tied.values())
+    ):
+        return
+    embedding = model.get_submodule(anatomy.embedding)
+    elsewhere = embedding.weight if not stage.is_first else None
+    if elsewhere is not None:
+        delattr(embedding, "weight")
+        embedding.weight = model.get_submodule(anatomy.head).weight  # the same memory, drawn through the embedding
+    torch.manual_seed(_layer_seed(seed, 0))
+    _initialise(model, embedding)
+    if elsewhere is not None:
+        delattr(embedding, "weight")
+        embedding.weight = elsewhere
+
+
+def _initialise_holder(stage: Stage, holder: nn.Module) -> None:
+    """Draw what a module holds itself, for the parameters of this stage; others draw as well and are let go of."""
+    absent = [own for own in stage.absents if own.module is holder]
+    for own in absent:
+        setattr(holder, own.name, torch.empty(own.shape, dtype=own.dtype, device=stage.device))
+    stage.model._init_weights(holder)
+    for own in absent:
+        own.fill(stage.device)
 
 
 @torch.no_grad()

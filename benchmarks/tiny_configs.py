@@ -1,0 +1,115 @@
+"""Tiny configurations of every causal LM type that the installed transformers has, by what their fields are called.
+
+Two of each: as the class makes it, and with what it leaves at rest switched on (multipliers that are 1, caps and
+windows that are off, biases, shared experts, the other way to tie embeddings). Fields are told by name; there is no
+list of families.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from evenflow.execute.shrink import dropouts
+
+_MULTIPLIER = re.compile(r"(multiplier|multipliers|_scale|scaling|scaling_factor|scale_emb|residual_scale)$")
+_CAP = re.compile(r"soft_?cap(ping)?$")
+_SWITCHES = re.compile(
+    r"^(alibi|learned_pos_emb|use_learned_position_embeddings|attention_bias|mlp_bias|qkv_bias|use_bias|use_qkv_bias"
+    r"|add_bias_linear|lm_head_bias|use_qk_norm|qk_layernorm|use_sliding_window|scale_embedding|layernorm_embedding"
+    r"|use_parallel_residual|scale_attn_by_inverse_layer_idx|attention_out_bias|enable_moe_block|mup_enabled"
+    r"|norm_topk_prob|new_decoder_architecture|apply_residual_connection_post_layernorm|use_post_norm"
+    r"|attention_k_eq_v|use_double_wide_mlp|is_moe)$"
+)
+_SHARED = re.compile(r"(n|num)_shared_experts?$|^shared_intermediate_size$")
+_WINDOW = 8
+
+
+def types() -> tuple[list[str], dict[str, str]]:
+    """The decoder-only types, and the others with the rule that leaves them out."""
+    taken: list[str] = []
+    left_out: dict[str, str] = {}
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = default_config(name)
+        except Exception as error:  # a class may not do without values of its own
+            left_out[name] = f"its configuration has no defaults ({type(error).__name__})"
+            continue
+        reason = _left_out(name, config)
+        if reason is None:
+            taken.append(name)
+        else:
+            left_out[name] = reason
+    return taken, left_out
+
+
+def default_config(name: str) -> PretrainedConfig:
+    """A type's own defaults, without dropout."""
+    config = AutoConfig.for_model(name)
+    for part in (config, config.get_text_config()):
+        for field in dropouts(part):
+            setattr(part, field, 0.0)
+    return config
+
+
+def with_quirks(config: PretrainedConfig) -> Iterator[tuple[str, PretrainedConfig]]:
+    """What can be switched on, one at a time: its name, and a function's worth of config with it alone."""
+    for name, value in quirks(config.get_text_config()):
+        changed = copy.deepcopy(config)
+        setattr(changed.get_text_config(), name, value)
+        yield name, changed
+
+
+def quirks(config: PretrainedConfig) -> list[tuple[str, Any]]:
+    """Fields at rest, with a value that is not."""
+    found: list[tuple[str, Any]] = []
+    for name, value in vars(config).items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if _MULTIPLIER.search(name) and number and value == 1.0:
+            found.append((name, 0.7))
+        elif _MULTIPLIER.search(name) and isinstance(value, list) and value and set(value) == {1.0}:
+            found.append((name, [0.7] * len(value)))
+        elif _CAP.search(name) and (value is None or number):
+            found.append((name, 3.0))
+        elif name == "sliding_window" and value is None:
+            found.append((name, _WINDOW))
+        elif value is False and _SWITCHES.search(name):
+            found.append((name, True))
+        elif _SHARED.search(name) and value in (None, 0):
+            found.append((name, 32 if name.endswith("size") else 1))
+        elif name == "word_embed_proj_dim":
+            found.append((name, config.hidden_size // 2))
+        elif name == "logit_scale" and value is None:
+            found.append((name, 0.7))
+        elif name == "tie_word_embeddings":
+            found.append((name, not value))
+    return found
+
+
+def _left_out(name: str, config: PretrainedConfig) -> str | None:
+    """Why a type is no decoder-only language model; read off its config and its class."""
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if config.is_encoder_decoder:
+        return "the decoder of an encoder-decoder model (is_encoder_decoder)"
+    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES or "is_decoder" in inspect.signature(type(config).__init__).parameters:
+        if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            return "an encoder that is trained on masked tokens (it has a masked LM class)"
+    if "labels" not in inspect.signature(model.forward).parameters:
+        return f"{model.__name__} computes no loss (its forward takes no labels)"
+    media = [part for part in getattr(config, "sub_configs", {}) if re.search(r"vision|audio|vq|depth", part)]
+    if media:
+        return f"reads more than text ({', '.join(media)})"
+    return None
+
+
+__all__ = ["AutoModelForCausalLM", "default_config", "quirks", "types", "with_quirks"]
