@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from evenflow.cli.options import (
+    add_axes,
     add_batch,
     add_json,
     add_memory_limit,
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=count, default=100, metavar="N", help="optimizer updates (default 100)")
     add_batch(parser, has_defaults=False)
-    add_processes(parser, has_pp=True)
+    add_processes(parser)
+    add_axes(parser)
     parser.add_argument("--plan", type=path, metavar="PLAN", help="follow this plan.json (default: profile and plan)")
     add_schedule(parser)
     add_recompute(parser)
@@ -61,6 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
         micro_batch_size=arguments.micro_batch_size,
         seq_length=arguments.seq_length,
         processes=arguments.processes,
+        pp=arguments.pp,
+        tp=arguments.tp,
+        dp=arguments.dp,
+        zero=arguments.zero,
         threads=arguments.threads,
         plan=arguments.plan,
         schedule=arguments.schedule,

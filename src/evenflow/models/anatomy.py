@@ -211,7 +211,9 @@ def _blocks(model: PreTrainedModel, embedding: str) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) and not outer:
             lists.append((path, module))
     if not lists:
-        raise InputError(f"{type(model).__name__} keeps its blocks in no ModuleList of {type(model.base_model).__name__}")
+        raise InputError(
+            f"{type(model).__name__} keeps its blocks in no ModuleList of {type(model.base_model).__name__}"
+        )
 
     def rank(candidate: tuple[str, nn.ModuleList]) -> tuple[int, int]:
         path, module = candidate

@@ -179,7 +179,9 @@ def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return hidden
 
 
-def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same call with other hidden states."""
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
@@ -190,7 +192,9 @@ def _with_gradient(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return tuple(
         name
         for name, value in called.items()
-        if any(isinstance(leaf, Tensor) and leaf.requires_grad and leaf is not hidden for leaf in tree_flatten(value)[0])
+        if any(
+            isinstance(leaf, Tensor) and leaf.requires_grad and leaf is not hidden for leaf in tree_flatten(value)[0]
+        )
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -120,8 +120,12 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
         )
 
 
-def write_weights(stages: Sequence[Stage], folder: Path, rank: int, ranks: int) -> dict[str, int]:
+def write_weights(
+    stages: Sequence[Stage], folder: Path, rank: int, ranks: int, left_out: Collection[str] = ()
+) -> dict[str, int]:
     """Write these stages' tensors as one shard, under the names that transformers reads.
+
+    Those in `left_out`, by their names in the whole model, are another rank's to write.
 
     Returns:
         The bytes of each tensor in the shard.
@@ -129,6 +133,7 @@ def write_weights(stages: Sequence[Stage], folder: Path, rank: int, ranks: int) 
     written: dict[str, Tensor] = {}
     for stage in stages:
         tensors: dict[str, Tensor] = {**stage.named_model_parameters(), **stage.named_model_buffers()}
+        tensors = {name: own for name, own in tensors.items() if name not in left_out}
         reverted = revert_weight_conversion(stage.model, tensors)
         written |= {name: tensor.detach().contiguous() for name, tensor in reverted.items()}
     save_file(written, folder / shard_name(rank, ranks), metadata={"format": "pt"})

@@ -186,6 +186,8 @@ class Plan:
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
             origin=self.costs,
+            replicas=self.axes.dp,
+            shares=self.axes.dp if self.zero else 1,
         )
 
     @property

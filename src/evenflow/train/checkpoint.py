@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,11 +94,17 @@ def newest_checkpoint(run: Path) -> tuple[Path, RunState] | None:
     return complete[-1], state
 
 
-def write_shard(folder: Path, rank: int, stages: Sequence[Stage], optimizer: Optimizer) -> None:
-    """Write one rank's weights and moments."""
-    own_tensors = _own_tensors(stages)
-    tensors = {f"weight/{name}": own.detach().contiguous() for name, own in own_tensors.items()}
-    save_file({**tensors, **optimizer.moments()}, folder / f"rank-{rank}.safetensors")
+def write_shard(
+    folder: Path,
+    rank: int,
+    stages: Sequence[Stage],
+    moments: Mapping[str, torch.Tensor],
+    left_out: Collection[str] = (),
+) -> None:
+    """Write one rank's weights and moments, but for those of the parameters that another rank writes."""
+    tensors = {f"weight/{name}": own.detach().contiguous() for name, own in _own_tensors(stages).items()}
+    kept = {key: own for key, own in {**tensors, **moments}.items() if key.partition("/")[2] not in left_out}
+    save_file(kept, folder / f"rank-{rank}.safetensors")
 
 
 @torch.no_grad()

@@ -12,20 +12,34 @@ from evenflow.errors import FaultError, RankError, first_line
 from evenflow.execute import Executor
 from evenflow.files import load_plan
 from evenflow.launch import Channel
-from evenflow.models import Stage, build_stage, draw_weights, read_config, read_weights, write_weights
+from evenflow.models import (
+    Stage,
+    build_stage,
+    draw_weights,
+    read_config,
+    read_weights,
+    share_tied,
+    tied_names,
+    write_weights,
+)
 from evenflow.plan import Plan
 from evenflow.program import verify_plan
 from evenflow.runtime import (
+    MOMENTS,
     CudaMemoryMeter,
     MemoryMeter,
     Optimizer,
     OptimizerSettings,
+    PipelineTransport,
+    Reductions,
     Transport,
     carry,
     choose_transport,
     clock_offset,
     connect,
     edges_of,
+    job_edges,
+    make_mesh,
     memory_meter,
     rank_device,
     rank_devices,
@@ -44,7 +58,7 @@ _LOST_AFTER_S = 120.0
 
 
 def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
-    """Train one rank of `payload["plan"]` and send each step's figures."""
+    """Train one process of `payload["plan"]` and send each step's figures; `rank` is its number in the whole job."""
     plan = load_plan(Path(payload["plan"]))
     torch.set_num_threads(plan.threads)
     device = rank_device(payload["places"][rank][1], payload["gpus"])
@@ -56,9 +70,10 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         error = failure.__cause__ if isinstance(failure, RankError) and failure.__cause__ else failure
         if not _is_out_of_memory(error):
             raise
+        expected = plan.ranks[plan.axes.coordinates(rank).pp].peak_bytes
         raise FaultError(
             f"out of memory: {first_line(error)}; it held {_held(meter)}, the plan expects "
-            f"{format_bytes(plan.ranks[rank].peak_bytes)}. More processes or a smaller microbatch need less"
+            f"{format_bytes(expected)}. More processes or a smaller microbatch need less"
         ) from error
 
 
@@ -73,28 +88,49 @@ def _train(
     program = verify_plan(plan)
     timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
     channel.send({"kind": "doing", "what": "meeting the other ranks"})
-    host = connect(rank, len(plan.ranks), payload["rendezvous"], timeout_s)
+    axes, at = plan.axes, plan.axes.coordinates(rank)
+    host = connect(rank, axes.processes, payload["rendezvous"], timeout_s)
     kind = choose_transport(rank_devices(payload["places"], payload["gpus"]))
-    transport = carry(host, kind, rank, edges_of(plan.stage_rank), device, timeout_s)
+    job = carry(host, kind, rank, job_edges(axes, edges_of(plan.stage_rank)), device, timeout_s)
+    transport = PipelineTransport(job, axes.pipeline(at))
+    tied_ranks = [[plan.stage_rank[stage] for stage in group] for group in plan.tied]
+    mesh = make_mesh(axes, rank, tied_ranks, timeout_s)
     channel.send({"kind": "doing", "what": "building its stage"})
-    stages = {number: _build(number, payload, plan, device) for number in plan.ranks[rank].stages}
+    stages = {number: _build(number, payload, plan, device) for number in plan.ranks[at.pp].stages}
     held = tuple(stages.values())
-    parameters = {name: own for stage in held for name, own in stage.named_model_parameters().items()}
-    optimizer = Optimizer(parameters, held[0].anatomy.parameters, OptimizerSettings())
+    share_tied(held)
+    anatomy = held[0].anatomy
+    reductions = Reductions(
+        program,
+        mesh,
+        {number: stage.named_model_parameters() for number, stage in stages.items()},
+        tied_names(anatomy),
+        shares=plan.zero == 1,
+    )
+    optimizer = Optimizer(reductions.updated, anatomy.parameters, OptimizerSettings(), reductions.uncounted)
     hidden: int = payload["hidden_size"]
-    executor = Executor(program, rank, stages, transport, optimizer, (plan.micro_batch_size, plan.seq_length, hidden))
+    executor = Executor(
+        program,
+        at.pp,
+        stages,
+        transport,
+        optimizer,
+        (plan.micro_batch_size, plan.seq_length, hidden),
+        reductions=reductions,
+        mesh=mesh,
+    )
     store = TokenStore.open(Path(payload["tokens"]))
     steps: int = payload["steps"]
     done: int = payload["done_steps"]
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
         read_shards(Path(payload["checkpoint"]), done, held, optimizer)
-    _compare_clocks(channel, host, rank, len(plan.ranks))
+    _compare_clocks(channel, host, rank, axes.processes)
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = learning_rate(step, steps, payload["learning_rate"])
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        result = executor.run_step(_Batch(store, plan, payload["seed"], step, device), rate, want_stop)
+        result = executor.run_step(_Batch(store, plan, payload["seed"], step, at.dp, device), rate, want_stop)
         channel.send(
             {
                 "kind": "step",
@@ -109,11 +145,14 @@ def _train(
         )
         if result.stop:
             break
-    _compare_clocks(channel, host, rank, len(plan.ranks))
+    _compare_clocks(channel, host, rank, axes.processes)
     channel.send({"kind": "doing", "what": "saving its state"})
-    write_shard(Path(payload["checkpoint_out"]), rank, held, optimizer)
-    sizes = write_weights(held, Path(payload["model_out"]), rank, len(plan.ranks))
-    channel.send({"kind": "shard", "sizes": sizes})
+    moments = reductions.gathered(optimizer.moments(), MOMENTS)
+    if at.dp == 0:  # each weight is written once: by the first replica, and of tied copies by the embedding's rank
+        left_out = reductions.elsewhere
+        write_shard(Path(payload["checkpoint_out"]), at.pp, held, moments, left_out)
+        sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp, left_out)
+        channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
 
 
@@ -132,9 +171,13 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.devic
 
 
 class _Batch:
-    """One step's microbatches: a function of (seed, step) alone, whatever the layout; none is kept."""
+    """One replica's microbatches of a step: a function of (seed, step, replica), whatever the layout; none is kept.
 
-    def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, device: torch.device) -> None:
+    A step's sequences are a function of (seed, step) alone; replica d reads the d-th run of them.
+    """
+
+    def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, replica: int, device: torch.device) -> None:
+        self.first = replica * plan.microbatches
         self.store = store
         self.plan = plan
         self.device = device
@@ -142,7 +185,7 @@ class _Batch:
 
     def __call__(self, index: int) -> Tensor:
         """The token ids [batch, seq] of a microbatch."""
-        rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
+        rows = microbatch(self.store, self.ids, self.first + index, self.plan.micro_batch_size, self.plan.seq_length)
         return to_device(torch.from_numpy(rows), self.device)
 
 

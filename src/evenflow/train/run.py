@@ -25,7 +25,7 @@ from evenflow.files import (
 from evenflow.launch import Group, Launcher, ThisHost, notice_torchrun, shared_server
 from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, describe_model, find_model
-from evenflow.plan import Plan
+from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, make_plan, plan_program, plan_timeline
 from evenflow.spec import Batch, Cluster, Model
 from evenflow.spec.cluster import CPU
@@ -35,7 +35,14 @@ from evenflow.train.checkpoint import RunState, check_resumable, config_hash, ne
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
 from evenflow.train.job import Job
-from evenflow.train.planning import DEFAULT_RECOMPUTE, DEFAULT_SCHEDULE, check_agrees, follow_plan, make_batch
+from evenflow.train.planning import (
+    DEFAULT_RECOMPUTE,
+    DEFAULT_SCHEDULE,
+    check_agrees,
+    check_axes,
+    follow_plan,
+    make_batch,
+)
 from evenflow.train.prepare import PreparedText, prepare_text, reopen_text
 from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
@@ -161,15 +168,15 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         read_documents(job.data)  # says at once that there is nothing to read
     if job.plan is not None:
         model, plan = follow_plan(job.plan, source)
-        check_ranks(launcher.ranks, job, len(plan.ranks))
+        check_ranks(launcher.ranks, job, plan.axes.processes)
         check_agrees(plan, job)
-        launcher.cluster(len(plan.ranks), plan.threads)  # refuses hosts that differ
-        batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
+        launcher.cluster(plan.axes.processes, plan.threads)  # refuses hosts that differ
+        axes, batch = plan.axes, _batch_of(plan)
     else:
         plan = None
-        cluster, batch = _cluster_and_batch(job, source, checkpoint, launcher)
+        cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length)
-        check_request(model, cluster, batch, _schedule(job), job.stages_per_rank)
+        check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
         wanted = _state_of(job, batch, source, step=0)
         check_resumable(checkpoint[1], wanted, job.stop_at or job.steps, job.out)
@@ -177,7 +184,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
     text = _text(job, source, batch.seq_length, progress, signals)
     signals.check()
     if plan is None:
-        plan = _plan(job, source, model, cluster, batch, progress, signals, launcher)
+        plan = _plan(job, source, model, cluster, axes, batch, progress, signals, launcher)
     if job.check and len(plan.ranks) > 1:
         checked = check_split(source.config)
         progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
@@ -187,18 +194,20 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
 
 def _cluster_and_batch(
     job: Job, source: ModelSource, checkpoint: tuple[Path, RunState] | None, launcher: Launcher
-) -> tuple[Cluster, Batch]:
+) -> tuple[Cluster, Axes, Batch]:
     """A resumed run keeps its microbatch, over which gradients add up in order, unless it is told otherwise."""
-    cluster = launcher.cluster(job.processes or launcher.ranks, job.threads)
+    axes = job.axes(launcher.ranks, launcher.cluster(None, job.threads).devices)
+    check_axes(axes, "this job")
+    cluster = launcher.cluster(axes.processes, job.threads)
     kept = checkpoint[1].micro_batch_size if checkpoint else None
     longest = getattr(source.config, "max_position_embeddings", None)
     batch = make_batch(
         job.global_batch_size or _GLOBAL_BATCH_SIZE,
         job.micro_batch_size or kept,
         job.seq_length or min(_SEQ_LENGTH, longest if isinstance(longest, int) else _SEQ_LENGTH),
-        cluster.devices,
+        axes,
     )
-    return cluster, batch
+    return cluster, axes, batch
 
 
 def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress, signals: StopSignals) -> PreparedText:
@@ -213,6 +222,7 @@ def _plan(
     source: ModelSource,
     model: Model,
     cluster: Cluster,
+    axes: Axes,
     batch: Batch,
     progress: Progress,
     signals: StopSignals,
@@ -239,7 +249,13 @@ def _plan(
         job.memory_limit,
         stages_per_rank=job.stages_per_rank,
         recompute=recompute,
+        axes=axes,
+        zero=job.zero_stage,
     )
+
+
+def _batch_of(plan: Plan) -> Batch:
+    return Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length, plan.axes.dp)
 
 
 def _schedule(job: Job) -> str:
@@ -247,7 +263,7 @@ def _schedule(job: Job) -> str:
 
 
 def _state(job: Job, plan: Plan, source: ModelSource, step: int) -> RunState:
-    return _state_of(job, Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length), source, step)
+    return _state_of(job, _batch_of(plan), source, step)
 
 
 def _state_of(job: Job, batch: Batch, source: ModelSource, step: int) -> RunState:
@@ -313,7 +329,7 @@ def _run_ranks(
         "model_out": str(out / _PARTIAL_MODEL),
         "checkpoint_out": str(out / _PARTIAL_STATE),
     }
-    with launcher.running("train", "evenflow.train.ranks:run", len(plan.ranks), payload, plan.threads) as group:
+    with launcher.running("train", "evenflow.train.ranks:run", plan.axes.processes, payload, plan.threads) as group:
         processes = enumerate(zip(group.pids, group.hosts, strict=True))
         save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
         return _watch(group, recorder, folder, progress, signals, job.steps)
