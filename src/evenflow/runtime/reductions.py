@@ -123,7 +123,8 @@ class Bucket:
         with _naming_the_lost():
             while self._works:
                 self._works.pop().wait()
-        assert self._sum is not None and self._flags is not None, "started before it is finished"
+        assert self._sum is not None, "started before it is finished"
+        assert self._flags is not None, "started with it"
         made, found = self._flags.tolist(), self._sum.to(local(self._places[0].parameter).device)
         self._sum = self._flags = None
         for place, copies in zip(self._places, made, strict=True):
@@ -262,7 +263,7 @@ class Reductions:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor  # type: ignore[no-any-return]  # untyped
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def like(flat: Tensor, parameter: nn.Parameter) -> Tensor:
