@@ -45,7 +45,7 @@ def test_a_profile_comes_back_exactly(tmp_path):
 
 def test_a_profile_is_no_plan(tmp_path):
     path = tmp_path / "profile.json"
-    path.write_text('{"format_version": 3, "model": "m"}')
+    path.write_text('{"format_version": 4, "model": "m"}')
     with pytest.raises(InputError, match=r"profile\.json: fingerprint: is missing \(and \d+ more like it\)$"):
         load_profile(path)
 
