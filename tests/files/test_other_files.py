@@ -195,7 +195,7 @@ def test_ranks_come_back_as_a_plain_list(tmp_path):
 
 def test_the_model_sums_its_layers():
     data = model_json(sample_model())
-    assert data["format_version"] == 3
+    assert data["format_version"] == 4
     assert data["parameters"] == 2 * 8_000_000 + 8 * 1_500_000
     assert data["parameter_bytes"] == 4 * data["parameters"]
     assert data["forward_flops"] == 8 * 400_000_000 + 2_000_000_000
