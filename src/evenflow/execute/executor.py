@@ -1,8 +1,8 @@
 """The executor: reads a program and runs one rank of it.
 
-A short loop over actions. Where buffers come from, when tensors are freed, in which order messages go: the
-program has decided all of it, and `program.verify` has proved it. Each action's span is recorded; waiting for
-an input is the gap before the action that needs it.
+A short loop over actions, each bound once to what it comes to on this rank. Where buffers come from, when tensors
+are freed, in which order messages go: the program has decided all of it, and `program.verify` has proved it. Each
+action's span is recorded; waiting for an input is the gap before the action that needs it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn, assert_never
 
 import torch
@@ -31,6 +32,7 @@ from evenflow.program import (
     ReceiveForward,
     ReduceGrad,
     ReduceTied,
+    Reduction,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
@@ -43,6 +45,7 @@ from evenflow.program import (
 from evenflow.runtime import Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
 
 Tokens = Callable[[int], Tensor]
+_Do = Callable[["_Running"], None]
 _Key = tuple[int, int]  # stage and microbatch: cheaper to make and to look up than an action
 
 
@@ -140,6 +143,7 @@ class Executor:
         self._here = frozenset(stages)
         self.clock = clock or clock_of(device)
         self._finished = time.perf_counter()
+        self._bound = tuple((action, self._bind(action)) for action in self.actions)
 
     def run_step(
         self,
@@ -166,12 +170,12 @@ class Executor:
         self.pool.reshape(self._boundary)
         running = _Running(tokens, learning_rate, want_stop)
         evaluates = self.program.forward_only
-        mark, take = self.clock.mark, self._take
+        mark = self.clock.mark
         action: Action | None = None
         try:
             with self._evaluating() if evaluates else nullcontext():
-                for action in self.actions:
-                    take(action, running)
+                for action, do in self._bound:  # noqa: B007 - the message of a failure names it
+                    do(running)
                     mark()
             action = None
             if evaluates:
@@ -185,43 +189,89 @@ class Executor:
         spans = tuple(zip(moments[::2], moments[1::2], strict=True))
         return StepResult(running.loss, running.grad_norm, running.stop, begin, self._finished, spans, running.losses)
 
-    def _take(self, action: Action, running: _Running) -> None:
-        """Do one action, marking when it starts; tensors that it holds by name are let go with its return."""
-        mark = self.clock.mark
+    def _bind(self, action: Action) -> _Do:
+        """What an action comes to on this rank, decided once: a step then only calls it.
+
+        It marks when its action starts, after waiting for its input; tensors that it holds by name are let go with
+        its return.
+        """
         match action:
             case Forward(stage, microbatch):
-                hidden = self._input(stage, microbatch, running.tokens)
-                ids = hidden if stage == 0 else self._tokens(microbatch, running.tokens)
-                mark()
-                self._forward(stage, microbatch, hidden, ids)
-            case Backward(stage, microbatch) | InputBackward(stage, microbatch):
-                gradient = self._output_gradient(stage, microbatch)
-                mark()
-                self._backward(stage, microbatch, gradient, isinstance(action, InputBackward))
+                return partial(self._do_forward, stage, microbatch)
+            case Backward(stage, microbatch):
+                return partial(self._do_backward, stage, microbatch, False)
+            case InputBackward(stage, microbatch):
+                return partial(self._do_backward, stage, microbatch, True)
             case WeightBackward(stage, microbatch):
-                mark()
-                self.runners[stage].weight_backward(microbatch)
-                self._free(stage, microbatch)
+                return partial(self._do_weight_backward, stage, microbatch)
             case Norm():
-                assert self.optimizer is not None, "a program that trains has an optimizer"
-                if self.reductions is not None:
-                    self.reductions.finish()
-                mark()
-                running.norms = self.optimizer.gradient_norms()
+                return self._do_norm
             case Step():
-                assert self.optimizer is not None, "a program that trains has an optimizer"
-                self._combine(running)
-                mark()
-                running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
-                if self.reductions is not None:
-                    self.reductions.spread()
+                return self._do_step
             case ReduceTied() | ReduceGrad():
-                assert self.reductions is not None, "a program that reduces is given what reduces"
-                mark()
-                self.reductions.start(action)
+                return partial(self._do_reduce, action)
+            case ReleaseForward(stage, microbatch):
+                return partial(self._release, self._sends, self._outputs, (stage, microbatch))
+            case ReleaseBackward(stage, microbatch):
+                return partial(self._release, self._gradient_sends, self._gradients, (stage, microbatch))
             case _:
-                mark()
-                self._communicate(action)
+                return self._bind_transfer(action)
+
+    def _bind_transfer(self, action: SendForward | SendBackward | ReceiveForward | ReceiveBackward) -> _Do:
+        """A transfer's start; a message's tag is that of what its sender made."""
+        key = stage, microbatch = action.stage, action.microbatch
+        where = self.program.stage_rank
+        match action:
+            case SendForward():
+                tag = self._tag(stage, microbatch, 0)
+                return partial(self._send, self._sends, self._outputs, key, where[stage + 1], tag)
+            case SendBackward():
+                tag = self._tag(stage, microbatch, 1)
+                return partial(self._send, self._gradient_sends, self._gradients, key, where[stage - 1], tag)
+            case ReceiveForward():
+                tag = self._tag(stage - 1, microbatch, 0)
+                return partial(self._receive, self._receives, key, where[stage - 1], tag)
+            case ReceiveBackward():
+                tag = self._tag(stage + 1, microbatch, 1)
+                return partial(self._receive, self._gradient_receives, key, where[stage + 1], tag)
+            case _:
+                assert_never(action)
+
+    def _do_forward(self, stage: int, microbatch: int, running: _Running) -> None:
+        hidden = self._input(stage, microbatch, running.tokens)
+        ids = hidden if stage == 0 else self._tokens(microbatch, running.tokens)
+        self.clock.mark()
+        self._forward(stage, microbatch, hidden, ids)
+
+    def _do_backward(self, stage: int, microbatch: int, halves: bool, running: _Running) -> None:  # noqa: ARG002 - as all
+        gradient = self._output_gradient(stage, microbatch)
+        self.clock.mark()
+        self._backward(stage, microbatch, gradient, halves)
+
+    def _do_weight_backward(self, stage: int, microbatch: int, running: _Running) -> None:  # noqa: ARG002 - as all
+        self.clock.mark()
+        self.runners[stage].weight_backward(microbatch)
+        self._free(stage, microbatch)
+
+    def _do_norm(self, running: _Running) -> None:
+        assert self.optimizer is not None, "a program that trains has an optimizer"
+        if self.reductions is not None:
+            self.reductions.finish()
+        self.clock.mark()
+        running.norms = self.optimizer.gradient_norms()
+
+    def _do_step(self, running: _Running) -> None:
+        assert self.optimizer is not None, "a program that trains has an optimizer"
+        self._combine(running)
+        self.clock.mark()
+        running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
+        if self.reductions is not None:
+            self.reductions.spread()
+
+    def _do_reduce(self, action: Reduction, running: _Running) -> None:  # noqa: ARG002 - as all
+        assert self.reductions is not None, "a program that reduces is given what reduces"
+        self.clock.mark()
+        self.reductions.start(action)
 
     def _tokens(self, microbatch: int, tokens: Tokens) -> Tensor:
         ids = tokens(microbatch)
@@ -283,34 +333,40 @@ class Executor:
         for buffer in self._buffers.pop((stage, microbatch), ()):
             self.pool.give_back(buffer)
 
-    def _communicate(
+    def _send(
         self,
-        action: SendForward | SendBackward | ReceiveForward | ReceiveBackward | ReleaseForward | ReleaseBackward,
+        sends: dict[_Key, Transfer],
+        made: dict[_Key, Tensor],
+        key: _Key,
+        rank: int,
+        tag: int,
+        running: _Running,  # noqa: ARG002 - as all
     ) -> None:
-        """Start a transfer, or end one; a message's tag is that of what its sender made."""
-        key = stage, microbatch = action.stage, action.microbatch
-        where = self.program.stage_rank
-        match action:
-            case SendForward():
-                tag = self._tag(stage, microbatch, 0)
-                self._sends[key] = self.transport.send(self._outputs[key], where[stage + 1], tag)
-            case SendBackward():
-                tag = self._tag(stage, microbatch, 1)
-                self._gradient_sends[key] = self.transport.send(self._gradients[key], where[stage - 1], tag)
-            case ReceiveForward():
-                buffer, tag = self.pool.take(), self._tag(stage - 1, microbatch, 0)
-                self._receives[key] = self.transport.receive(buffer, where[stage - 1], tag), buffer
-            case ReceiveBackward():
-                buffer, tag = self.pool.take(), self._tag(stage + 1, microbatch, 1)
-                self._gradient_receives[key] = self.transport.receive(buffer, where[stage + 1], tag), buffer
-            case ReleaseForward():
-                self._sends.pop(key).wait()
-                del self._outputs[key]
-            case ReleaseBackward():
-                self._gradient_sends.pop(key).wait()
-                del self._gradients[key]
-            case _:
-                assert_never(action)
+        self.clock.mark()
+        sends[key] = self.transport.send(made[key], rank, tag)
+
+    def _receive(
+        self,
+        receives: dict[_Key, tuple[Transfer, Tensor]],
+        key: _Key,
+        rank: int,
+        tag: int,
+        running: _Running,  # noqa: ARG002 - as all
+    ) -> None:
+        self.clock.mark()
+        buffer = self.pool.take()
+        receives[key] = self.transport.receive(buffer, rank, tag), buffer
+
+    def _release(
+        self,
+        sends: dict[_Key, Transfer],
+        made: dict[_Key, Tensor],
+        key: _Key,
+        running: _Running,  # noqa: ARG002 - as all
+    ) -> None:
+        self.clock.mark()
+        sends.pop(key).wait()
+        del made[key]
 
     def _tag(self, stage: int, microbatch: int, is_gradient: int) -> int:
         """A number that no other message of this step has."""
