@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -53,6 +53,16 @@ def types() -> tuple[list[str], dict[str, str]]:
     return taken, left_out
 
 
+def build_config(name: str, changes: Mapping[str, Any], needed: bool = False) -> PretrainedConfig:
+    """A type's defaults with fields changed; with `needed`, what is None though its model needs it has a value."""
+    config = default_config(name)
+    if needed:
+        config = filled(config)
+    for field, value in changes.items():
+        setattr(config.get_text_config(), field, value)
+    return config
+
+
 def default_config(name: str) -> PretrainedConfig:
     """A type's own defaults, without dropout."""
     config = AutoConfig.for_model(name)
@@ -60,6 +70,43 @@ def default_config(name: str) -> PretrainedConfig:
         for field in dropouts(part):
             setattr(part, field, 0.0)
     return config
+
+
+# What a class leaves None though its model cannot do without, by the names of fields.
+_NEEDED: tuple[tuple[str, int], ...] = (
+    (r"(^|_)head_dim$", 16),
+    (r"(num|n)_(attention|key_value)_heads$|n_heads?$", 4),
+    (r"rope_theta$", 10000),
+    (r"(per_tok(en)?|topk|top_k)$", 2),
+    (r"_group$", 1),
+    (r"experts$", 8),
+    (r"_budget$", 8),
+    (r"(_ratio|kv_heads)$", 2),
+    (r"(_dim|_size|_rank)$", 32),
+    (r"token_id$", 0),
+)
+
+
+def filled(config: PretrainedConfig) -> PretrainedConfig:
+    """A configuration whose sizes that are None have numbers."""
+    changed = copy.deepcopy(config)
+    for name, value in vars(changed.get_text_config()).items():
+        size = next((size for pattern, size in _NEEDED if re.search(pattern, name)), None)
+        if value is None and size is not None and not name.startswith("_"):
+            setattr(changed.get_text_config(), name, size)
+    text = changed.get_text_config()
+    kinds = getattr(text, "layer_types", ())
+    rope = getattr(text, "rope_parameters", None)
+    if kinds is None:
+        text.layer_types = ["full_attention" if layer % 2 else "conv" for layer in range(text.num_hidden_layers)]
+    elif kinds and rope == {}:
+        text.rope_parameters = {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in set(kinds)}
+    attention = getattr(text, "attn_config", None)
+    if isinstance(attention, PretrainedConfig) and not hasattr(attention, "rope_theta"):
+        attention.rope_theta = 10000.0
+    if isinstance(attention, PretrainedConfig) and getattr(attention, "clip_qkv", 0) is None:
+        attention.clip_qkv = 8.0
+    return changed
 
 
 def with_quirks(config: PretrainedConfig) -> Iterator[tuple[str, PretrainedConfig]]:
@@ -101,15 +148,11 @@ def _left_out(name: str, config: PretrainedConfig) -> str | None:
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if config.is_encoder_decoder:
         return "the decoder of an encoder-decoder model (is_encoder_decoder)"
-    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES or "is_decoder" in inspect.signature(type(config).__init__).parameters:
-        if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            return "an encoder that is trained on masked tokens (it has a masked LM class)"
+    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "an encoder that is trained on masked tokens (it has a masked LM class)"
     if "labels" not in inspect.signature(model.forward).parameters:
         return f"{model.__name__} computes no loss (its forward takes no labels)"
     media = [part for part in getattr(config, "sub_configs", {}) if re.search(r"vision|audio|vq|depth", part)]
     if media:
         return f"reads more than text ({', '.join(media)})"
     return None
-
-
-__all__ = ["AutoModelForCausalLM", "default_config", "quirks", "types", "with_quirks"]

@@ -71,18 +71,28 @@ def shrink(config: PretrainedConfig, widths: bool = True) -> PretrainedConfig:
     Dropout is switched off: two runs of it never agree.
     """
     small = copy.deepcopy(config)
+    if hasattr(small, "allow_global_per_layer_attribute_access"):
+        small.allow_global_per_layer_attribute_access = True
     for part in (small, small.get_text_config()):
         kept = _kept_layers(part)
         for name in dropouts(part):
             setattr(part, name, 0.0)
         for name in [name for name in vars(part) if name.endswith("token_id")]:
-            setattr(part, name, None if name.startswith("pad") else 0)
+            _set_token(part, name)
         _fewer_layers(part, kept)
         if widths:
             _narrow(part)
         elif isinstance(getattr(part, "vocab_size", None), int):
             part.vocab_size = min(part.vocab_size, _VOCABULARY)
     return small
+
+
+def _set_token(config: PretrainedConfig, name: str) -> None:
+    """A special token that the small vocabulary has; a padding token would take its row out of the training."""
+    try:
+        setattr(config, name, None if name.startswith("pad") else 0)
+    except Exception:  # some classes insist on a number
+        setattr(config, name, 0)
 
 
 def _kept_layers(config: PretrainedConfig) -> tuple[int, ...]:
@@ -132,8 +142,9 @@ def _narrow(config: PretrainedConfig) -> None:
         hidden = _HIDDEN
     if not isinstance(heads, int) or heads <= 0:
         heads = _HEADS
+    head, rope = getattr(config, "head_dim", None), getattr(config, "qk_rope_head_dim", None)
     _narrow_values(vars(config), config, hidden, heads)
-    _agree(config)
+    _agree(config, head is not None and head == rope)
 
 
 def _narrow_values(values: dict[str, Any], holder: Any, hidden: int, heads: int) -> None:
@@ -172,7 +183,7 @@ def _cut(name: str, value: int, hidden: int, heads: int) -> int:
     return value
 
 
-def _agree(config: PretrainedConfig) -> None:
+def _agree(config: PretrainedConfig, head_is_rope: bool) -> None:
     """Set right what has to follow from other sizes."""
     width: int = getattr(config, "hidden_size", None) or _HIDDEN
     for count, size, factor in (
@@ -190,11 +201,15 @@ def _agree(config: PretrainedConfig) -> None:
     experts, groups = getattr(config, "n_routed_experts", None), getattr(config, "n_group", None)
     if isinstance(experts, int) and isinstance(groups, int) and groups and experts % groups:
         config.n_group = config.topk_group = 1
-    attention, size = getattr(config, "attention_hidden_size", None), getattr(config, "attention_head_dim", None)
-    if isinstance(attention, int) and isinstance(size, int) and isinstance(heads, int):
+    attention = getattr(config, "attention_hidden_size", None)
+    if (
+        isinstance(attention, int)
+        and isinstance(heads, int)
+        and isinstance(getattr(config, "attention_head_dim", None), int)
+    ):
         config.attention_head_dim = attention // heads
     both = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
     if all(isinstance(own, int) for own in both) and hasattr(config, "qk_head_dim"):
         config.qk_head_dim = both[0] + both[1]  # type: ignore[operator]  # both are numbers
-        if hasattr(config, "head_dim") and isinstance(config.head_dim, int):
+        if getattr(config, "head_dim", None) is not None and head_is_rope:
             config.head_dim = both[1]

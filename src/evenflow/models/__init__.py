@@ -2,11 +2,12 @@
 
 from evenflow.models.anatomy import count_layers
 from evenflow.models.describe import describe_model
+from evenflow.models.read import read_weights
 from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.source import ModelSource, find_model, read_config
 from evenflow.models.stage import Stage, build_stage
 from evenflow.models.tied import share_tied, tied_names
-from evenflow.models.weights import draw_weights, read_weights, write_index, write_weights
+from evenflow.models.weights import draw_weights, write_index, write_weights
 
 __all__ = [
     "ModelSource",

@@ -74,7 +74,7 @@ def allocate(stage: nn.Module, device: str = "cpu") -> None:
     for module in stage.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in made:
-                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                empty = mark_unfilled(torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
                 made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
             setattr(module, name, made[parameter])
         for name, buffer in module.named_buffers(recurse=False):
@@ -85,20 +85,23 @@ def allocate(stage: nn.Module, device: str = "cpu") -> None:
         absent.fill(device)
 
 
-def mark_unfilled(buffer: Tensor) -> Tensor:
-    """Fill a new buffer with what no model would, so that one which its initialisation leaves out is found."""
-    if buffer.dtype == torch.bool:
-        return buffer.fill_(False)
-    return buffer.fill_(float("nan") if buffer.is_floating_point() else torch.iinfo(buffer.dtype).min)
+def mark_unfilled(tensor: Tensor) -> Tensor:
+    """Begin a new tensor with what no model would, so that one which its initialisation leaves out is found."""
+    if tensor.numel() and tensor.dtype != torch.bool:
+        tensor.view(-1)[:1].fill_(_mark(tensor.dtype))
+    return tensor
 
 
-def is_unfilled(buffer: Tensor) -> bool:
-    """Whether a buffer is as `mark_unfilled` left it."""
-    if buffer.dtype == torch.bool or not buffer.numel():
+def is_unfilled(tensor: Tensor) -> bool:
+    """Whether a tensor begins as `mark_unfilled` left it."""
+    if not tensor.numel() or tensor.dtype == torch.bool:
         return False
-    if buffer.is_floating_point():
-        return bool(buffer.isnan().all())
-    return bool((buffer == torch.iinfo(buffer.dtype).min).all())
+    first = tensor.flatten()[0] if tensor.is_contiguous() else tensor[(0,) * tensor.ndim]
+    return bool(first.isnan()) if tensor.is_floating_point() else bool(first == _mark(tensor.dtype))
+
+
+def _mark(dtype: torch.dtype) -> float:
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 def _no_rows(embedding: nn.Module, writable: bool, ids: Tensor, *_: Any, **__: Any) -> Tensor:

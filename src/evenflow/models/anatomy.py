@@ -28,6 +28,7 @@ from evenflow.models.layout import Layout, layout_of
 from evenflow.models.obstacle import find_obstacle
 from evenflow.models.probe import ALONE, Returned, Seen, probe
 
+_CONSTANT = 256  # numbers of a parameter that a constructor may set itself
 _SMALL = 30_000_000  # parameters of a model that is rather run than given up
 
 
@@ -41,6 +42,7 @@ class Anatomy:
         embedding: the path of the token embedding.
         head: the path of the output projection.
         parameters: every parameter's name in whole-model order, a tied weight once.
+        tensors: every name that the whole model's checkpoint may have: parameters, tied ones too, and buffers.
         tied: other names of tied weights, with the name that `parameters` has.
         returned: what each block returns.
         layout: how hidden states lie where they enter a block.
@@ -52,6 +54,7 @@ class Anatomy:
     embedding: str
     head: str
     parameters: tuple[str, ...]
+    tensors: tuple[str, ...]
     tied: Mapping[str, str]
     returned: tuple[Returned, ...]
     layout: Layout
@@ -79,11 +82,11 @@ def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def build_constants(config: PretrainedConfig) -> PreTrainedModel:
-    """The whole model with its buffers as its constructor makes them, and no memory for its parameters."""
+    """The whole model with buffers and small parameters as its constructor makes them, and no memory for others."""
     register = nn.Module.register_parameter
 
     def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
+        if parameter is not None and parameter.numel() > _CONSTANT:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
@@ -129,7 +132,7 @@ def _dissect(key: _Key) -> Anatomy:
     names = dict(model.named_parameters(remove_duplicate=False))
     first = {id(parameter): name for name, parameter in reversed(names.items())}
     tied = {name: first[id(own)] for name, own in names.items() if name != first[id(own)]}
-    seen, obstacle = _probe(model, found), None
+    seen, obstacle = _probe(model, list(found)), None
     owners = _owners(model, names, tied, blocks, paths[id(embedding)], paths[id(head)], seen)
     layout = Layout(0, 1, ())
     if seen is not None:
@@ -143,6 +146,7 @@ def _dissect(key: _Key) -> Anatomy:
         embedding=paths[id(embedding)],
         head=paths[id(head)],
         parameters=parameters,
+        tensors=tuple(model.state_dict()),
         tied=tied,
         returned=tuple(seen.returned) if seen is not None and obstacle is None else (ALONE,) * len(blocks),
         layout=layout,
@@ -248,7 +252,7 @@ def _owners(
         elif module == embedding:
             owners[name] = 0
         elif used and name not in tied:
-            owners[name] = used[0]
+            owners[name] = min(used[0], last)
         elif seen is not None:
             owners[name] = last if seen.calls.get(module) == frozenset({"after"}) else 0
         else:

@@ -26,6 +26,11 @@ def find_obstacle(
     if seen.order != tuple(range(blocks)):
         calls = ", ".join(str(number) for number in seen.order[:12])
         return f"{name} does not run its blocks once each and in order, but {calls}{', ...' if blocks > 12 else ''}"
+    for layer, names in enumerate(seen.passed_on, start=1):
+        if names:
+            return (
+                f"{name} hands {', '.join(names)}, made by a block before it, to layer {layer} beside the hidden states"
+            )
     held: dict[str, set[int]] = {}
     for parameter, layer in owners.items():
         held.setdefault(tied.get(parameter, parameter), set()).add(layer)

@@ -18,8 +18,8 @@ from evenflow.models.probe import Returned, hidden_of, with_hidden
 
 
 @dataclass(eq=False)
-class Reached(BaseException):  # noqa: N818 - no error, and no `except Exception` of a model may catch it
-    """The forward has come to the end of its stage."""
+class Reached(BaseException):
+    """The forward has come to the end of its stage: no error, and no `except Exception` of a model may catch it."""
 
     hidden: Tensor
 

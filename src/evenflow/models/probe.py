@@ -8,12 +8,13 @@ leads from earlier weights to later results leads through the hidden states.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
@@ -60,6 +61,7 @@ class Seen:
         shapes: the shape of the hidden states that entered each, for a microbatch of `tokens`.
         returned: what each returned.
         beside: what each was handed beside the hidden states that carries a gradient, by name.
+        passed_on: what each was handed that a block before it returned, and used without a gradient, by name.
         used: by which layers each parameter was used on the way to the loss: 0 before the blocks, then the blocks
             from 1, then what is after them. What is reached round the hidden states counts for who reached it.
         calls: for each module outside the blocks, whether it ran before them, after them, or both.
@@ -71,6 +73,7 @@ class Seen:
     shapes: tuple[tuple[int, ...], ...]
     returned: tuple[Returned, ...]
     beside: tuple[tuple[str, ...], ...]
+    passed_on: tuple[tuple[str, ...], ...]
     used: dict[str, tuple[int, ...]]
     calls: dict[str, frozenset[str]]
     writes_embeddings: bool
@@ -82,10 +85,26 @@ def probe(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Seen:
     watch = _Watch(model, blocks)
     try:
         ids = torch.zeros(_BATCH, _SEQ, dtype=torch.long)
-        loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
+        with _Uses(watch):
+            loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
     finally:
         watch.end()
     return watch.result(loss)
+
+
+class _Uses(TorchFunctionMode):
+    """Notes which of the tensors that a block was handed it computes with."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own lacks annotations
+        self._watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._watch.handed and any(isinstance(leaf, Tensor) for leaf in tree_flatten(result)[0]):
+            for leaf in tree_flatten((args, kwargs))[0]:
+                self._watch.note_use(leaf)
+        return result
 
 
 @dataclass(slots=True)
@@ -100,6 +119,9 @@ class _Watch:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     returned: list[Returned] = field(default_factory=list)
     beside: list[tuple[str, ...]] = field(default_factory=list)
+    passed_on: list[tuple[str, ...]] = field(default_factory=list)
+    made: list[Tensor] = field(default_factory=list)  # by blocks, beside hidden states
+    handed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # of those, by which names the block has them
     calls: dict[str, set[str]] = field(default_factory=dict)
     embedded: list[Tensor] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
@@ -128,23 +150,32 @@ class _Watch:
             self.order.append(number)
             self.shapes.append(tuple(hidden.shape))
             self.entries.append(marked.grad_fn)
-            self.beside.append(_with_gradient(block, args, kwargs, hidden))
+            self.beside.append(_names(block, args, kwargs, lambda leaf: leaf.requires_grad and leaf is not hidden))
+            made = [id(tensor) for tensor in self.made]
+            self.handed = {own: _names(block, args, kwargs, lambda leaf: id(leaf) == own) for own in made}
+            self.passed_on.append(())
             return with_hidden(args, kwargs, marked)
 
         return enter
 
     def _leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         del block, args
+        self.handed = {}
         leaves, spec = tree_flatten(output)
         shape = self.shapes[-1]
         tensors = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors.sort(key=lambda place: tuple(leaves[place].shape) != shape)
         hidden = leaves[tensors[0]]
+        self.made += [leaves[place] for place in tensors[1:] if not leaves[place].requires_grad]
         leaves[tensors[0]] = marked = hidden.view_as(hidden)
         self.exit = marked.grad_fn
         plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         self.returned.append(Returned(spec, plain, tuple(tensors)))
         return tree_unflatten(leaves, spec)
+
+    def note_use(self, leaf: Any) -> None:
+        names = self.handed.get(id(leaf), ())
+        self.passed_on[-1] = tuple(dict.fromkeys((*self.passed_on[-1], *names)))
 
     def end(self) -> None:
         for handle in self.handles:
@@ -166,6 +197,7 @@ class _Watch:
             shapes=tuple(self.shapes),
             returned=tuple(self.returned),
             beside=tuple(self.beside),
+            passed_on=tuple(self.passed_on),
             used={name: tuple(sorted(layers)) for name, layers in used.items()},
             calls={name: frozenset(when) for name, when in self.calls.items()},
             writes_embeddings=any(tensor._version for tensor in self.embedded),
@@ -186,15 +218,16 @@ def with_hidden(
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
-def _with_gradient(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> tuple[str, ...]:
+def _names(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], asked: Callable[[Tensor], bool]
+) -> tuple[str, ...]:
+    """The arguments of a call in which there is a tensor of the kind that is asked for."""
     names = list(inspect.signature(type(block).forward).parameters)[1:]
     called = {**dict(zip(names, args, strict=False)), **kwargs}
     return tuple(
         name
         for name, value in called.items()
-        if any(
-            isinstance(leaf, Tensor) and leaf.requires_grad and leaf is not hidden for leaf in tree_flatten(value)[0]
-        )
+        if any(isinstance(leaf, Tensor) and asked(leaf) for leaf in tree_flatten(value)[0])
     )
 
 

@@ -108,7 +108,7 @@ class Stage(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As any module; absent weights follow."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own lacks annotations
         refill(self.absents, fn)
         return self
 

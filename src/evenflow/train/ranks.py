@@ -149,9 +149,8 @@ def _train(
     channel.send({"kind": "doing", "what": "saving its state"})
     moments = reductions.gathered(optimizer.moments(), MOMENTS)
     if at.dp == 0:  # each weight is written once: by the first replica, and of tied copies by the embedding's rank
-        left_out = reductions.elsewhere
-        write_shard(Path(payload["checkpoint_out"]), at.pp, held, moments, left_out)
-        sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp, left_out)
+        write_shard(Path(payload["checkpoint_out"]), at.pp, held, moments, reductions.elsewhere)
+        sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp)
         channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
 
