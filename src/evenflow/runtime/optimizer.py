@@ -139,4 +139,5 @@ def _squared_norm(gradient: Tensor) -> Tensor:
     whole = len(flat) // _ROW * _ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1).double()
     rest = torch.linalg.vector_norm(flat[whole:]).double()
-    return rows.square().sum() + rest.square()
+    squared: Tensor = rows.square().sum() + rest.square()
+    return squared
