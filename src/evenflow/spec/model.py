@@ -168,8 +168,5 @@ class Model:
     def fingerprint(self) -> str:
         """A hash of the layers and the shape, names aside: equal models cost the same to run."""
         facts = asdict(self)
-        del (
-            facts["name"],
-            facts["tied_bytes"],
-        )  # the latter follows from the layers and from whether embeddings are tied
+        del facts["name"], facts["tied_bytes"]  # the bytes follow from the layers and from what is tied
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
