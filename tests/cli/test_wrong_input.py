@@ -122,7 +122,7 @@ def test_a_run_folder_that_cannot_be_made(
         (["plan", "x", "--pp", "x" * 5000], "xxx' is not a whole number"),
         (["plan", "x", "--memory-limit", "many"], "'many' is not a memory size"),
         (["plan", "x", "--memory-limit", "9" * 5000], "999' is not a memory size"),
-        (["train", "x", "--data", "y", "--out", "z", "--pp", "2", "--processes", "2"], "not allowed with"),
+        (["train", "x", "--data", "y", "--out", "z", "--zero", "2"], "--zero: should be"),
         (
             ["train", "x", "--data", "y", "--out", "z", "--seed", "-1"],
             "--seed: should be greater than or equal to 0, not -1",
@@ -150,7 +150,7 @@ def test_misspelt_options(refuse: Callable[..., str], arguments: list[str], says
         (["--cluster", "8xB999"], "'B999' is not in the catalogue"),
         (["--cluster", "8x"], "is not understood"),
         (["--cluster", "9" * 5000 + "xA100-80GB"], "is not understood"),
-        (["--cluster", "8xA100-80GB", "--pp", "9"], "has 8 devices; 1 to 8 of them can be used, not 9"),
+        (["--cluster", "8xA100-80GB", "--pp", "9"], "--pp 9 needs 9 processes, and there are 8; 9 would do"),
         (["--global-batch-size", "1000000000", "--micro-batch-size", "1"], "1000000000 microbatches in a step are too"),
     ],
 )

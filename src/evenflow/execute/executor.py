@@ -32,6 +32,7 @@ from evenflow.program import (
     ReceiveForward,
     ReduceGrad,
     ReduceTied,
+    Reduction,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
@@ -41,7 +42,7 @@ from evenflow.program import (
     action_text,
     buffers_at_once,
 )
-from evenflow.runtime import Clock, Optimizer, Transfer, Transport, clock_of
+from evenflow.runtime import Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
 
 Tokens = Callable[[int], Tensor]
 _Do = Callable[["_Running"], None]
@@ -97,6 +98,8 @@ class Executor:
         transport: how tensors travel.
         optimizer: over this rank's parameters; None where the program is forward only.
         boundary: the shape of what crosses stages, [batch, seq, hidden].
+        reductions: how gradients are added over replicas and copies of tied weights, where the program does.
+        mesh: where this process is among those of other replicas and shards; by default there are none.
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
     """
 
@@ -109,6 +112,9 @@ class Executor:
         optimizer: Optimizer | None,
         boundary: tuple[int, ...],
         clock: Clock | None = None,
+        *,
+        reductions: Reductions | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         device = next(iter(stages.values())).device
         self.program = program
@@ -116,8 +122,12 @@ class Executor:
         self.actions = program.ranks[rank]
         self.transport = transport
         self.optimizer = optimizer
+        self.reductions = reductions
+        replicas = mesh.axes.dp if mesh else 1
+        self._counts_loss = mesh is None or mesh.at.tp == 0  # which all shards of a stage know
+        self._share = 1.0 / (program.microbatches * replicas)  # of a microbatch in the loss and the gradients
         self.runners = {
-            number: StageRunner(stage, program.microbatches, not program.forward_only)
+            number: StageRunner(stage, program.microbatches, not program.forward_only, self._share)
             for number, stage in stages.items()
         }
         self.pool = BufferPool(buffers_at_once(program, rank), torch.float32, device)
@@ -199,7 +209,7 @@ class Executor:
             case Step():
                 return self._do_step
             case ReduceTied() | ReduceGrad():
-                raise AssertionError(f"{action} is not run yet; programs for one replica of untied stages have none")
+                return partial(self._do_reduce, action)
             case ReleaseForward(stage, microbatch):
                 return partial(self._release, self._sends, self._outputs, (stage, microbatch))
             case ReleaseBackward(stage, microbatch):
@@ -245,6 +255,8 @@ class Executor:
 
     def _do_norm(self, running: _Running) -> None:
         assert self.optimizer is not None, "a program that trains has an optimizer"
+        if self.reductions is not None:
+            self.reductions.finish()
         self.clock.mark()
         running.norms = self.optimizer.gradient_norms()
 
@@ -253,6 +265,13 @@ class Executor:
         self._combine(running)
         self.clock.mark()
         running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
+        if self.reductions is not None:
+            self.reductions.spread()
+
+    def _do_reduce(self, action: Reduction, running: _Running) -> None:  # noqa: ARG002 - as all
+        assert self.reductions is not None, "a program that reduces is given what reduces"
+        self.clock.mark()
+        self.reductions.start(action)
 
     def _tokens(self, microbatch: int, tokens: Tokens) -> Tensor:
         ids = tokens(microbatch)
@@ -357,7 +376,7 @@ class Executor:
         """Sum over all ranks, in one message: the gradient norms, the last stage's loss, the wish to stop."""
         runner = self.runners.get(self._last_stage)
         running.losses = runner.take_losses() if runner else ()
-        own_loss = sum(running.losses) * (1.0 / self.program.microbatches)
+        own_loss = sum(running.losses) * self._share if self._counts_loss else 0.0
         own = torch.tensor([own_loss, float(running.want_stop)], dtype=torch.float64)
         message = torch.cat([running.norms, own])
         self.transport.sum(message)

@@ -30,14 +30,15 @@ class StageRunner:
         stage: the stage.
         microbatches: how many a step has.
         trains: whether there will be backwards; an evaluation leaves the stage's layers as they are.
+        share: of a microbatch in the step's loss and gradients; by default this pipeline runs all that there are.
     """
 
-    def __init__(self, stage: Stage, microbatches: int, trains: bool = True) -> None:
+    def __init__(self, stage: Stage, microbatches: int, trains: bool = True, share: float | None = None) -> None:
         self.stage = stage
         self.weight_gradients = WeightGradients(stage) if trains else None
         queued = {id(own) for own in self.weight_gradients.parameters} if self.weight_gradients else set()
         self._plain = [own for own in stage.parameters() if own.requires_grad and id(own) not in queued]
-        self._share = 1.0 / microbatches
+        self._share = 1.0 / microbatches if share is None else share
         self._seed = torch.tensor(self._share, device=stage.device)
         self._flights: dict[int, _Flight] = {}
         self._losses: dict[int, float] = {}
@@ -76,7 +77,7 @@ class StageRunner:
 
         Args:
             microbatch: its number.
-            gradient: that of its output; None on the last stage, whose loss counts 1 / microbatches.
+            gradient: that of its output; None on the last stage, whose loss counts its share.
 
         Returns:
             The gradient of its input; None on the first stage.

@@ -53,7 +53,7 @@ class JobPart(Part):
     """A job; a key without a value is None, which means what its description says."""
 
     format_version: Annotated[
-        Literal[3], Field(description="of this file", json_schema_extra={"group": "what is trained"})
+        Literal[4], Field(description="of this file", json_schema_extra={"group": "what is trained"})
     ] = FORMAT_VERSION
     model: Annotated[
         PathText | None,
@@ -118,11 +118,19 @@ class JobPart(Part):
     processes: Annotated[
         Count | None,
         Field(
-            description="pipeline ranks (default: the GPUs, else the cores, 8 at most)",
+            description="of the whole job, pp x tp x dp (default: the GPUs, else the cores, 8 at most)",
             json_schema_extra={"group": "layout"},
         ),
     ] = None
-    pp: Annotated[Count | None, Field(description="the same as processes, as the size of the pipeline axis")] = None
+    pp: Annotated[
+        Count | None, Field(description="pipeline ranks (default: what the other axes leave of processes)")
+    ] = None
+    tp: Annotated[Count | None, Field(description="processes that share each stage's tensors (default 1)")] = None
+    dp: Annotated[Count | None, Field(description="data-parallel replicas (default 1)")] = None
+    zero: Annotated[
+        Literal[0, 1] | None,
+        Field(description="1: replicas share out the optimizer's state and the update (default 0)"),
+    ] = None
     threads: Annotated[
         Count | None, Field(description="compute threads of each process (default: an equal slice of the cores)")
     ] = None
@@ -204,9 +212,10 @@ class JobPart(Part):
     ] = None
 
 
+_AXES = frozenset(("pp", "tp", "dp"))
 _PATHS = ("data", "out", "plan")
 _RENAMED = {"lr": "learning_rate"}
-_NOT_A_SETTING = ("format_version", "pp", "dtype")
+_NOT_A_SETTING = ("format_version", "dtype")
 
 
 def load_job(path: Path) -> JobPart:
@@ -253,8 +262,9 @@ def nearest(key: str, known: Mapping[str, Any]) -> str:
 def merge_jobs(file: JobPart, flags: JobPart) -> JobPart:
     """Both together; a flag wins over the file."""
     merged = {key: getattr(file, key) for key in file.model_fields_set}
-    if {"pp", "processes"} & flags.model_fields_set:  # two words for one setting
+    if "processes" in flags.model_fields_set:  # the axes are what it is made of: what the file says of pp would clash
         merged.pop("pp", None)
+    elif _AXES & flags.model_fields_set:
         merged.pop("processes", None)
     return JobPart.model_validate(merged | {key: getattr(flags, key) for key in flags.model_fields_set})
 
@@ -263,16 +273,13 @@ def job_settings(part: JobPart) -> dict[str, Any]:
     """A job's settings by the names of `evenflow.train.Job`, paths and sizes as values.
 
     Raises:
-        InputError: a key that every job needs is not there, or two keys say one thing.
+        InputError: a key that every job needs is not there.
     """
     for key in ("model", "data", "out"):
         if getattr(part, key) is None:
             flag = "MODEL" if key == "model" else f"--{key}"
             raise InputError(f"{flag} is missing; as an argument, or as `{key}` in the file of --config, it would do")
-    if part.pp is not None and part.processes is not None:
-        raise InputError("pp is not allowed with processes, which is the same; one of them would do")
     settings = {_RENAMED.get(key, key): getattr(part, key) for key in JobPart.model_fields if key not in _NOT_A_SETTING}
-    settings["processes"] = part.processes or part.pp
     for key in _PATHS:
         settings[key] = None if settings[key] is None else Path(settings[key]).expanduser()
     if part.memory_limit is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evenflow.errors import InputError
 from evenflow.files import check_settings
+from evenflow.plan import Axes, Zero, check_zero, choose_axes
 from evenflow.runtime import OptimizerSettings
 from evenflow.spec import Batch, Recompute
 from evenflow.train.lr_schedule import LrKind, LrSchedule
@@ -25,7 +26,11 @@ class Job:
         global_batch_size: sequences of a step; 16 by default.
         micro_batch_size: sequences of a microbatch; by default as many as leave every rank four microbatches.
         seq_length: tokens of a sequence; by default 256, or as many as the model reads.
-        processes: pipeline ranks; by default as many as `--cluster local` has.
+        processes: of the whole job; by default as many as `--cluster local` has, or as the axes ask for.
+        pp: pipeline ranks; by default all that the other axes leave.
+        tp: processes that share the tensors of each stage; by default 1.
+        dp: data-parallel replicas; by default 1.
+        zero: what replicas share out: nothing (0), or with 1 the optimizer's state; by default nothing.
         threads: compute threads of each process; by default an equal slice of the cores.
         plan: a plan.json to follow; by default one is made from a profile.
         schedule: the schedule's name.
@@ -72,6 +77,10 @@ class Job:
     micro_batch_size: int | None = None
     seq_length: int | None = None
     processes: int | None = None
+    pp: int | None = None
+    tp: int | None = None
+    dp: int | None = None
+    zero: int | None = None
     threads: int | None = None
     plan: Path | None = None
     schedule: str | None = None
@@ -130,6 +139,27 @@ class Job:
         """AdamW's settings."""
         undecayed = tuple(pattern.strip() for pattern in self.undecayed.split(",") if pattern.strip())
         return OptimizerSettings(self.beta1, self.beta2, self.epsilon, self.weight_decay, self.clip_norm, undecayed)
+
+    def axes(self, started: int | None, here: int) -> Axes:
+        """The axes that this job asks for.
+
+        Args:
+            started: how many processes torchrun started; None without it.
+            here: how many processes this machine has where the job does not say.
+
+        Raises:
+            InputError: they do not make the number of processes that was asked for, or started.
+        """
+        fixed = self.processes or started
+        if fixed is not None:
+            return choose_axes(fixed, self.pp, self.tp, self.dp, exactly=True)
+        others = (self.tp or 1) * (self.dp or 1)
+        return choose_axes((self.pp or max(here // others, 1)) * others, self.pp, self.tp, self.dp)
+
+    @property
+    def zero_stage(self) -> Zero:
+        """What replicas share out."""
+        return check_zero(self.zero or 0)
 
 
 _LASTING = (

@@ -27,7 +27,7 @@ from evenflow.files import (
 from evenflow.launch import Group, Launcher, ThisHost, notice_torchrun, shared_server
 from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, describe_model, find_model
-from evenflow.plan import Plan
+from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, make_plan, plan_program, plan_timeline
 from evenflow.spec import Batch, Cluster, Model
 from evenflow.spec.cluster import CPU
@@ -44,7 +44,14 @@ from evenflow.train.checkpoint import (
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
 from evenflow.train.job import Job, lasting_settings
-from evenflow.train.planning import DEFAULT_RECOMPUTE, DEFAULT_SCHEDULE, check_agrees, follow_plan, make_batch
+from evenflow.train.planning import (
+    DEFAULT_RECOMPUTE,
+    DEFAULT_SCHEDULE,
+    check_agrees,
+    check_axes,
+    follow_plan,
+    make_batch,
+)
 from evenflow.train.prepare import PreparedText, open_corpus, prepare_text, reopen_text
 from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
@@ -172,15 +179,15 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         open_corpus(job, source)  # says at once that there is nothing to read
     if job.plan is not None:
         model, plan = follow_plan(job.plan, source)
-        check_ranks(launcher.ranks, job, len(plan.ranks))
+        check_ranks(launcher.ranks, job, plan.axes.processes)
         check_agrees(plan, job)
-        launcher.cluster(len(plan.ranks), plan.threads)  # refuses hosts that differ
-        batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
+        launcher.cluster(plan.axes.processes, plan.threads)  # refuses hosts that differ
+        axes, batch = plan.axes, _batch_of(plan)
     else:
         plan = None
-        cluster, batch = _cluster_and_batch(job, source, checkpoint, launcher)
+        cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length)
-        check_request(model, cluster, batch, _schedule(job), job.stages_per_rank)
+        check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
         wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch))
         check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
@@ -193,7 +200,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         )
     signals.check()
     if plan is None:
-        plan = _plan(job, source, model, cluster, batch, progress, signals, launcher)
+        plan = _plan(job, source, model, cluster, axes, batch, progress, signals, launcher)
     if job.check and len(plan.ranks) > 1:
         checked = check_split(source.config)
         progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
@@ -203,18 +210,20 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
 
 def _cluster_and_batch(
     job: Job, source: ModelSource, checkpoint: Checkpoint | None, launcher: Launcher
-) -> tuple[Cluster, Batch]:
+) -> tuple[Cluster, Axes, Batch]:
     """A resumed run keeps its microbatch, over which gradients add up in order, unless it is told otherwise."""
-    cluster = launcher.cluster(job.processes or launcher.ranks, job.threads)
+    axes = job.axes(launcher.ranks, launcher.cluster(None, job.threads).devices)
+    check_axes(axes, "this job")
+    cluster = launcher.cluster(axes.processes, job.threads)
     kept = checkpoint.state.settings.get("micro_batch_size") if checkpoint else None
     longest = getattr(source.config, "max_position_embeddings", None)
     batch = make_batch(
         job.global_batch_size or _GLOBAL_BATCH_SIZE,
         job.micro_batch_size or (kept if isinstance(kept, int) else None),
         job.seq_length or min(_SEQ_LENGTH, longest if isinstance(longest, int) else _SEQ_LENGTH),
-        cluster.devices,
+        axes,
     )
-    return cluster, batch
+    return cluster, axes, batch
 
 
 def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress, signals: StopSignals) -> PreparedText:
@@ -229,6 +238,7 @@ def _plan(
     source: ModelSource,
     model: Model,
     cluster: Cluster,
+    axes: Axes,
     batch: Batch,
     progress: Progress,
     signals: StopSignals,
@@ -255,7 +265,13 @@ def _plan(
         job.memory_limit,
         stages_per_rank=job.stages_per_rank,
         recompute=recompute,
+        axes=axes,
+        zero=job.zero_stage,
     )
+
+
+def _batch_of(plan: Plan) -> Batch:
+    return Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length, plan.axes.dp)
 
 
 def _schedule(job: Job) -> str:
@@ -263,8 +279,7 @@ def _schedule(job: Job) -> str:
 
 
 def _checkpoints(job: Job, ready: _Prepared) -> Checkpoints:
-    plan = ready.plan
-    batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
+    plan, batch = ready.plan, _batch_of(ready.plan)
     model, settings = config_hash(ready.source.config), lasting_settings(job, batch)
     tokens = plan.global_batch_size * plan.seq_length
 
@@ -329,7 +344,7 @@ def _run_ranks(
         "run": str(out),
         "save_every": job.save_every,
     }
-    with launcher.running("train", "evenflow.train.ranks:run", len(plan.ranks), payload, plan.threads) as group:
+    with launcher.running("train", "evenflow.train.ranks:run", plan.axes.processes, payload, plan.threads) as group:
         processes = enumerate(zip(group.pids, group.hosts, strict=True))
         save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
         return _watch(group, recorder, checkpoints, folder, progress, signals, job)

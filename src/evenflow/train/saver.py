@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evenflow.errors import FaultError, InputError
 from evenflow.models import Stage
-from evenflow.runtime import Optimizer
+from evenflow.runtime import Optimizer, Reductions
 from evenflow.train.checkpoint import partial_folder, shard_file
 from evenflow.train.shards import Piece, WrittenFile, read_pieces, saved_names, write_shard
 
@@ -26,18 +26,33 @@ _NICE = 5
 class Saver:
     """Writes one rank's shard of a checkpoint, one checkpoint at a time.
 
+    Each weight is written once: by the first replica, and of tied copies by the embedding's rank. The other replicas
+    take part all the same, since what they share out of the optimizer's state is gathered from all of them.
+
     Args:
         run: the run's folder.
-        rank: whose state it is.
+        rank: whose state it is, on the pp axis.
         stages: the rank's stages.
         optimizer: over their parameters.
+        reductions: what gathers the state that replicas share out; None where there is nothing to share.
+        writes: whether this process writes, or only gives what others write.
     """
 
-    def __init__(self, run: Path, rank: int, stages: Sequence[Stage], optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        run: Path,
+        rank: int,
+        stages: Sequence[Stage],
+        optimizer: Optimizer,
+        reductions: Reductions | None = None,
+        writes: bool = True,
+    ) -> None:
         self._run = run
         self._rank = rank
         self._stages = tuple(stages)
         self._optimizer = optimizer
+        self._reductions = reductions
+        self._writes = writes
         self._host: dict[str, Tensor] = {}  # kept from save to save: fresh pages would take longer than the copy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=_give_way)
         self._under_way: tuple[int, Future[WrittenFile]] | None = None
@@ -49,14 +64,20 @@ class Saver:
             What is to be told of the save before.
         """
         told = self.finish()
-        pieces = {name: self._copied(name, piece) for name, piece in own_state(self._stages, self._optimizer).items()}
+        state = self._state()
+        if not self._writes:
+            return told
+        pieces = {name: self._copied(name, piece) for name, piece in state.items()}
         self._under_way = step, self._thread.submit(self._write, step, pieces)
         return told
 
     def save_last(self, step: int) -> list[dict[str, Any]]:
         """Write the state after the last step, straight from where it is."""
         told = self.finish()
-        pieces = {name: _on_host(piece) for name, piece in own_state(self._stages, self._optimizer).items()}
+        state = self._state()
+        if not self._writes:
+            return told
+        pieces = {name: _on_host(piece) for name, piece in state.items()}
         return [*told, self._report(step, self._write(step, pieces), last=True)]
 
     def done(self) -> list[dict[str, Any]]:
@@ -73,6 +94,16 @@ class Saver:
             return []
         (step, future), self._under_way = self._under_way, None
         return [self._report(step, future.result())]
+
+    def _state(self) -> dict[str, Piece]:
+        """What this rank writes; all replicas have to ask for it at once."""
+        moments, elsewhere = self._optimizer.moments(), frozenset[str]()
+        if self._reductions is not None:
+            moments = self._reductions.gathered(moments, self._optimizer.kinds)
+            elsewhere = self._reductions.elsewhere
+        weights = {f"weight/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
+        state = {**weights, **moments}
+        return {key: Piece.whole(own) for key, own in state.items() if key.partition("/")[2] not in elsewhere}
 
     def _copied(self, name: str, piece: Piece) -> Piece:
         kept = self._host.get(name)
@@ -103,20 +134,14 @@ def read_state(folder: Path, step: int, stages: Sequence[Stage], optimizer: Opti
     saved = saved_names(folder)
     weights = {f"weight/{name}": Piece.whole(tensor) for name, tensor in _own_tensors(stages).items()}
     moments: dict[str, Tensor] = {}
-    for name, parameter in optimizer.parameters.items():
+    for name, parameter in _own_tensors(stages).items():
         names = [f"{kind}/{name}" for kind in optimizer.kinds]
-        if saved.issuperset(names):  # a parameter that never had a gradient has none
+        if saved.issuperset(names):  # a parameter that never had a gradient has none, nor has a buffer
             moments |= {own: torch.empty_like(parameter, requires_grad=False) for own in names}
     if not moments and step:
         raise InputError(f"{folder} has no moments of these stages' parameters; another run's?")
     read_pieces(folder, {**weights, **{name: Piece.whole(tensor) for name, tensor in moments.items()}})
     optimizer.set_moments(moments, step)
-
-
-def own_state(stages: Sequence[Stage], optimizer: Optimizer) -> dict[str, Piece]:
-    """One rank's weights, saved buffers and moments, by name."""
-    weights = {f"weight/{name}": Piece.whole(tensor.detach()) for name, tensor in _own_tensors(stages).items()}
-    return {**weights, **{name: Piece.whole(tensor) for name, tensor in optimizer.moments().items()}}
 
 
 def _own_tensors(stages: Sequence[Stage]) -> dict[str, Tensor]:
