@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from evenflow.models import Stage
-from evenflow.runtime import WeightGradients
+from evenflow.runtime import WeightGradients, local
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class StageRunner:
 
     def keeps(self, microbatch: int, tensor: Tensor) -> bool:
         """Whether `weight_backward` still needs the memory of `tensor`."""
-        return self.weight_gradients is not None and self.weight_gradients.holds(microbatch, tensor)
+        return self.weight_gradients is not None and self.weight_gradients.holds(microbatch, local(tensor))
 
     def take_losses(self) -> tuple[float, ...]:
         """The loss of each of the step's microbatches, by number, and forget them; empty but on the last stage."""
@@ -146,4 +146,4 @@ class StageRunner:
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return local(one).untyped_storage().data_ptr() == local(other).untyped_storage().data_ptr()

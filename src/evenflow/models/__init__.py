@@ -6,13 +6,18 @@ from evenflow.models.read import read_weights
 from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.source import ModelSource, find_model, read_config
 from evenflow.models.stage import Stage, build_stage
+from evenflow.models.tensor_parallel import Sharing, share_out
 from evenflow.models.tied import share_tied, tied_names
+from evenflow.models.tp_plan import TpPlan, check_tensor_parallel, tp_plan_of
 from evenflow.models.weights import draw_weights, write_index, write_weights
 
 __all__ = [
     "ModelSource",
+    "Sharing",
     "Stage",
+    "TpPlan",
     "build_stage",
+    "check_tensor_parallel",
     "count_layers",
     "describe_model",
     "draw_weights",
@@ -21,8 +26,10 @@ __all__ = [
     "read_config",
     "read_weights",
     "recompute_blocks",
+    "share_out",
     "share_tied",
     "tied_names",
+    "tp_plan_of",
     "write_index",
     "write_weights",
 ]

@@ -20,6 +20,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from evenflow.errors import InputError, first_line
+from evenflow.models.cut import Cut
 from evenflow.models.stage import Stage
 
 
@@ -42,7 +43,7 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
             for target, value in tensors.items():
                 if target in wanted:
                     tensor: Tensor = value[0] if isinstance(value, list) else value
-                    _copy(wanted[target], tensor, target, file)
+                    _copy(wanted[target], tensor, target, file, _cut_of(stage, target))
                     found.add(stage.anatomy.tied.get(target, target))
     parameters = stage.named_model_parameters()
     missing = [name for name in parameters if name not in found]
@@ -88,7 +89,8 @@ def _collect(
             _refuse_extra(stage, key, renamed, file)
         elif any(target in wanted for target in targets):
             conversion, _ = made.setdefault(renamed, (fresh, file))
-            conversion.add_tensor(renamed, key, pattern or key, _reading(reader, key, file))
+            own = _cut_of(stage, renamed) if pattern is None else None  # what is made from several is read whole
+            conversion.add_tensor(renamed, key, pattern or key, _reading(reader, key, file, own))
     return made
 
 
@@ -100,9 +102,18 @@ def _open(file: Path, stack: ExitStack) -> list[tuple[Any, str]]:
         raise InputError(f"{file} is not a readable safetensors file: {error}") from None
 
 
-def _reading(reader: Any, key: str, file: Path) -> Callable[[], Tensor]:
+def _cut_of(stage: Stage, name: str) -> Cut | None:
+    """The part of a tensor that this process holds; None where it holds all."""
+    return None if stage.sharing is None else stage.sharing.cuts.get(stage.anatomy.tied.get(name, name))
+
+
+def _reading(reader: Any, key: str, file: Path, cut: Cut | None) -> Callable[[], Tensor]:
+    """How a tensor is read: whole, or the part that a process holds, where the file has the shape that is cut."""
+
     def read() -> Tensor:
         try:
+            if cut is not None and tuple(reader.get_slice(key).get_shape()) == cut.shape:
+                return cut.read(reader.get_slice(key))
             tensor: Tensor = reader.get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{file} is not a readable safetensors file: {error}") from None
@@ -130,7 +141,8 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
 
 
-def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path) -> None:
-    if parameter.shape != tensor.shape:
-        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, the config says {list(parameter.shape)}")
-    parameter.copy_(tensor)
+def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path, cut: Cut | None) -> None:
+    shape = parameter.shape if cut is None else cut.shape
+    if tensor.shape not in (shape, parameter.shape):
+        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, the config says {list(shape)}")
+    parameter.copy_(tensor if cut is None or tensor.shape == parameter.shape else cut.take(tensor))

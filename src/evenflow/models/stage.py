@@ -9,7 +9,7 @@ block; the forward ends where the next stage's begins. The last stage returns th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
 from evenflow.models.passthrough import Entrance, Exit, Gate, PassThrough, Reached
 from evenflow.models.recompute import recompute_blocks
 from evenflow.spec import Recompute
+
+if TYPE_CHECKING:
+    from evenflow.models.tensor_parallel import Sharing
 
 
 class Stage(nn.Module):
@@ -34,7 +37,10 @@ class Stage(nn.Module):
         is_last: whether it returns the loss.
         blocks: the decoder blocks among its layers.
         absents: the weights of other stages.
+        sharing: how its tensors are shared out over processes of the tp axis; None where they are whole.
     """
+
+    sharing: Sharing | None = None
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]) -> None:
         super().__init__()

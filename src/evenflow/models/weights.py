@@ -27,10 +27,13 @@ _DEVIATION = 0.02  # of what is drawn where a configuration does not say
 def draw_weights(stage: Stage, seed: int) -> None:
     """Fill parameters and buffers as the model's own initialisation does, layer by layer.
 
-    A weight that head and embedding share is drawn as the embedding's, wherever it is.
+    A weight that head and embedding share is drawn as the embedding's, wherever it is. Of a stage whose tensors are
+    shared out each process draws them whole, so that weights do not depend on how many share them, and keeps its part
+    before the next layer is drawn.
     """
-    model, anatomy = stage.model, stage.anatomy
+    model, anatomy, sharing = stage.model, stage.anatomy, stage.sharing
     in_layers: set[int] = set()
+    last = len(anatomy.layers) - 1
     for layer in stage.layers:
         torch.manual_seed(_layer_seed(seed, layer))
         for path in anatomy.layers[layer]:
@@ -40,6 +43,8 @@ def draw_weights(stage: Stage, seed: int) -> None:
                 _initialise(_drawer(model, path), part)
             else:
                 _initialise_holder(stage, path)
+        if sharing is not None and 0 < layer < last:
+            sharing.cut(layer)
     absent = {id(own.module) for own in stage.absents}
     for path, module in model.named_modules():  # rotary tables and the like, which belong to no layer
         if id(module) not in in_layers and any(True for _ in module.buffers(recurse=False)):
@@ -51,6 +56,8 @@ def draw_weights(stage: Stage, seed: int) -> None:
     if stage.is_last or stage.is_first:
         _draw_tied(stage, seed)
     _fill_constants(stage, seed)
+    if sharing is not None:
+        sharing.cut()
 
 
 def _fill_constants(stage: Stage, seed: int) -> None:

@@ -17,9 +17,19 @@ from evenflow.runtime.live_bytes import LiveBytes
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
 from evenflow.runtime.optimizer import MOMENTS, Optimizer, OptimizerSettings
+from evenflow.runtime.parts import local
 from evenflow.runtime.reductions import Reductions
 from evenflow.runtime.rendezvous import open_store
+from evenflow.runtime.row_gradients import add_row_gradients
 from evenflow.runtime.staged import StagedTransport
+from evenflow.runtime.tensor_group import (
+    Combined,
+    ImaginedTensorGroup,
+    ProcessTensorGroup,
+    TensorGroup,
+    ThreadMeeting,
+    ThreadTensorGroup,
+)
 from evenflow.runtime.transport import AloneTransport, Transfer, Transport, connect
 from evenflow.runtime.weight_gradients import WeightGradients
 
@@ -28,9 +38,11 @@ __all__ = [
     "AloneTransport",
     "Clock",
     "ClockOffset",
+    "Combined",
     "CudaClock",
     "CudaMemoryMeter",
     "EdgeGroupTransport",
+    "ImaginedTensorGroup",
     "HostClock",
     "InMemoryNetwork",
     "InMemoryTransport",
@@ -41,11 +53,16 @@ __all__ = [
     "Optimizer",
     "OptimizerSettings",
     "PipelineTransport",
+    "ProcessTensorGroup",
     "Reductions",
     "StagedTransport",
+    "TensorGroup",
+    "ThreadMeeting",
+    "ThreadTensorGroup",
     "Transfer",
     "Transport",
     "WeightGradients",
+    "add_row_gradients",
     "carry",
     "choose_transport",
     "clock_of",
@@ -53,6 +70,7 @@ __all__ = [
     "connect",
     "edges_of",
     "job_edges",
+    "local",
     "make_mesh",
     "memory_meter",
     "open_store",

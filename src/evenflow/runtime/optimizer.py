@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from evenflow.runtime.reductions import local
+from evenflow.runtime.parts import local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _ROW = 1024

@@ -12,7 +12,6 @@ are cut from the parameters laid end to end, so they are equal whatever sizes pa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from evenflow.errors import PeerLostError, first_line
 from evenflow.program import Program, ReduceGrad, ReduceTied, Reduction
+from evenflow.runtime.lost import naming_the_lost
 from evenflow.runtime.mesh import Mesh
+from evenflow.runtime.parts import is_sharded, like, local
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Bucket:
         message[end:].zero_()
         message = message.cpu()  # gloo carries host memory
         self._flags = there
-        with _naming_the_lost():
+        with naming_the_lost():
             self._works.append(_started(dist.all_reduce(there, group=self._group, async_op=True)))
             if self._scatters:
                 self._sum = message.new_empty(self._share)
@@ -120,7 +120,7 @@ class Bucket:
 
     def finish(self) -> None:
         """Wait for the sum and give each parameter (or piece) its gradient; one that nobody made stays None."""
-        with _naming_the_lost():
+        with naming_the_lost():
             while self._works:
                 self._works.pop().wait()
         assert self._sum is not None, "started before it is finished"
@@ -155,7 +155,7 @@ class Bucket:
                 first = place.first - self._own
                 own[first : first + place.piece.numel()].copy_(pieces[name].reshape(-1))
         whole = own.new_empty(self._size)
-        with _naming_the_lost():
+        with naming_the_lost():
             dist.all_gather_single(whole, own, group=self._shares)
         for place in self._places:
             yield place.name, place.parameter, whole[place.begin : place.end]
@@ -181,6 +181,7 @@ class Reductions:
         shares: bool = False,
     ) -> None:
         self._mesh = mesh
+        self._parts: dict[str, nn.Parameter] = {}
         self._starts: dict[Reduction, Bucket] = {}
         self._parameters = {name: own for parameters in stages.values() for name, own in parameters.items()}
         shared, rank = frozenset(tied), mesh.at.pp
@@ -212,13 +213,16 @@ class Reductions:
 
     @property
     def updated(self) -> dict[str, nn.Parameter]:
-        """What this process updates: parameters, or under ZeRO 1 its pieces of them."""
+        """What this process updates: parameters (of those that are shared out, its plain parts), or under ZeRO 1 pieces.
+
+        The optimizer's kernels take many parameters at once, all of one kind.
+        """
         reduced = list(self._starts.values())
         names = {place.name for bucket in reduced for place in bucket._places}
         whole = {name: own for name, own in self._parameters.items() if name not in names}
         for bucket in reduced:
             whole |= bucket.updated
-        return whole
+        return {name: self._parts.setdefault(name, _part_of(own)) for name, own in whole.items()}
 
     @property
     def uncounted(self) -> frozenset[str]:
@@ -241,6 +245,10 @@ class Reductions:
         """Wait for all sums."""
         for bucket in self._starts.values():
             bucket.finish()
+        for name, part in self._parts.items():
+            parameter = self._parameters.get(name)
+            if parameter is not None and parameter is not part and parameter.grad is not None:
+                part.grad, parameter.grad = local(parameter.grad), None
 
     @torch.no_grad()
     def spread(self) -> None:
@@ -261,31 +269,11 @@ class Reductions:
         return found
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def like(flat: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A flat gradient in the shape of its parameter, shared out as that is."""
-    shaped = flat.view_as(local(parameter))
+def _part_of(parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter that is the plain part of one that is shared out, in the same memory; any other as it is."""
     if not isinstance(parameter, DTensor):
-        return shaped
-    return DTensor.from_local(shaped, parameter.device_mesh, parameter.placements, run_check=False)
-
-
-def is_sharded(parameter: nn.Parameter) -> bool:
-    """Whether processes of the tp axis hold different parts of it."""
-    return isinstance(parameter, DTensor) and any(own.is_shard() for own in parameter.placements)
-
-
-@contextmanager
-def _naming_the_lost() -> Iterator[None]:
-    """Within, what torch.distributed raises is a lost peer."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise PeerLostError(f"lost the connection to another rank: {first_line(error)}") from error
+        return parameter
+    return nn.Parameter(local(parameter).detach(), requires_grad=parameter.requires_grad)
 
 
 def _started(work: dist.Work | None) -> dist.Work:
