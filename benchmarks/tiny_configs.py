@@ -81,7 +81,8 @@ _NEEDED: tuple[tuple[str, int], ...] = (
     (r"_group$", 1),
     (r"experts$", 8),
     (r"_budget$", 8),
-    (r"(_ratio|kv_heads)$", 2),
+    (r"_ratio$", 2),
+    (r"kv_heads$", 1),
     (r"(_dim|_size|_rank)$", 32),
     (r"token_id$", 0),
 )

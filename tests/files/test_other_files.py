@@ -148,6 +148,7 @@ def test_a_metrics_line_has_the_promised_keys():
         "step_s",
         "idle_fraction",
         "imbalance",
+        "mfu",
         "peak_bytes",
     ]
 

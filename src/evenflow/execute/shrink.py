@@ -144,7 +144,11 @@ def _narrow(config: PretrainedConfig) -> None:
         heads = _HEADS
     head, rope = getattr(config, "head_dim", None), getattr(config, "qk_rope_head_dim", None)
     _narrow_values(vars(config), config, hidden, heads)
-    _agree(config, head is not None and head == rope)
+    share = 0  # of a head in its rotary part
+    if isinstance(head, int) and isinstance(rope, int) and rope > 0 and head % rope == 0:
+        named = "partial_rotary_factor" in str(getattr(config, "rope_parameters", ""))
+        share = head // rope if named or head == rope else 0
+    _agree(config, share)
 
 
 def _narrow_values(values: dict[str, Any], holder: Any, hidden: int, heads: int) -> None:
@@ -183,7 +187,7 @@ def _cut(name: str, value: int, hidden: int, heads: int) -> int:
     return value
 
 
-def _agree(config: PretrainedConfig, head_is_rope: bool) -> None:
+def _agree(config: PretrainedConfig, heads_per_rope: int) -> None:
     """Set right what has to follow from other sizes."""
     width: int = getattr(config, "hidden_size", None) or _HIDDEN
     for count, size, factor in (
@@ -211,5 +215,5 @@ def _agree(config: PretrainedConfig, head_is_rope: bool) -> None:
     both = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
     if all(isinstance(own, int) for own in both) and hasattr(config, "qk_head_dim"):
         config.qk_head_dim = both[0] + both[1]  # type: ignore[operator]  # both are numbers
-        if getattr(config, "head_dim", None) is not None and head_is_rope:
-            config.head_dim = both[1]
+        if getattr(config, "head_dim", None) is not None and heads_per_rope:
+            config.head_dim = both[1] * heads_per_rope  # type: ignore[operator]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class _Uses(TorchFunctionMode):
     """Notes which of the tensors that a block was handed it computes with."""
 
     def __init__(self, watch: _Watch) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own lacks annotations
+        super().__init__()
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -152,7 +153,7 @@ class _Watch:
             self.entries.append(marked.grad_fn)
             self.beside.append(_names(block, args, kwargs, lambda leaf: leaf.requires_grad and leaf is not hidden))
             made = [id(tensor) for tensor in self.made]
-            self.handed = {own: _names(block, args, kwargs, lambda leaf: id(leaf) == own) for own in made}
+            self.handed = {own: _names(block, args, kwargs, partial(_is, own)) for own in made}
             self.passed_on.append(())
             return with_hidden(args, kwargs, marked)
 
@@ -229,6 +230,10 @@ def _names(
         for name, value in called.items()
         if any(isinstance(leaf, Tensor) and asked(leaf) for leaf in tree_flatten(value)[0])
     )
+
+
+def _is(own: int, leaf: Tensor) -> bool:
+    return id(leaf) == own
 
 
 def _reached(start: Any, stop: Any) -> list[Tensor]:

@@ -10,25 +10,41 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from evenflow.runtime.reductions import local
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _ROW = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW's settings; weight decay applies to parameters of two or more dimensions."""
+    """AdamW's settings.
+
+    Attributes:
+        beta1: how much of the first moment is kept.
+        beta2: of the second.
+        epsilon: is added to the second one's root.
+        weight_decay: a step takes this share of the weights, times the learning rate; of parameters with two or more
+            dimensions.
+        undecayed: patterns, as of file names, of parameters that are not decayed either.
+        clip_norm: gradients are scaled down to this norm of the whole model's; 0 for never.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    undecayed: tuple[str, ...] = ()
+
+    def decays(self, name: str, dimensions: int) -> bool:
+        """Whether a parameter's weights are decayed."""
+        return dimensions >= 2 and not any(fnmatchcase(name, pattern) for pattern in self.undecayed)
 
 
 class Optimizer:
@@ -39,7 +55,12 @@ class Optimizer:
         all_names: every parameter's name of the whole model, in its order.
         settings: AdamW's settings.
         uncounted: those whose gradients another process counts in the norm.
+
+    Attributes:
+        kinds: what it keeps of each parameter.
     """
+
+    kinds = _MOMENTS
 
     def __init__(
         self,
@@ -56,8 +77,8 @@ class Optimizer:
             if name not in uncounted
         ]
         self._norms = len(all_names)
-        decayed = [parameter for parameter in self.parameters.values() if parameter.ndim >= 2]
-        plain = [parameter for parameter in self.parameters.values() if parameter.ndim < 2]
+        decayed = [own for name, own in self.parameters.items() if settings.decays(name.partition("@")[0], own.ndim)]
+        plain = [own for name, own in self.parameters.items() if not settings.decays(name.partition("@")[0], own.ndim)]
         groups = [(decayed, settings.weight_decay), (plain, 0.0)]
         self._adamw = torch.optim.AdamW(
             [{"params": group, "weight_decay": decay} for group, decay in groups if group],
@@ -97,7 +118,7 @@ class Optimizer:
         """
         norm = float(torch.linalg.vector_norm(norms.sqrt()))
         factor = self.settings.clip_norm / (norm + 1e-6)
-        if factor < 1:
+        if self.settings.clip_norm and factor < 1:
             for parameter in self.parameters.values():
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
@@ -113,17 +134,17 @@ class Optimizer:
             f"{kind}/{name}": self._adamw.state[parameter][kind]
             for name, parameter in self.parameters.items()
             if parameter in self._adamw.state
-            for kind in MOMENTS
+            for kind in _MOMENTS
         }
 
     def set_moments(self, moments: Mapping[str, Tensor], step: int) -> None:
         """Take up the moments that `moments` gave after `step` steps; parameters without any start afresh."""
         for key, parameter in self.parameters.items():
             name, _, begin = key.partition("@")
-            if f"{MOMENTS[0]}/{name}" not in moments:
+            if f"{_MOMENTS[0]}/{name}" not in moments:
                 continue
             state = {"step": torch.tensor(float(step), device=parameter.device)}  # where the fused kernel wants it
-            for kind in MOMENTS:
+            for kind in _MOMENTS:
                 whole = moments[f"{kind}/{name}"]
                 own = whole.reshape(-1)[int(begin) :][: parameter.numel()].view_as(parameter) if begin else whole
                 state[kind] = own.to(parameter.device, copy=True)

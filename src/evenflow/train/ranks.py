@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evenflow.errors import FaultError, RankError, first_line
-from evenflow.execute import Executor
+from evenflow.execute import Executor, StepResult
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import (
@@ -23,11 +24,11 @@ from evenflow.models import (
     write_weights,
 )
 from evenflow.plan import Plan
-from evenflow.program import verify_plan
+from evenflow.program import Program, verify_plan
 from evenflow.runtime import (
-    MOMENTS,
     CudaMemoryMeter,
     MemoryMeter,
+    Mesh,
     Optimizer,
     OptimizerSettings,
     PipelineTransport,
@@ -46,9 +47,10 @@ from evenflow.runtime import (
     to_device,
     use_device,
 )
-from evenflow.train.checkpoint import read_shards, write_shard
-from evenflow.train.lr_schedule import learning_rate
+from evenflow.train.lr_schedule import LrSchedule
 from evenflow.train.sampler import microbatch, sample_ids
+from evenflow.train.saver import Saver, read_state
+from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
 from evenflow.units import format_bytes
 
@@ -89,70 +91,88 @@ def _train(
     timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
     channel.send({"kind": "doing", "what": "meeting the other ranks"})
     axes, at = plan.axes, plan.axes.coordinates(rank)
-    host = connect(rank, axes.processes, payload["rendezvous"], timeout_s)
-    kind = choose_transport(rank_devices(payload["places"], payload["gpus"]))
-    job = carry(host, kind, rank, job_edges(axes, edges_of(plan.stage_rank)), device, timeout_s)
-    transport = PipelineTransport(job, axes.pipeline(at))
-    tied_ranks = [[plan.stage_rank[stage] for stage in group] for group in plan.tied]
-    mesh = make_mesh(axes, rank, tied_ranks, timeout_s)
+    host, transport, mesh = _meet(rank, payload, plan, device, timeout_s)
     channel.send({"kind": "doing", "what": "building its stage"})
     stages = {number: _build(number, payload, plan, device) for number in plan.ranks[at.pp].stages}
     held = tuple(stages.values())
     share_tied(held)
-    anatomy = held[0].anatomy
-    reductions = Reductions(
-        program,
-        mesh,
-        {number: stage.named_model_parameters() for number, stage in stages.items()},
-        tied_names(anatomy),
-        shares=plan.zero == 1,
-    )
-    optimizer = Optimizer(reductions.updated, anatomy.parameters, OptimizerSettings(), reductions.uncounted)
-    hidden: int = payload["hidden_size"]
-    executor = Executor(
-        program,
-        at.pp,
-        stages,
-        transport,
-        optimizer,
-        (plan.micro_batch_size, plan.seq_length, hidden),
-        reductions=reductions,
-        mesh=mesh,
-    )
+    reductions = _reductions(program, mesh, stages, plan)
+    names = held[0].anatomy.parameters
+    optimizer = Optimizer(reductions.updated, names, _settings(payload), reductions.uncounted)
+    boundary = (plan.micro_batch_size, plan.seq_length, payload["hidden_size"])
+    executor = Executor(program, at.pp, stages, transport, optimizer, boundary, reductions=reductions, mesh=mesh)
     store = TokenStore.open(Path(payload["tokens"]))
-    steps: int = payload["steps"]
+    sequences = Sequences(store, plan.seq_length, payload["packing"], payload["separate"])
+    rates = LrSchedule(**payload["rates"])
     done: int = payload["done_steps"]
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
-        read_shards(Path(payload["checkpoint"]), done, held, optimizer)
+        read_state(Path(payload["checkpoint"]), done, held, optimizer)
+    # Each weight is written once: by the first replica, and of tied copies by the embedding's rank.
+    writes = at.dp == 0
+    saver = Saver(Path(payload["run"]), at.pp, held, optimizer, reductions, writes)
     _compare_clocks(channel, host, rank, axes.processes)
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
-        rate = learning_rate(step, steps, payload["learning_rate"])
+        rate = rates.at(step)
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        result = executor.run_step(_Batch(store, plan, payload["seed"], step, at.dp, device), rate, want_stop)
-        channel.send(
-            {
-                "kind": "step",
-                "step": step,
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
-                "lr": rate,
-                "begin": result.begin_s,
-                "spans": [moment for span in result.spans for moment in span],
-                "peak": meter.peak_bytes(),
-            }
-        )
+        batch = _Batch(sequences, plan, payload["seed"], step, at.dp, device)
+        result = executor.run_step(batch, rate, want_stop)
+        samples = batch.samples() if held[0].is_first and at.tp == 0 else []
+        channel.send({**_step_report(step, result, rate), "peak": meter.peak_bytes(), "samples": samples})
+        _tell(channel, saver.done())
         if result.stop:
             break
+        if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
+            _tell(channel, saver.start(step))
     _compare_clocks(channel, host, rank, axes.processes)
     channel.send({"kind": "doing", "what": "saving its state"})
-    moments = reductions.gathered(optimizer.moments(), MOMENTS)
-    if at.dp == 0:  # each weight is written once: by the first replica, and of tied copies by the embedding's rank
-        write_shard(Path(payload["checkpoint_out"]), at.pp, held, moments, reductions.elsewhere)
+    _tell(channel, saver.save_last(step))
+    if writes:
         sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp)
         channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
+
+
+def _meet(
+    rank: int, payload: dict[str, Any], plan: Plan, device: torch.device, timeout_s: float
+) -> tuple[Transport, Transport, Mesh]:
+    """What reaches all processes, what reaches the ranks of this pipeline, and the groups."""
+    axes = plan.axes
+    host = connect(rank, axes.processes, payload["rendezvous"], timeout_s)
+    kind = choose_transport(rank_devices(payload["places"], payload["gpus"]))
+    job = carry(host, kind, rank, job_edges(axes, edges_of(plan.stage_rank)), device, timeout_s)
+    tied_ranks = [[plan.stage_rank[stage] for stage in group] for group in plan.tied]
+    mesh = make_mesh(axes, rank, tied_ranks, timeout_s)
+    return host, PipelineTransport(job, axes.pipeline(axes.coordinates(rank))), mesh
+
+
+def _reductions(program: Program, mesh: Mesh, stages: Mapping[int, Stage], plan: Plan) -> Reductions:
+    parameters = {number: stage.named_model_parameters() for number, stage in stages.items()}
+    tied = tied_names(next(iter(stages.values())).anatomy)
+    return Reductions(program, mesh, parameters, tied, shares=plan.zero == 1)
+
+
+def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
+    return {
+        "kind": "step",
+        "step": step,
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": rate,
+        "begin": result.begin_s,
+        "spans": [moment for span in result.spans for moment in span],
+    }
+
+
+def _settings(payload: dict[str, Any]) -> OptimizerSettings:
+    given = payload["optimizer"]
+    return OptimizerSettings(**{**given, "undecayed": tuple(given["undecayed"])})
+
+
+def _tell(channel: Channel, reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        channel.send(report)
 
 
 def _compare_clocks(channel: Channel, host: Transport, rank: int, ranks: int) -> None:
@@ -172,20 +192,34 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.devic
 class _Batch:
     """One replica's microbatches of a step: a function of (seed, step, replica), whatever the layout; none is kept.
 
-    A step's sequences are a function of (seed, step) alone; replica d reads the d-th run of them.
+    A step's samples are a function of (seed, step) alone; replica d reads the d-th run of them.
+
+    Attributes:
+        ids: the step's samples.
+        read: those that were asked for so far, by microbatch.
     """
 
-    def __init__(self, store: TokenStore, plan: Plan, seed: int, step: int, replica: int, device: torch.device) -> None:
-        self.first = replica * plan.microbatches
-        self.store = store
+    def __init__(
+        self, sequences: Sequences, plan: Plan, seed: int, step: int, replica: int, device: torch.device
+    ) -> None:
+        self._first = replica * plan.microbatches
+        self.sequences = sequences
         self.plan = plan
         self.device = device
-        self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
+        self.read: dict[int, tuple[int, ...]] = {}
+        self.ids = sample_ids(seed, step, plan.global_batch_size, len(sequences))
 
     def __call__(self, index: int) -> Tensor:
         """The token ids [batch, seq] of a microbatch."""
-        rows = microbatch(self.store, self.ids, self.first + index, self.plan.micro_batch_size, self.plan.seq_length)
-        return to_device(torch.from_numpy(rows), self.device)
+        size = self.plan.micro_batch_size
+        index += self._first
+        rows = microbatch(self.sequences, self.ids, index, size)
+        self.read[index] = self.ids[index * size : (index + 1) * size]
+        return to_device(torch.from_numpy(rows.ids), self.device)
+
+    def samples(self) -> list[int]:
+        """What was read, in the order of the batch."""
+        return [sample for index in sorted(self.read) for sample in self.read[index]]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evenflow.files import StepMetrics, append_metrics
+from evenflow.files import StepMetrics, append_metrics, append_samples
 from evenflow.plan import Coordinates, Plan
 from evenflow.program import Program
 from evenflow.runtime import ClockOffset
@@ -59,6 +59,7 @@ class Recorder:
         plan: the plan that runs.
         program: its program.
         metrics_path: where a line for each step is appended.
+        samples_path: where its samples are.
         metrics: all steps so far, those before a resume included.
         done_before: how many of them that is.
     """
@@ -66,6 +67,7 @@ class Recorder:
     plan: Plan
     program: Program
     metrics_path: Path
+    samples_path: Path
     metrics: list[StepMetrics] = field(default_factory=list)
     done_before: int = 0
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
@@ -101,8 +103,11 @@ class Recorder:
             step_s=timeline.step_s,
             idle_fraction=timeline.idle_fraction,
             imbalance=timeline.imbalance,
+            mfu=self.plan.predicted.mfu * self.plan.predicted.step_s / timeline.step_s,
             peak_bytes=tuple(own.peak_bytes for own in timeline.ranks),
         )
+        samples = [sample for own in sorted(reports) for sample in reports[own].get("samples", ())]
+        append_samples(self.samples_path, step, samples)
         append_metrics(self.metrics_path, metrics)
         self.metrics.append(metrics)
         return metrics
@@ -124,6 +129,7 @@ class Recorder:
             tokens_per_s=median(step.tokens_per_s for step in settled),
             idle_fraction=median(step.idle_fraction for step in settled),
             imbalance=median(step.imbalance for step in settled),
+            mfu=median(step.mfu for step in settled),
         )
 
     def _timeline(self, reports: dict[int, dict[str, Any]]) -> Timeline:
