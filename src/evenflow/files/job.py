@@ -118,15 +118,18 @@ class JobPart(Part):
     processes: Annotated[
         Count | None,
         Field(
-            description="processes of the whole job (default: the GPUs, else the cores, 8 at most)",
+            description="of the whole job, pp x tp x dp (default: the GPUs, else the cores, 8 at most)",
             json_schema_extra={"group": "layout"},
         ),
     ] = None
-    pp: Annotated[Count | None, Field(description="pipeline ranks (default: what the other axes leave)")] = None
-    tp: Annotated[Count | None, Field(description="processes that share a stage's tensors (default 1)")] = None
+    pp: Annotated[
+        Count | None, Field(description="pipeline ranks (default: what the other axes leave of processes)")
+    ] = None
+    tp: Annotated[Count | None, Field(description="processes that share each stage's tensors (default 1)")] = None
     dp: Annotated[Count | None, Field(description="data-parallel replicas (default 1)")] = None
     zero: Annotated[
-        Literal[0, 1] | None, Field(description="1: replicas share out the optimizer's state and update (default 0)")
+        Literal[0, 1] | None,
+        Field(description="1: replicas share out the optimizer's state and the update (default 0)"),
     ] = None
     threads: Annotated[
         Count | None, Field(description="compute threads of each process (default: an equal slice of the cores)")
@@ -209,6 +212,7 @@ class JobPart(Part):
     ] = None
 
 
+_AXES = frozenset(("pp", "tp", "dp"))
 _PATHS = ("data", "out", "plan")
 _RENAMED = {"lr": "learning_rate"}
 _NOT_A_SETTING = ("format_version", "dtype")
@@ -258,6 +262,10 @@ def nearest(key: str, known: Mapping[str, Any]) -> str:
 def merge_jobs(file: JobPart, flags: JobPart) -> JobPart:
     """Both together; a flag wins over the file."""
     merged = {key: getattr(file, key) for key in file.model_fields_set}
+    if "processes" in flags.model_fields_set:  # the axes are what it is made of: what the file says of pp would clash
+        merged.pop("pp", None)
+    elif _AXES & flags.model_fields_set:
+        merged.pop("processes", None)
     return JobPart.model_validate(merged | {key: getattr(flags, key) for key in flags.model_fields_set})
 
 

@@ -44,7 +44,7 @@ class OptimizerSettings:
 
     def decays(self, name: str, dimensions: int) -> bool:
         """Whether a parameter's weights are decayed."""
-        return dimensions >= 2 and not any(fnmatchcase(name, pattern) for pattern in self.undecayed)
+        return dimensions >= 2 and not any(fnmatchcase(name.partition("@")[0], pattern) for pattern in self.undecayed)
 
 
 class Optimizer:
@@ -60,7 +60,7 @@ class Optimizer:
         kinds: what it keeps of each parameter.
     """
 
-    kinds = _MOMENTS
+    kinds = MOMENTS
 
     def __init__(
         self,

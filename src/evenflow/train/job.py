@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evenflow.errors import InputError
 from evenflow.files import check_settings
-from evenflow.plan import Axes, Zero, choose_axes
+from evenflow.plan import Axes, Zero, check_zero, choose_axes
 from evenflow.runtime import OptimizerSettings
 from evenflow.spec import Batch, Recompute
 from evenflow.train.lr_schedule import LrKind, LrSchedule
@@ -131,6 +131,15 @@ class Job:
                 f"{self.steps - 1} or less would do"
             )
 
+    def rates(self) -> LrSchedule:
+        """The learning rate of each step."""
+        return LrSchedule(self.steps, self.learning_rate, self.lr_schedule, self.warm_up, self.decay, self.lr_end)
+
+    def optimizer(self) -> OptimizerSettings:
+        """AdamW's settings."""
+        undecayed = tuple(pattern.strip() for pattern in self.undecayed.split(",") if pattern.strip())
+        return OptimizerSettings(self.beta1, self.beta2, self.epsilon, self.weight_decay, self.clip_norm, undecayed)
+
     def axes(self, started: int | None, here: int) -> Axes:
         """The axes that this job asks for.
 
@@ -147,14 +156,10 @@ class Job:
         others = (self.tp or 1) * (self.dp or 1)
         return choose_axes((self.pp or max(here // others, 1)) * others, self.pp, self.tp, self.dp)
 
-    def rates(self) -> LrSchedule:
-        """The learning rate of each step."""
-        return LrSchedule(self.steps, self.learning_rate, self.lr_schedule, self.warm_up, self.decay, self.lr_end)
-
-    def optimizer(self) -> OptimizerSettings:
-        """AdamW's settings."""
-        undecayed = tuple(pattern.strip() for pattern in self.undecayed.split(",") if pattern.strip())
-        return OptimizerSettings(self.beta1, self.beta2, self.epsilon, self.weight_decay, self.clip_norm, undecayed)
+    @property
+    def zero_stage(self) -> Zero:
+        """What replicas share out."""
+        return check_zero(self.zero or 0)
 
 
 _LASTING = (

@@ -88,19 +88,33 @@ def _train(
     device: torch.device,
 ) -> None:
     program = verify_plan(plan)
-    timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
     channel.send({"kind": "doing", "what": "meeting the other ranks"})
     axes, at = plan.axes, plan.axes.coordinates(rank)
-    host, transport, mesh = _meet(rank, payload, plan, device, timeout_s)
+    host, transport, mesh = _meet(rank, payload, plan, device)
     channel.send({"kind": "doing", "what": "building its stage"})
     stages = {number: _build(number, payload, plan, device) for number in plan.ranks[at.pp].stages}
     held = tuple(stages.values())
     share_tied(held)
-    reductions = _reductions(program, mesh, stages, plan)
-    names = held[0].anatomy.parameters
-    optimizer = Optimizer(reductions.updated, names, _settings(payload), reductions.uncounted)
-    boundary = (plan.micro_batch_size, plan.seq_length, payload["hidden_size"])
-    executor = Executor(program, at.pp, stages, transport, optimizer, boundary, reductions=reductions, mesh=mesh)
+    anatomy = held[0].anatomy
+    reductions = Reductions(
+        program,
+        mesh,
+        {number: stage.named_model_parameters() for number, stage in stages.items()},
+        tied_names(anatomy),
+        shares=plan.zero == 1,
+    )
+    optimizer = Optimizer(reductions.updated, anatomy.parameters, _settings(payload), reductions.uncounted)
+    hidden: int = payload["hidden_size"]
+    executor = Executor(
+        program,
+        at.pp,
+        stages,
+        transport,
+        optimizer,
+        (plan.micro_batch_size, plan.seq_length, hidden),
+        reductions=reductions,
+        mesh=mesh,
+    )
     store = TokenStore.open(Path(payload["tokens"]))
     sequences = Sequences(store, plan.seq_length, payload["packing"], payload["separate"])
     rates = LrSchedule(**payload["rates"])
@@ -108,9 +122,7 @@ def _train(
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
         read_state(Path(payload["checkpoint"]), done, held, optimizer)
-    # Each weight is written once: by the first replica, and of tied copies by the embedding's rank.
-    writes = at.dp == 0
-    saver = Saver(Path(payload["run"]), at.pp, held, optimizer, reductions, writes)
+    saver = Saver(Path(payload["run"]), at.pp, held, optimizer, reductions, writes=at.dp == 0)
     _compare_clocks(channel, host, rank, axes.processes)
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
@@ -128,29 +140,22 @@ def _train(
     _compare_clocks(channel, host, rank, axes.processes)
     channel.send({"kind": "doing", "what": "saving its state"})
     _tell(channel, saver.save_last(step))
-    if writes:
+    if at.dp == 0:
         sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp)
         channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
 
 
-def _meet(
-    rank: int, payload: dict[str, Any], plan: Plan, device: torch.device, timeout_s: float
-) -> tuple[Transport, Transport, Mesh]:
-    """What reaches all processes, what reaches the ranks of this pipeline, and the groups."""
+def _meet(rank: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> tuple[Transport, Transport, Mesh]:
+    """Find the other processes: a transport to all, one to the ranks of this pipeline, and the groups of the axes."""
+    timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
     axes = plan.axes
     host = connect(rank, axes.processes, payload["rendezvous"], timeout_s)
     kind = choose_transport(rank_devices(payload["places"], payload["gpus"]))
     job = carry(host, kind, rank, job_edges(axes, edges_of(plan.stage_rank)), device, timeout_s)
+    transport = PipelineTransport(job, axes.pipeline(axes.coordinates(rank)))
     tied_ranks = [[plan.stage_rank[stage] for stage in group] for group in plan.tied]
-    mesh = make_mesh(axes, rank, tied_ranks, timeout_s)
-    return host, PipelineTransport(job, axes.pipeline(axes.coordinates(rank))), mesh
-
-
-def _reductions(program: Program, mesh: Mesh, stages: Mapping[int, Stage], plan: Plan) -> Reductions:
-    parameters = {number: stage.named_model_parameters() for number, stage in stages.items()}
-    tied = tied_names(next(iter(stages.values())).anatomy)
-    return Reductions(program, mesh, parameters, tied, shares=plan.zero == 1)
+    return host, transport, make_mesh(axes, rank, tied_ranks, timeout_s)
 
 
 def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
@@ -192,17 +197,17 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.devic
 class _Batch:
     """One replica's microbatches of a step: a function of (seed, step, replica), whatever the layout; none is kept.
 
-    A step's samples are a function of (seed, step) alone; replica d reads the d-th run of them.
+    A step's sequences are a function of (seed, step) alone; replica d reads the d-th run of them.
 
     Attributes:
         ids: the step's samples.
-        read: those that were asked for so far, by microbatch.
+        read: those that were asked for so far, by microbatch of this replica.
     """
 
     def __init__(
         self, sequences: Sequences, plan: Plan, seed: int, step: int, replica: int, device: torch.device
     ) -> None:
-        self._first = replica * plan.microbatches
+        self.first = replica * plan.microbatches
         self.sequences = sequences
         self.plan = plan
         self.device = device
@@ -211,10 +216,9 @@ class _Batch:
 
     def __call__(self, index: int) -> Tensor:
         """The token ids [batch, seq] of a microbatch."""
-        size = self.plan.micro_batch_size
-        index += self._first
-        rows = microbatch(self.sequences, self.ids, index, size)
-        self.read[index] = self.ids[index * size : (index + 1) * size]
+        size, number = self.plan.micro_batch_size, self.first + index
+        rows = microbatch(self.sequences, self.ids, number, size)
+        self.read[index] = self.ids[number * size : (number + 1) * size]
         return to_device(torch.from_numpy(rows.ids), self.device)
 
     def samples(self) -> list[int]:

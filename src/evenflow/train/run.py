@@ -279,8 +279,8 @@ def _schedule(job: Job) -> str:
 
 
 def _checkpoints(job: Job, ready: _Prepared) -> Checkpoints:
-    plan = ready.plan
-    model, settings = config_hash(ready.source.config), lasting_settings(job, _batch_of(plan))
+    plan, batch = ready.plan, _batch_of(ready.plan)
+    model, settings = config_hash(ready.source.config), lasting_settings(job, batch)
     tokens = plan.global_batch_size * plan.seq_length
 
     def state(step: int) -> RunState:

@@ -26,13 +26,16 @@ _NICE = 5
 class Saver:
     """Writes one rank's shard of a checkpoint, one checkpoint at a time.
 
+    Each weight is written once: by the first replica, and of tied copies by the embedding's rank. The other replicas
+    take part all the same, since what they share out of the optimizer's state is gathered from all of them.
+
     Args:
         run: the run's folder.
-        rank: whose state it is.
+        rank: whose state it is, on the pp axis.
         stages: the rank's stages.
         optimizer: over their parameters.
-        reductions: how replicas share out the optimizer's state; by default each has all of it.
-        writes: whether this replica does; the others only give their part of the state.
+        reductions: what gathers the state that replicas share out; None where there is nothing to share.
+        writes: whether this process writes, or only gives what others write.
     """
 
     def __init__(
@@ -44,12 +47,12 @@ class Saver:
         reductions: Reductions | None = None,
         writes: bool = True,
     ) -> None:
-        self._reductions = reductions
-        self._writes = writes
         self._run = run
         self._rank = rank
         self._stages = tuple(stages)
         self._optimizer = optimizer
+        self._reductions = reductions
+        self._writes = writes
         self._host: dict[str, Tensor] = {}  # kept from save to save: fresh pages would take longer than the copy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=_give_way)
         self._under_way: tuple[int, Future[WrittenFile]] | None = None
@@ -61,7 +64,7 @@ class Saver:
             What is to be told of the save before.
         """
         told = self.finish()
-        state = own_state(self._stages, self._optimizer, self._reductions)
+        state = self._state()
         if not self._writes:
             return told
         pieces = {name: self._copied(name, piece) for name, piece in state.items()}
@@ -71,7 +74,7 @@ class Saver:
     def save_last(self, step: int) -> list[dict[str, Any]]:
         """Write the state after the last step, straight from where it is."""
         told = self.finish()
-        state = own_state(self._stages, self._optimizer, self._reductions)
+        state = self._state()
         if not self._writes:
             return told
         pieces = {name: _on_host(piece) for name, piece in state.items()}
@@ -91,6 +94,16 @@ class Saver:
             return []
         (step, future), self._under_way = self._under_way, None
         return [self._report(step, future.result())]
+
+    def _state(self) -> dict[str, Piece]:
+        """What this rank writes; all replicas have to ask for it at once."""
+        moments, elsewhere = self._optimizer.moments(), frozenset[str]()
+        if self._reductions is not None:
+            moments = self._reductions.gathered(moments, self._optimizer.kinds)
+            elsewhere = self._reductions.elsewhere
+        weights = {f"weight/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
+        state = {**weights, **moments}
+        return {key: Piece.whole(own) for key, own in state.items() if key.partition("/")[2] not in elsewhere}
 
     def _copied(self, name: str, piece: Piece) -> Piece:
         kept = self._host.get(name)
@@ -121,28 +134,14 @@ def read_state(folder: Path, step: int, stages: Sequence[Stage], optimizer: Opti
     saved = saved_names(folder)
     weights = {f"weight/{name}": Piece.whole(tensor) for name, tensor in _own_tensors(stages).items()}
     moments: dict[str, Tensor] = {}
-    whole = _own_tensors(stages)
-    for name in dict.fromkeys(key.partition("@")[0] for key in optimizer.parameters):
+    for name, parameter in _own_tensors(stages).items():
         names = [f"{kind}/{name}" for kind in optimizer.kinds]
-        if saved.issuperset(names):  # a parameter that never had a gradient has none
-            moments |= {own: torch.empty_like(whole[name], requires_grad=False) for own in names}
+        if saved.issuperset(names):  # a parameter that never had a gradient has none, nor has a buffer
+            moments |= {own: torch.empty_like(parameter, requires_grad=False) for own in names}
     if not moments and step:
         raise InputError(f"{folder} has no moments of these stages' parameters; another run's?")
     read_pieces(folder, {**weights, **{name: Piece.whole(tensor) for name, tensor in moments.items()}})
     optimizer.set_moments(moments, step)
-
-
-def own_state(stages: Sequence[Stage], optimizer: Optimizer, reductions: Reductions | None = None) -> dict[str, Piece]:
-    """One rank's weights, saved buffers and moments, by name; of a weight that ranks share the first has them.
-
-    Where replicas share out the moments all of them have to ask at once, and the first has the whole.
-    """
-    moments, elsewhere = optimizer.moments(), frozenset[str]()
-    if reductions is not None:
-        moments, elsewhere = reductions.gathered(moments, optimizer.kinds), reductions.elsewhere
-    weights = {f"weight/{name}": tensor.detach() for name, tensor in _own_tensors(stages).items()}
-    state = {**weights, **moments}
-    return {key: Piece.whole(own) for key, own in state.items() if key.partition("/")[2] not in elsewhere}
 
 
 def _own_tensors(stages: Sequence[Stage]) -> dict[str, Tensor]:
