@@ -111,7 +111,7 @@ def test_flags_win_over_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[st
     printed = capfd.readouterr().out
     (tmp_path / "again.toml").write_text(printed)
     part = load_job(tmp_path / "again.toml")
-    assert (part.model, part.steps, part.lr, part.processes, part.pp) == ("other", 9, 0.01, 2, 3)
+    assert (part.model, part.steps, part.lr, part.processes, part.pp) == ("other", 9, 0.01, 2, None)
     assert (part.check, part.resume) == (False, True)
     assert main(["train", "--config", str(file), "--check", "--no-resume", "--print-config"]) == 0
     found = tomllib.loads(capfd.readouterr().out)

@@ -18,6 +18,7 @@ from evenflow.models import build_stage, draw_weights, share_tied, tied_names
 from evenflow.plan import Axes
 from evenflow.program import AUTO, SCHEDULES, Program, build_program, lower, parse_order, stages_of, verify
 from evenflow.runtime import (
+    MOMENTS,
     EdgeGroupTransport,
     Optimizer,
     OptimizerSettings,
@@ -107,7 +108,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             1e-3,
         )
         results.append([result.loss, result.grad_norm])
-    moments = reductions.gathered(optimizer.moments(), optimizer.kinds)
+    moments = reductions.gathered(optimizer.moments(), MOMENTS)
     transport.close()
     save_file(optimizer.first, folder / f"gradients-{rank}.safetensors")
     weights = {name: parameter.detach() for name, parameter in parameters.items()}

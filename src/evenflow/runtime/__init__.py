@@ -16,7 +16,7 @@ from evenflow.runtime.in_memory import InMemoryNetwork, InMemoryTransport, MadeU
 from evenflow.runtime.live_bytes import LiveBytes
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
-from evenflow.runtime.optimizer import Optimizer, OptimizerSettings
+from evenflow.runtime.optimizer import MOMENTS, Optimizer, OptimizerSettings
 from evenflow.runtime.reductions import Reductions
 from evenflow.runtime.rendezvous import open_store
 from evenflow.runtime.staged import StagedTransport
@@ -24,6 +24,7 @@ from evenflow.runtime.transport import AloneTransport, Transfer, Transport, conn
 from evenflow.runtime.weight_gradients import WeightGradients
 
 __all__ = [
+    "MOMENTS",
     "AloneTransport",
     "Clock",
     "ClockOffset",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evenflow.runtime.reductions import local
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 _ROW = 1024
 
 
@@ -77,8 +77,8 @@ class Optimizer:
             if name not in uncounted
         ]
         self._norms = len(all_names)
-        decayed = [own for name, own in self.parameters.items() if settings.decays(name.partition("@")[0], own.ndim)]
-        plain = [own for name, own in self.parameters.items() if not settings.decays(name.partition("@")[0], own.ndim)]
+        decayed = [own for name, own in self.parameters.items() if settings.decays(name, own.ndim)]
+        plain = [own for name, own in self.parameters.items() if not settings.decays(name, own.ndim)]
         groups = [(decayed, settings.weight_decay), (plain, 0.0)]
         self._adamw = torch.optim.AdamW(
             [{"params": group, "weight_decay": decay} for group, decay in groups if group],
@@ -134,17 +134,17 @@ class Optimizer:
             f"{kind}/{name}": self._adamw.state[parameter][kind]
             for name, parameter in self.parameters.items()
             if parameter in self._adamw.state
-            for kind in _MOMENTS
+            for kind in MOMENTS
         }
 
     def set_moments(self, moments: Mapping[str, Tensor], step: int) -> None:
         """Take up the moments that `moments` gave after `step` steps; parameters without any start afresh."""
         for key, parameter in self.parameters.items():
             name, _, begin = key.partition("@")
-            if f"{_MOMENTS[0]}/{name}" not in moments:
+            if f"{MOMENTS[0]}/{name}" not in moments:
                 continue
             state = {"step": torch.tensor(float(step), device=parameter.device)}  # where the fused kernel wants it
-            for kind in _MOMENTS:
+            for kind in MOMENTS:
                 whole = moments[f"{kind}/{name}"]
                 own = whole.reshape(-1)[int(begin) :][: parameter.numel()].view_as(parameter) if begin else whole
                 state[kind] = own.to(parameter.device, copy=True)

@@ -80,7 +80,7 @@ class Job:
     pp: int | None = None
     tp: int | None = None
     dp: int | None = None
-    zero: Zero | None = None
+    zero: int | None = None
     threads: int | None = None
     plan: Path | None = None
     schedule: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from evenflow.models import (
     write_weights,
 )
 from evenflow.plan import Plan
-from evenflow.program import Program, verify_plan
+from evenflow.program import verify_plan
 from evenflow.runtime import (
     CudaMemoryMeter,
     MemoryMeter,

@@ -266,7 +266,7 @@ def _plan(
         stages_per_rank=job.stages_per_rank,
         recompute=recompute,
         axes=axes,
-        zero=job.zero or 0,
+        zero=job.zero_stage,
     )
 
 
