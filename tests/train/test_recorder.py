@@ -102,8 +102,9 @@ def test_metrics_need_no_common_clock(tmp_path: Path) -> None:
 
 
 def test_of_replicas_the_slowest_is_kept_and_the_most_memory(tmp_path: Path) -> None:
-    plan = SimpleNamespace(axes=Axes(pp=3, dp=2), global_batch_size=4, seq_length=8)
-    recorder = Recorder(plan, PROGRAM, tmp_path / "metrics.jsonl")
+    predicted = SimpleNamespace(mfu=0.5, step_s=1.0)
+    plan = SimpleNamespace(axes=Axes(pp=3, dp=2), global_batch_size=4, seq_length=8, predicted=predicted)
+    recorder = Recorder(plan, PROGRAM, tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl")
     metrics = None
     for process in range(6):
         at = plan.axes.coordinates(process)

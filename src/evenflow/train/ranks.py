@@ -129,7 +129,7 @@ def _train(
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
         batch = _Batch(sequences, plan, payload["seed"], step, at.dp, device)
         result = executor.run_step(batch, rate, want_stop)
-        samples = batch.samples() if held[0].is_first else []
+        samples = batch.samples() if held[0].is_first and at.tp == 0 else []
         channel.send({**_step_report(step, result, rate), "peak": meter.peak_bytes(), "samples": samples})
         _tell(channel, saver.done())
         if result.stop:
