@@ -52,14 +52,14 @@ def check_split(config: PretrainedConfig) -> CheckResult:
         InputError: they differ (where, by how much), the model drops out, or it cannot be tried.
     """
     _refuse_dropout(config)
-    small, layers, whole = _whole(config)
+    small, layers, whole = small_whole(config)
     wanted = [*((0, cut) for cut in range(1, layers)), (0, 2, layers - 1)]
     cuts = tuple(cut for cut in wanted if list(cut) == sorted(set(cut)))
     worst, where = 0.0, "loss"
     for cut in cuts:
         split = _try(small, cut, layers)
         for name, expected in whole.items():
-            error = _relative_error(split[name], expected)
+            error = relative_error(split[name], expected)
             if error > worst:
                 worst, where = error, name
             if error > TOLERANCE or error != error:
@@ -81,7 +81,7 @@ def _refuse_dropout(config: PretrainedConfig) -> None:
             )
 
 
-def _whole(config: PretrainedConfig) -> tuple[PretrainedConfig, int, dict[str, Tensor]]:
+def small_whole(config: PretrainedConfig) -> tuple[PretrainedConfig, int, dict[str, Tensor]]:
     """The small copy, its layers and its results; where narrowing does not make a model, its own widths are kept."""
     reason = ""
     for widths in (True, False):
@@ -116,12 +116,9 @@ def _run(config: PretrainedConfig, cut: Sequence[int], layers: int) -> dict[str,
     for first, end in zip(cut, ends, strict=True):
         stage = build_stage(config, range(first, end))
         draw_weights(stage, _SEED)
-        _stir(stage)
+        stir(stage)
         runners.append(StageRunner(stage, _MICROBATCHES))
-    generator = torch.Generator().manual_seed(_SEED)
-    vocabulary = config.get_text_config().vocab_size
-    for microbatch in range(_MICROBATCHES):
-        ids = torch.randint(1, vocabulary, _SHAPE, generator=generator)
+    for microbatch, ids in enumerate(check_batches(config)):
         hidden = ids
         for runner in runners:
             hidden = runner.forward(microbatch, hidden, ids if runner.stage.is_last else None, ids)
@@ -136,8 +133,15 @@ def _run(config: PretrainedConfig, cut: Sequence[int], layers: int) -> dict[str,
     return results
 
 
+def check_batches(config: PretrainedConfig) -> list[Tensor]:
+    """The microbatches' token ids [batch, seq] that models are compared on."""
+    generator = torch.Generator().manual_seed(_SEED)
+    vocabulary = config.get_text_config().vocab_size
+    return [torch.randint(1, vocabulary, _SHAPE, generator=generator) for _ in range(_MICROBATCHES)]
+
+
 @torch.no_grad()
-def _stir(stage: Stage) -> None:
+def stir(stage: Stage) -> None:
     """Move every weight a little, by its name: what models start at zero or one would else hide what it does."""
     for name, parameter in stage.named_model_parameters().items():
         digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
@@ -145,7 +149,8 @@ def _stir(stage: Stage) -> None:
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=_STIR)
 
 
-def _relative_error(value: Tensor, expected: Tensor) -> float:
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    """How far a tensor is from the expected one, relative to that one's norm."""
     scale = float(torch.linalg.vector_norm(expected))
     difference = float(torch.linalg.vector_norm(value - expected))
     return difference / scale if scale else difference
