@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import AutoConfig
 from evenflow.cost import RankCost, StageCost, StageMemory
 from evenflow.execute import Executor
 from evenflow.launch import Channel
-from evenflow.models import build_stage, draw_weights, share_tied, tied_names
+from evenflow.models import build_skeleton, build_stage, draw_weights, share_out, share_tied, tied_names, tp_plan_of
 from evenflow.plan import Axes
 from evenflow.program import AUTO, SCHEDULES, Program, build_program, lower, parse_order, stages_of, verify
 from evenflow.runtime import (
@@ -31,6 +32,7 @@ from evenflow.runtime import (
     connect,
     edges_of,
     job_edges,
+    local,
     make_mesh,
     memory_meter,
     rank_device,
@@ -68,14 +70,18 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     use_device(device, deterministic=True)
     meter = memory_meter(device)
     transport = _transport(rank, axes, program, folder / "rendezvous", payload)
-    mesh = make_mesh(axes, rank, [[program.stage_rank[stage] for stage in group] for group in tied], 60)
+    mesh = make_mesh(axes, rank, [[program.stage_rank[stage] for stage in group] for group in tied], 60, device)
     stages = {
         number: build_stage(config, split[number], recompute=payload["recompute"])
         for number in stages_of(program.stage_rank, at.pp)
     }
     for stage in stages.values():
+        if mesh.shards is not None:
+            share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
         draw_weights(stage, payload["seed"])
         stage.to(device)
+        if stage.sharing is not None and mesh.tp is not None:
+            stage.sharing.distribute(mesh.tp)
     share_tied(list(stages.values()))
     anatomy = next(iter(stages.values())).anatomy
     reductions = Reductions(
@@ -111,7 +117,8 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     moments = reductions.gathered(optimizer.moments(), MOMENTS)
     transport.close()
     save_file(optimizer.first, folder / f"gradients-{rank}.safetensors")
-    weights = {name: parameter.detach() for name, parameter in parameters.items()}
+    weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+    sharings = [stage.sharing for stage in stages.values() if stage.sharing is not None]
     save_file(weights, folder / f"weights-{rank}.safetensors")
     save_file(moments, folder / f"moments-{rank}.safetensors")
     channel.send(
@@ -121,6 +128,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             "buffers": executor.pool.made,
             "host_buffers": transport.buffers.made if isinstance(transport, StagedTransport) else 0,
             "peak": meter.peak_bytes(),
+            "cuts": {name: asdict(cut) for own in sharings for name, cut in own.cuts.items()},
             "spans": [list(span) for span in result.spans],
         }
     )

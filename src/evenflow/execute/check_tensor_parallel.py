@@ -18,13 +18,13 @@ from evenflow.execute.check import check_batches, relative_error, small_whole, s
 from evenflow.execute.runner import StageRunner
 from evenflow.models import (
     Stage,
+    build_skeleton,
     build_stage,
     check_tensor_parallel,
     draw_weights,
     share_out,
     tp_plan_of,
 )
-from evenflow.models.anatomy import build_skeleton
 from evenflow.runtime import ThreadMeeting, ThreadTensorGroup
 
 TENSOR_PARALLEL_TOLERANCE = 1e-5

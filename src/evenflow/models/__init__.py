@@ -1,6 +1,7 @@
 """Hugging Face causal LMs: described by tracing, built one stage at a time, their weights read and written."""
 
-from evenflow.models.anatomy import count_layers
+from evenflow.models.anatomy import build_skeleton, count_layers
+from evenflow.models.cut import Cut
 from evenflow.models.describe import describe_model
 from evenflow.models.read import read_weights
 from evenflow.models.recompute import keep_blocks, recompute_blocks
@@ -12,10 +13,12 @@ from evenflow.models.tp_plan import TpPlan, check_tensor_parallel, tp_plan_of
 from evenflow.models.weights import draw_weights, write_index, write_weights
 
 __all__ = [
+    "Cut",
     "ModelSource",
     "Sharing",
     "Stage",
     "TpPlan",
+    "build_skeleton",
     "build_stage",
     "check_tensor_parallel",
     "count_layers",

@@ -69,6 +69,11 @@ class Sharing:
         """How many processes share the stage."""
         return self._group.size
 
+    @property
+    def index(self) -> int:
+        """Which of them this is."""
+        return self._group.index
+
     def _cut_of(self, path: str) -> Callable[[str], Cut]:
         """The cut of a parameter of the module at `path`."""
         return lambda name: self.cuts[self._paths[f"{path}.{name}"]]
@@ -99,10 +104,9 @@ class Sharing:
             _set(self._stage.model, path, made[name])
 
     @torch.no_grad()
-    def gathered(self, name: str, part: Tensor) -> Tensor:
-        """A whole tensor, in host memory, from the parts of all processes, which have to ask for it at once."""
-        part = local(part).detach()
-        return self.cuts[name].gather(part, self._group).cpu() if name in self.cuts else part.cpu()
+    def gathered(self, cut: Cut, part: Tensor) -> Tensor:
+        """A whole tensor in host memory, from the parts of all processes, which have to ask for it at once."""
+        return cut.gather(local(part).detach().cpu(), self._group)
 
 
 def share_out(stage: Stage, plan: TpPlan, group: TensorGroup) -> Sharing:

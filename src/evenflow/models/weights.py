@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -114,8 +114,10 @@ def _initialise_holder(stage: Stage, path: str) -> None:
 def write_weights(stages: Sequence[Stage], folder: Path, rank: int, ranks: int) -> dict[str, int]:
     """Write these stages' tensors as one shard, under the names that transformers reads.
 
+    Tensors that are shared out are gathered one by one. All processes that share them take part, the first one writes.
+
     Returns:
-        The bytes of each tensor in the shard.
+        The bytes of each tensor in the shard; nothing where another process writes it.
     """
     written: dict[str, Tensor] = {}
     for stage in stages:
@@ -124,11 +126,29 @@ def write_weights(stages: Sequence[Stage], folder: Path, rank: int, ranks: int) 
             for name, parameter in stage.named_model_parameters().items()
             if layer_of(stage.anatomy, name) in stage.layers
         }
-        tensors: dict[str, Tensor] = {**own, **stage.named_model_buffers()}
-        reverted = revert_weight_conversion(stage.model, tensors)
-        written |= {name: tensor.detach().contiguous() for name, tensor in reverted.items()}
+        tensors = {**dict(_whole(stage, own)), **stage.named_model_buffers()}
+        if _writes(stage):
+            reverted = revert_weight_conversion(stage.model, tensors)
+            written |= {name: tensor.detach().contiguous() for name, tensor in reverted.items()}
+    if not all(_writes(stage) for stage in stages):
+        return {}
     save_file(written, folder / shard_name(rank, ranks), metadata={"format": "pt"})
     return {name: tensor.nbytes for name, tensor in written.items()}
+
+
+def _writes(stage: Stage) -> bool:
+    return stage.sharing is None or stage.sharing.index == 0
+
+
+def _whole(stage: Stage, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters, on the process that writes them."""
+    for name, parameter in parameters.items():
+        cut = None if stage.sharing is None else stage.sharing.cuts.get(name)
+        whole = parameter
+        if cut is not None and stage.sharing is not None:
+            whole = stage.sharing.gathered(cut, parameter)
+        if _writes(stage):
+            yield name, whole
 
 
 def write_index(folder: Path, shards: Sequence[Mapping[str, int]]) -> None:

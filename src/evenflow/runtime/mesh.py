@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from evenflow.errors import PeerLostError, first_line
 from evenflow.plan import Axes, Coordinates
+from evenflow.runtime.tensor_group import ProcessTensorGroup, TensorGroup
 from evenflow.runtime.transport import Transfer, Transport
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Mesh:
         at: this process's place.
         dp: the group of its replicas; None for one.
         tp: the mesh of the processes that share its tensors, of one dimension; None for one.
+        shards: those processes as layers see them; None for one.
         tied: for each group of tied stages, the group of all processes with a copy that this one adds to; None where
             this process has none, or is alone in it.
     """
@@ -36,10 +41,18 @@ class Mesh:
     at: Coordinates
     dp: dist.ProcessGroup | None = None
     tp: DeviceMesh | None = None
+    shards: TensorGroup | None = None
     tied: tuple[dist.ProcessGroup | None, ...] = ()
 
 
-def make_mesh(axes: Axes, process: int, tied_ranks: Sequence[Sequence[int]], timeout_s: float) -> Mesh:
+def make_mesh(
+    axes: Axes,
+    process: int,
+    tied_ranks: Sequence[Sequence[int]],
+    timeout_s: float,
+    device: torch.device = _CPU,
+    own_gpus: bool = False,
+) -> Mesh:
     """The groups of a process, once all processes have met (torch.distributed is initialised).
 
     Args:
@@ -47,6 +60,8 @@ def make_mesh(axes: Axes, process: int, tied_ranks: Sequence[Sequence[int]], tim
         process: this one's number.
         tied_ranks: for each group of tied stages, the pp ranks that have one.
         timeout_s: how long a process may wait for another.
+        device: where this process's tensors are.
+        own_gpus: whether every process has a GPU of its own, so that NCCL can add up what layers share.
 
     Raises:
         PeerLostError: they did not all come.
@@ -57,15 +72,32 @@ def make_mesh(axes: Axes, process: int, tied_ranks: Sequence[Sequence[int]], tim
     try:
         mesh = init_device_mesh("cpu", (axes.pp, axes.dp, axes.tp), mesh_dim_names=("pp", "dp", "tp"))
         tied = tuple(_tied_group(axes, at, sorted(set(ranks)), timeout_s) for ranks in tied_ranks)
+        tp = _tp_mesh(axes, at, mesh, device, own_gpus, timeout_s) if axes.tp > 1 else None
     except RuntimeError as error:
         raise PeerLostError(f"the ranks did not meet in their groups: {first_line(error)}") from error
     return Mesh(
         axes,
         at,
         dp=mesh["dp"].get_group() if axes.dp > 1 else None,
-        tp=mesh["tp"] if axes.tp > 1 else None,
+        tp=tp,
+        shards=ProcessTensorGroup(tp.get_group()) if tp is not None else None,
         tied=tied,
     )
+
+
+def _tp_mesh(
+    axes: Axes, at: Coordinates, mesh: DeviceMesh, device: torch.device, own_gpus: bool, timeout_s: float
+) -> DeviceMesh:
+    """The processes that share this one's tensors; on GPUs a mesh of their kind, over NCCL where that is possible."""
+    if device.type == "cpu":
+        return mesh["tp"]
+    group = mesh["tp"].get_group()
+    places = [Coordinates(pp, dp) for pp in range(axes.pp) for dp in range(axes.dp)] if own_gpus else []
+    for place in places:
+        made = dist.new_group(list(axes.shards(place)), timedelta(seconds=timeout_s), "nccl")
+        if (place.pp, place.dp) == (at.pp, at.dp):
+            group = made
+    return DeviceMesh.from_group(group, device.type, mesh_dim_names=("tp",))
 
 
 def _tied_group(axes: Axes, at: Coordinates, ranks: Sequence[int], timeout_s: float) -> dist.ProcessGroup | None:

@@ -41,11 +41,12 @@ class ProcessTensorGroup:
     """Processes, each with its own part.
 
     Args:
-        group: their process group.
+        group: their process group. One of gloo's carries host memory, so tensors of a GPU go through it.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
+        self._through_host = dist.get_backend(group) == "gloo"
         self.size = dist.get_world_size(group)
         self.index = dist.get_rank(group)
 
@@ -55,8 +56,11 @@ class ProcessTensorGroup:
         Raises:
             PeerLostError: one of them is gone.
         """
+        carried = tensor.cpu() if self._through_host else tensor
         with naming_the_lost():
-            dist.all_reduce(tensor, group=self._group)
+            dist.all_reduce(carried, group=self._group)
+        if carried is not tensor:
+            tensor.copy_(carried)
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all.
@@ -64,10 +68,11 @@ class ProcessTensorGroup:
         Raises:
             PeerLostError: one of them is gone.
         """
-        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        carried = tensor.cpu() if self._through_host else tensor.to("cuda")
+        found = [torch.empty_like(carried) for _ in range(self.size)]
         with naming_the_lost():
-            dist.all_gather(found, tensor, group=self._group)
-        return found
+            dist.all_gather(found, carried, group=self._group)
+        return [own.to(tensor.device) for own in found]
 
 
 @dataclass(frozen=True, slots=True)

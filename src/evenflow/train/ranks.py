@@ -14,12 +14,15 @@ from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import (
     Stage,
+    build_skeleton,
     build_stage,
     draw_weights,
     read_config,
     read_weights,
+    share_out,
     share_tied,
     tied_names,
+    tp_plan_of,
     write_weights,
 )
 from evenflow.plan import Plan
@@ -91,7 +94,7 @@ def _train(
     axes, at = plan.axes, plan.axes.coordinates(rank)
     host, transport, mesh = _meet(rank, payload, plan, device)
     channel.send({"kind": "doing", "what": "building its stage"})
-    stages = {number: _build(number, payload, plan, device) for number in plan.ranks[at.pp].stages}
+    stages = {number: _build(number, payload, plan, mesh, device) for number in plan.ranks[at.pp].stages}
     held = tuple(stages.values())
     share_tied(held)
     anatomy = held[0].anatomy
@@ -121,7 +124,8 @@ def _train(
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
         read_state(Path(payload["checkpoint"]), done, held, optimizer)
-    saver = Saver(Path(payload["run"]), at.pp, held, optimizer, reductions, writes=at.dp == 0)
+    shard = at.pp * axes.tp + at.tp
+    saver = Saver(Path(payload["run"]), shard, held, optimizer, reductions, writes=at.dp == 0)
     _compare_clocks(channel, host, rank, axes.processes)
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
@@ -141,7 +145,8 @@ def _train(
     _tell(channel, saver.save_last(step))
     if at.dp == 0:
         sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp)
-        channel.send({"kind": "shard", "sizes": sizes})
+        if at.tp == 0:
+            channel.send({"kind": "shard", "sizes": sizes})
     transport.close()
 
 
@@ -154,7 +159,7 @@ def _meet(rank: int, payload: dict[str, Any], plan: Plan, device: torch.device) 
     job = carry(host, kind, rank, job_edges(axes, edges_of(plan.stage_rank)), device, timeout_s)
     transport = PipelineTransport(job, axes.pipeline(axes.coordinates(rank)))
     tied_ranks = [[plan.stage_rank[stage] for stage in group] for group in plan.tied]
-    return host, transport, make_mesh(axes, rank, tied_ranks, timeout_s)
+    return host, transport, make_mesh(axes, rank, tied_ranks, timeout_s, device, own_gpus=kind == "nccl")
 
 
 def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
@@ -184,13 +189,19 @@ def _compare_clocks(channel: Channel, host: Transport, rank: int, ranks: int) ->
     channel.send({"kind": "clock", "at": own.at_s, "offset": own.offset_s, "error": own.error_s})
 
 
-def _build(number: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> Stage:
+def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device: torch.device) -> Stage:
     """A stage with its weights. They are drawn in host memory: a GPU's generator would draw others."""
-    stage = build_stage(read_config(payload["config"]), plan.stages[number].layers, recompute=plan.recompute)
+    config = read_config(payload["config"])
+    stage = build_stage(config, plan.stages[number].layers, recompute=plan.recompute)
+    if mesh.shards is not None:
+        share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
     draw_weights(stage, payload["seed"])
     if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])
-    return stage.to(device).train()
+    stage.to(device).train()
+    if stage.sharing is not None and mesh.tp is not None:
+        stage.sharing.distribute(mesh.tp)
+    return stage
 
 
 class _Batch:

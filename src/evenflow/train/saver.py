@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from evenflow.errors import FaultError, InputError
-from evenflow.models import Stage
-from evenflow.runtime import Optimizer, Reductions
+from evenflow.models import Cut, Stage
+from evenflow.runtime import Optimizer, Reductions, local
 from evenflow.train.checkpoint import partial_folder, shard_file
 from evenflow.train.shards import Piece, WrittenFile, read_pieces, saved_names, write_shard
 
@@ -27,11 +27,12 @@ class Saver:
     """Writes one rank's shard of a checkpoint, one checkpoint at a time.
 
     Each weight is written once: by the first replica, and of tied copies by the embedding's rank. The other replicas
-    take part all the same, since what they share out of the optimizer's state is gathered from all of them.
+    take part all the same, since what they share out of the optimizer's state is gathered from all of them. Of a tensor
+    that is cut over tp each process writes its part; one whose parts are not contiguous is gathered and written whole.
 
     Args:
         run: the run's folder.
-        rank: whose state it is, on the pp axis.
+        rank: the number of this shard among those of a checkpoint.
         stages: the rank's stages.
         optimizer: over their parameters.
         reductions: what gathers the state that replicas share out; None where there is nothing to share.
@@ -103,7 +104,20 @@ class Saver:
             elsewhere = self._reductions.elsewhere
         weights = {f"weight/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
         state = {**weights, **moments}
-        return {key: Piece.whole(own) for key, own in state.items() if key.partition("/")[2] not in elsewhere}
+        kept = {key: own for key, own in state.items() if key.partition("/")[2] not in elsewhere}
+        pieces = {key: self._piece(key.partition("/")[2], own) for key, own in kept.items()}
+        return {key: piece for key, piece in pieces.items() if piece is not None}
+
+    def _piece(self, name: str, own: Tensor) -> Piece | None:
+        """What this process writes of a tensor; None where another one does."""
+        sharing = next((stage.sharing for stage in self._stages), None)
+        cut = _cuts(self._stages).get(name)
+        if sharing is None or cut is None:
+            return Piece.whole(local(own)) if sharing is None or sharing.index == 0 else None
+        if cut.is_contiguous:
+            return Piece(local(own), cut.offsets, cut.shape)
+        whole = sharing.gathered(cut, own)
+        return Piece.whole(whole) if sharing.index == 0 else None
 
     def _copied(self, name: str, piece: Piece) -> Piece:
         kept = self._host.get(name)
@@ -131,17 +145,36 @@ def read_state(folder: Path, step: int, stages: Sequence[Stage], optimizer: Opti
     Raises:
         InputError: a tensor is missing or misshapen, or a file unreadable.
     """
-    saved = saved_names(folder)
-    weights = {f"weight/{name}": Piece.whole(tensor) for name, tensor in _own_tensors(stages).items()}
+    saved, cuts = saved_names(folder), _cuts(stages)
+    own = {f"weight/{name}": local(tensor.detach()) for name, tensor in _own_tensors(stages).items()}
     moments: dict[str, Tensor] = {}
     for name, parameter in _own_tensors(stages).items():
         names = [f"{kind}/{name}" for kind in optimizer.kinds]
         if saved.issuperset(names):  # a parameter that never had a gradient has none, nor has a buffer
-            moments |= {own: torch.empty_like(parameter, requires_grad=False) for own in names}
+            moments |= {key: torch.empty_like(local(parameter), requires_grad=False) for key in names}
     if not moments and step:
         raise InputError(f"{folder} has no moments of these stages' parameters; another run's?")
-    read_pieces(folder, {**weights, **{name: Piece.whole(tensor) for name, tensor in moments.items()}})
+    _read_parts(folder, {**own, **moments}, cuts)
     optimizer.set_moments(moments, step)
+
+
+def _read_parts(folder: Path, tensors: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> None:
+    """Fill tensors, or the parts that this process holds of them; of parts apart the whole is read, one at a time."""
+    wanted: dict[str, Piece] = {}
+    for key, tensor in tensors.items():
+        cut = cuts.get(key.partition("/")[2])
+        if cut is not None and not cut.is_contiguous:
+            whole = tensor.new_empty(cut.shape)
+            read_pieces(folder, {key: Piece.whole(whole)})
+            tensor.copy_(cut.take(whole))
+        else:
+            wanted[key] = Piece.whole(tensor) if cut is None else Piece(tensor, cut.offsets, cut.shape)
+    read_pieces(folder, wanted)
+
+
+def _cuts(stages: Sequence[Stage]) -> dict[str, Cut]:
+    """This process's part of every parameter of these stages that is cut over tp."""
+    return {name: cut for stage in stages if stage.sharing for name, cut in stage.sharing.cuts.items()}
 
 
 def _own_tensors(stages: Sequence[Stage]) -> dict[str, Tensor]:
