@@ -65,20 +65,21 @@ __all__ = [
 ]
 
 
-def describe(model: str | Path, micro_batch_size: int = 1, seq_length: int = 256) -> Model:
+def describe(model: str | Path, micro_batch_size: int = 1, seq_length: int = 256, tp: int = 1) -> Model:
     """Trace a model's layers: parameters, exact FLOPs and bytes of one microbatch, without allocating anything.
 
     Args:
         model: a Hugging Face directory, a config.json, or a hub id.
         micro_batch_size: sequences of a microbatch.
         seq_length: tokens of a sequence.
+        tp: how many processes share every layer's tensors; figures are those of one of them.
 
     Raises:
-        InputError: there is no such model, or it cannot be cut into layers.
+        InputError: there is no such model, or it cannot be cut into layers, or shared out.
     """
     from evenflow.models import describe_model, find_model
 
-    return describe_model(find_model(str(model)), micro_batch_size, seq_length)
+    return describe_model(find_model(str(model)), micro_batch_size, seq_length, tp)
 
 
 def profile(
@@ -87,6 +88,7 @@ def profile(
     micro_batch_size: int = 1,
     seq_length: int = 256,
     threads: int | None = None,
+    tp: int = 1,
 ) -> Profile:
     """Time a model's layers on this machine, with `processes` processes busy at once.
 
@@ -96,16 +98,17 @@ def profile(
         micro_batch_size: sequences of a microbatch.
         seq_length: tokens of a sequence.
         threads: compute threads of each process; by default an equal slice of the cores.
+        tp: how many processes share every layer's tensors.
 
     Raises:
-        InputError: there is no such model, or it cannot be cut into layers.
+        InputError: there is no such model, or it cannot be cut into layers, or shared out.
     """
     from evenflow.measure import measure_profile
     from evenflow.models import describe_model, find_model
     from evenflow.spec.cluster import local_cluster
 
     source = find_model(str(model))
-    described = describe_model(source, micro_batch_size, seq_length)
+    described = describe_model(source, micro_batch_size, seq_length, tp)
     return measure_profile(source, described, local_cluster(processes, threads))
 
 

@@ -120,7 +120,9 @@ def _shared(results: dict[int, Any], axes: Axes, folder: Path) -> SplitRun:
     cuts: list[dict[str, Cut]] = []
     for tp in range(axes.tp):
         own = [results[rank]["cuts"] for rank in range(axes.processes) if axes.coordinates(rank).tp == tp]
-        cuts.append({name: Cut(**{**cut, "shape": tuple(cut["shape"])}) for found in own for name, cut in found.items()})
+        cuts.append(
+            {name: Cut(**{**cut, "shape": tuple(cut["shape"])}) for found in own for name, cut in found.items()}
+        )
 
     def whole(kind: str) -> dict[str, torch.Tensor]:
         parts: list[dict[str, torch.Tensor]] = [{} for _ in range(axes.tp)]

@@ -102,9 +102,7 @@ def test_a_shared_stage_equals_the_whole_model(
     def run(ranks: tuple[int, ...], **axes: Any) -> SplitRun:
         return run_split(config, cut(layers, len(ranks)), ranks, steps=STEPS, schedule=schedule, **axes)
 
-    shared = run(
-        stage_rank, microbatches=MICROBATCHES // dp, axes={"pp": pp, "dp": dp, "tp": tp}, zero=zero
-    )
+    shared = run(stage_rank, microbatches=MICROBATCHES // dp, axes={"pp": pp, "dp": dp, "tp": tp}, zero=zero)
     loss, gradients = _whole(family)
     assert shared.losses[0] == pytest.approx(loss, rel=TOLERANCE)
     assert shared.gradients.keys() == gradients.keys()

@@ -40,6 +40,13 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tp(parser: argparse.ArgumentParser) -> None:
+    """--tp alone."""
+    parser.add_argument(
+        "--tp", type=count, default=1, metavar="N", help="processes that share every layer's tensors (default 1)"
+    )
+
+
 def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> None:
     """--global-batch-size, --micro-batch-size and --seq-length of a step; without defaults a plan may give them."""
     otherwise = "" if has_defaults else ", or the plan's"

@@ -6,7 +6,10 @@ A ring of n processes passes an n-th of the tensor on in each of n - 1 turns, on
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from evenflow.cost.costs import LinkCost
+from evenflow.spec import Combined
 
 
 def spread_s(link: LinkCost, processes: int, size: float) -> float:
@@ -18,3 +21,13 @@ def spread_s(link: LinkCost, processes: int, size: float) -> float:
 def all_reduce_s(link: LinkCost, processes: int, size: float) -> float:
     """Seconds of adding `size` bytes, the sum to be everywhere."""
     return 2 * spread_s(link, processes, size)
+
+
+def combined_s(link: LinkCost, processes: int, asked: Iterable[Combined]) -> float:
+    """Seconds of what the processes that share out a layer put together."""
+    return sum(
+        all_reduce_s(link, processes, own.size)
+        if own.kind == "add"
+        else spread_s(link, processes, own.size * processes)
+        for own in asked
+    )

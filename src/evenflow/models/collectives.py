@@ -21,8 +21,8 @@ _ENTERED = "_evenflow_entered"
 def enter(tensor: Tensor, group: TensorGroup) -> Tensor:
     """The same tensor for layers of which each process has a part: their gradients of it are added up.
 
-    Several layers that read one tensor, such as the projections of attention, enter once: what each process has of their
-    gradients is added before, and one sum goes round instead of three.
+    Several layers that read one tensor, such as the projections of attention, enter once: what each process has of
+    their gradients is added before, and one sum goes round instead of three.
     """
     if not (torch.is_grad_enabled() and tensor.requires_grad):
         return tensor

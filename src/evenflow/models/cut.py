@@ -108,6 +108,4 @@ class Cut:
         if not self.is_contiguous:
             placement = _StridedShard(self.dim, split_factor=self.packed)
         stride = torch.empty(self.shape, device="meta").stride()
-        return DTensor.from_local(
-            part, mesh, [placement], run_check=False, shape=torch.Size(self.shape), stride=stride
-        )
+        return DTensor.from_local(part, mesh, [placement], run_check=False, shape=torch.Size(self.shape), stride=stride)

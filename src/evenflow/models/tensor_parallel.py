@@ -7,6 +7,8 @@ them, so stages exchange what they would without tp, and what is not cut is comp
 In a run the parts are DTensors: each knows the whole tensor's shape and where its own part lies. Layers compute with
 the plain part all the same. DTensor's own dispatch would come to the same sums, and take longer on each operator than a
 small layer does; and of a tensor that several layers read it would add up the gradients once for each.
+
+The gradients of shared weights are made by autograd, together with those of inputs: there is no W to put off.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from evenflow.models.collectives import enter, gather, leave, split
 from evenflow.models.cut import Cut
 from evenflow.models.stage import Stage
 from evenflow.models.tp_plan import Border, TpPlan
-from evenflow.runtime import TensorGroup, add_row_gradients, local
+from evenflow.runtime import TensorGroup, add_row_gradients, differentiable, local
 
 
 class Sharing:
@@ -125,9 +127,7 @@ def _set(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
     setattr(model.get_submodule(holder), name, parameter)
 
 
-def _set_up(
-    module: nn.Module, border: Border, group: TensorGroup, cut_of: Callable[[str], Cut], config: Any
-) -> None:
+def _set_up(module: nn.Module, border: Border, group: TensorGroup, cut_of: Callable[[str], Cut], config: Any) -> None:
     """Have a module do at its borders what the plan says."""
     if isinstance(module, nn.Embedding) and border in ("rows of a table", "columns of a table"):
         _become(module, _SharedTable, group, border, cut_of("weight"))
@@ -154,14 +154,15 @@ class _SharedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.Linear`; [..., in] or this process's part of it, to [..., out] or this process's part of that."""
-        group, weight = self.shared_by, local(self.weight)
-        bias = None if self.bias is None else local(self.bias)
+        group, weight = self.shared_by, differentiable(self.weight)
+        own: Tensor | None = self.bias
+        bias = None if own is None else differentiable(own)
         if self.border in ("column", "column gathered"):
             output = functional.linear(enter(input, group), weight, bias)
             return gather(output, group, self.cut.shape[0]) if self.border == "column gathered" else output
-        own = split(input, group) if self.border == "row split" else input
+        part = split(input, group) if self.border == "row split" else input
         # Flat, so that the product is no view: what it becomes in place is the sum.
-        flat = leave(functional.linear(own.reshape(-1, own.shape[-1]), weight), group)
+        flat = leave(functional.linear(part.reshape(-1, part.shape[-1]), weight), group)
         total = flat if bias is None else flat + bias
         return total.view(*input.shape[:-1], total.shape[-1])
 
@@ -175,7 +176,8 @@ class _SharedTable(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.Embedding`."""
-        group, weight, padding = self.shared_by, local(self.weight), self.padding_idx
+        group, weight = self.shared_by, local(self.weight)
+        padding: int | None = self.padding_idx
         if self.border == "columns of a table":
             return gather(self._rows(input, weight, padding), group, self.embedding_dim)
         begin, end = self.cut.begin, self.cut.begin + weight.shape[0]
@@ -218,7 +220,7 @@ def _enter_any(group: TensorGroup, value: Any) -> Any:
 def _parts_in_place(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within, a module's own parameters are this process's plain parts of them."""
     own: Mapping[str, nn.Parameter | None] = dict(module._parameters)
-    parts: dict[str, Any] = {name: None if it is None else change(local(it)) for name, it in own.items()}
+    parts: dict[str, Any] = {name: None if it is None else change(differentiable(it)) for name, it in own.items()}
     module._parameters.update(parts)
     try:
         yield

@@ -1,8 +1,8 @@
 """What a model's own tensor-parallel plan says of its modules and tensors, and whether it can be followed.
 
-The plan is the model's: `base_model_tp_plan` of its configuration, and what its class says of the head. It names modules
-and parameters, layers as `*`, and gives each a style by a word of transformers'. A word is read here as two facts: along
-which dim a tensor is cut, and what happens where hidden states pass in and out of the module.
+The plan is the model's: `base_model_tp_plan` of its configuration, and what its class says of the head. It names
+modules and parameters, layers as `*`, and gives each a style by a word of transformers'. A word is read here as two
+facts: along which dim a tensor is cut, and what happens where hidden states pass in and out of the module.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from evenflow.errors import InputError
 from evenflow.models.anatomy import build_skeleton
+from evenflow.models.cut import Cut
 
 # What a module does with hidden states at its borders.
 Border = Literal[
@@ -154,6 +155,17 @@ def check_tensor_parallel(config: PretrainedConfig, tp: int) -> None:
                 f"--tp {tp} does not divide the {number} {what} of {config.model_type}; --tp "
                 f"{' or '.join(map(str, would))} would do"
             )
+
+
+def find_cuts(model: PreTrainedModel, tp: int, index: int = 0) -> dict[str, Cut]:
+    """The part of each parameter that process `index` of `tp` holds, by every name that it has; of a whole model."""
+    if tp == 1:
+        return {}
+    rules = tp_plan_of(model).tensors
+    return {
+        name: Cut(tuple(model.get_parameter(name).shape), rule.dim, rule.packed, tp, index)
+        for name, rule in rules.items()
+    }
 
 
 _HEADS = {"num_attention_heads": "attention heads", "num_key_value_heads": "key and value heads"}

@@ -24,8 +24,10 @@ from evenflow.models.anatomy import build_skeleton, dissect, hidden_width, part_
 from evenflow.models.imagined import imagined
 from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.stage import Stage
-from evenflow.runtime import LiveBytes, WeightGradients
-from evenflow.spec import Activations
+from evenflow.models.tensor_parallel import share_out
+from evenflow.models.tp_plan import tp_plan_of
+from evenflow.runtime import ImaginedTensorGroup, LiveBytes, WeightGradients
+from evenflow.spec import Activations, Combined
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Trace:
         output_bytes: its output.
         kept: bytes where every layer keeps what its backward needs.
         recomputed: bytes where blocks run their forward again; None for a stage without blocks.
+        forward_combined: what the forward put together over tp.
+        backward_combined: what the backward did.
     """
 
     forward: dict[str, int]
@@ -49,20 +53,26 @@ class Trace:
     output_bytes: int
     kept: Activations
     recomputed: Activations | None
+    forward_combined: tuple[Combined, ...] = ()
+    backward_combined: tuple[Combined, ...] = ()
 
 
-def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, seq: int) -> Trace:
-    """Trace a stage of `layers` at a microbatch of `batch` x `seq` tokens.
+def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, seq: int, tp: int = 1) -> Trace:
+    """Trace a stage of `layers` at a microbatch of `batch` x `seq` tokens, or its part of one shared out over `tp`.
 
     Raises:
         InputError: the model cannot be traced at this shape.
     """
     try:
         skeleton = build_skeleton(config)
+        group = ImaginedTensorGroup(tp)
+        plan = tp_plan_of(skeleton) if tp > 1 else None
         stage = Stage(skeleton, dissect(skeleton), layers)
+        if plan is not None:
+            share_out(stage, plan, group).cut()
         with imagined():
             allocate(stage)
-            return _trace_stage(stage, (batch, seq, hidden_width(config, stage.anatomy)))
+            return _trace_stage(stage, (batch, seq, hidden_width(config, stage.anatomy)), group)
     except EvenflowError:
         raise
     except Exception as error:  # any model may do what cannot be traced
@@ -88,12 +98,15 @@ def less(trace: Trace, empty: Trace) -> Trace:
         output_bytes=trace.output_bytes,
         kept=own(trace.kept),
         recomputed=None if trace.recomputed is None else own(trace.recomputed),
+        forward_combined=trace.forward_combined,
+        backward_combined=trace.backward_combined,
     )
 
 
-def _trace_stage(stage: Stage, shape: tuple[int, int, int]) -> Trace:
+def _trace_stage(stage: Stage, shape: tuple[int, int, int], group: ImaginedTensorGroup) -> Trace:
     queue = WeightGradients(stage)
-    forward, backward, weights = _count_flops(stage, queue, shape)
+    forward, backward, weights = _count_flops(stage, queue, shape, group)
+    combined = tuple(group.asked)
     kept, output_bytes = _count_bytes(stage, queue, shape)
     recomputed = None
     if stage.blocks:
@@ -108,11 +121,13 @@ def _trace_stage(stage: Stage, shape: tuple[int, int, int]) -> Trace:
         output_bytes=output_bytes,
         kept=kept,
         recomputed=recomputed,
+        forward_combined=combined[: group.marked],
+        backward_combined=combined[group.marked :],
     )
 
 
 def _count_flops(
-    stage: Stage, queue: WeightGradients, shape: tuple[int, int, int]
+    stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], group: ImaginedTensorGroup
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """FLOPs by operator: of F, I and W.
 
@@ -121,6 +136,7 @@ def _count_flops(
     leaf, ids = _feed(shape)
     with _flop_counter() as forward:
         output = stage(ids if stage.is_first else leaf, ids)
+    group.mark()
     with _flop_counter() as backward, queue.put_off(0):
         if output.requires_grad:
             torch.autograd.backward(output, torch.ones_like(output))

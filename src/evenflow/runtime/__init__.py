@@ -17,13 +17,12 @@ from evenflow.runtime.live_bytes import LiveBytes
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
 from evenflow.runtime.optimizer import MOMENTS, Optimizer, OptimizerSettings
-from evenflow.runtime.parts import local
+from evenflow.runtime.parts import differentiable, local, plain_part
 from evenflow.runtime.reductions import Reductions
 from evenflow.runtime.rendezvous import open_store
 from evenflow.runtime.row_gradients import add_row_gradients
 from evenflow.runtime.staged import StagedTransport
 from evenflow.runtime.tensor_group import (
-    Combined,
     ImaginedTensorGroup,
     ProcessTensorGroup,
     TensorGroup,
@@ -38,12 +37,11 @@ __all__ = [
     "AloneTransport",
     "Clock",
     "ClockOffset",
-    "Combined",
     "CudaClock",
     "CudaMemoryMeter",
     "EdgeGroupTransport",
-    "ImaginedTensorGroup",
     "HostClock",
+    "ImaginedTensorGroup",
     "InMemoryNetwork",
     "InMemoryTransport",
     "LiveBytes",
@@ -68,12 +66,14 @@ __all__ = [
     "clock_of",
     "clock_offset",
     "connect",
+    "differentiable",
     "edges_of",
     "job_edges",
     "local",
     "make_mesh",
     "memory_meter",
     "open_store",
+    "plain_part",
     "rank_device",
     "rank_devices",
     "synchronize",

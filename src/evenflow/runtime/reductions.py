@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from evenflow.program import Program, ReduceGrad, ReduceTied, Reduction
 from evenflow.runtime.lost import naming_the_lost
 from evenflow.runtime.mesh import Mesh
-from evenflow.runtime.parts import is_sharded, like, local
+from evenflow.runtime.parts import is_sharded, like, local, plain_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +212,7 @@ class Reductions:
 
     @property
     def updated(self) -> dict[str, nn.Parameter]:
-        """What this process updates: parameters (of those that are shared out, its plain parts), or under ZeRO 1 pieces.
+        """What this process updates: parameters (plain parts of those that are shared out), or under ZeRO 1 pieces.
 
         The optimizer's kernels take many parameters at once, all of one kind.
         """
@@ -222,7 +221,7 @@ class Reductions:
         whole = {name: own for name, own in self._parameters.items() if name not in names}
         for bucket in reduced:
             whole |= bucket.updated
-        return {name: self._parts.setdefault(name, _part_of(own)) for name, own in whole.items()}
+        return {name: self._parts.setdefault(name, plain_part(own)) for name, own in whole.items()}
 
     @property
     def uncounted(self) -> frozenset[str]:
@@ -267,13 +266,6 @@ class Reductions:
                     if self._mesh.at.dp == 0:
                         found[f"{kind}/{name}"] = whole.view_as(local(parameter))
         return found
-
-
-def _part_of(parameter: nn.Parameter) -> nn.Parameter:
-    """A parameter that is the plain part of one that is shared out, in the same memory; any other as it is."""
-    if not isinstance(parameter, DTensor):
-        return parameter
-    return nn.Parameter(local(parameter).detach(), requires_grad=parameter.requires_grad)
 
 
 def _started(work: dist.Work | None) -> dist.Work:

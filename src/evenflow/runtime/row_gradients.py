@@ -33,7 +33,7 @@ class _RowEmbedding(nn.Embedding):
         return add_row_gradients(input, self.weight, self.padding_idx)
 
 
-def add_row_gradients(ids: Tensor, weight: nn.Parameter, padding_idx: int | None) -> Tensor:
+def add_row_gradients(ids: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
     """Rows of a table, or of this process's part of one, with a backward that adds to its gradient by itself."""
     output: Tensor = _Rows.apply(ids, weight, padding_idx)  # type: ignore[no-untyped-call]  # no types
     return output
@@ -54,7 +54,7 @@ class _Rows(torch.autograd.Function):
         rows, gradient = ids.reshape(-1), gradients[0].reshape(-1, gradients[0].shape[-1])
         if ctx.padding_idx is not None:
             gradient = gradient.masked_fill((rows == ctx.padding_idx).unsqueeze(-1), 0.0)
-        weight: nn.Parameter = ctx.weight
+        weight: Tensor = ctx.weight
         if weight.grad is None:
             weight.grad = like(torch.zeros_like(local(weight)), weight)
         total = local(weight.grad)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from evenflow.runtime.lost import naming_the_lost
-
-Combining = Literal["add", "collect"]
+from evenflow.spec import Combined
 
 
 class TensorGroup(Protocol):
@@ -75,19 +74,6 @@ class ProcessTensorGroup:
         return [own.to(tensor.device) for own in found]
 
 
-@dataclass(frozen=True, slots=True)
-class Combined:
-    """One sum or collection that was asked for.
-
-    Attributes:
-        kind: which of the two.
-        size: bytes that each process brings.
-    """
-
-    kind: Combining
-    size: int
-
-
 @dataclass
 class ImaginedTensorGroup:
     """Nobody: tensors come back in the right shapes, and what was asked for is noted.
@@ -96,11 +82,17 @@ class ImaginedTensorGroup:
         size: how many there would be.
         index: which one this would be.
         asked: all that was asked for so far.
+        marked: how much of that was asked for before the mark.
     """
 
     size: int
     index: int = 0
     asked: list[Combined] = field(default_factory=list)
+    marked: int = 0
+
+    def mark(self) -> None:
+        """Tell what comes from now on from what was before."""
+        self.marked = len(self.asked)
 
     def add(self, tensor: Tensor) -> None:
         """Leave it as it is."""

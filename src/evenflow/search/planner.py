@@ -45,7 +45,7 @@ def make_plan(
     """Plan `model` on all devices of `cluster`.
 
     Args:
-        model: traced at the batch's microbatch shape.
+        model: traced at the batch's microbatch shape, and for the tp of the axes.
         cluster: the devices; every one is a process.
         batch: a step's work.
         costs: seconds of each layer.
@@ -72,7 +72,7 @@ def make_plan(
         costs=costs.under(recompute).over(axes.dp, axes.dp if check_zero(zero) else 1),
         microbatches=batch.microbatches,
         schedule=schedule,
-        stage_rank=place_stages(schedule, axes.pp, len(model.layers), stages_per_rank),
+        stage_rank=place_stages(schedule, axes.pp, len(model.layers), stages_per_rank, axes.tp),
         limit=limit,
         at_once=max(cluster.at_once * axes.pp // axes.processes, 1),  # of the ranks of one pipeline
     )
@@ -168,6 +168,8 @@ def check_request(
             f"{axes.pp} x {axes.dp} x {axes.tp} (pp x dp x tp) are {axes.processes} processes, and there are "
             f"{cluster.devices} devices; as many would do"
         )
+    if model.tp != axes.tp:
+        raise InputError(f"{model.name} is described for tp {model.tp}, and tp is {axes.tp}; the same would do")
     if batch.replicas != axes.dp:
         raise InputError(f"the batch is for {batch.replicas} replicas and dp is {axes.dp}; the same would do")
     if ranks > layers:
@@ -175,7 +177,7 @@ def check_request(
             f"{ranks} stages need at least {ranks} layers; {model.name} has {layers}: "
             f"{layers} processes or fewer would do"
         )
-    check_size(len(place_stages(schedule, ranks, layers, stages_per_rank)), batch.microbatches)
+    check_size(len(place_stages(schedule, ranks, layers, stages_per_rank, axes.tp)), batch.microbatches)
     if batch.microbatches < 1:
         raise InputError(f"a step of {batch.microbatches} microbatches trains nothing; 1 would be the least")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from evenflow.cost import Costs, HasLayers, MemoryModel
 from evenflow.errors import InputError
 from evenflow.plan import tied_stages
-from evenflow.program import AUTO, default_stage_rank, find_schedule, misfit
+from evenflow.program import AUTO, default_stage_rank, find_schedule, misfit, tp_misfit
 from evenflow.search.hardware import split_hardware
 from evenflow.simulate import Hardware
 
@@ -71,12 +71,18 @@ class Problem:
         return split_hardware(self.costs, self.memory, split, self.stage_rank, self.at_once)
 
 
-def place_stages(schedule: str, ranks: int, layers: int, stages_per_rank: int | None = None) -> tuple[int, ...]:
+def place_stages(
+    schedule: str, ranks: int, layers: int, stages_per_rank: int | None = None, tp: int = 1
+) -> tuple[int, ...]:
     """The rank of each stage under a schedule, or `auto`.
 
     Raises:
-        InputError: no such schedule, more stages than layers, or a number of stages that the schedule cannot run.
+        InputError: no such schedule, more stages than layers, a number of stages that the schedule cannot run, or
+            stages that are shared out over `tp` processes in a way that it cannot.
     """
+    reason = tp_misfit(schedule, tp)
+    if reason is not None:
+        raise InputError(reason)
     if schedule == AUTO:
         stage_rank = default_stage_rank("zb-2p", ranks, stages_per_rank)
     else:

@@ -55,13 +55,14 @@ def reschedule(plan: Plan, schedule: str, stages_per_rank: int | None = None) ->
     """
     began = time.perf_counter()
     ranks = len(plan.ranks)
+    placed = place_stages(schedule, ranks, len(plan.layers), stages_per_rank, plan.axes.tp)
     keeps = stages_per_rank is None and _can_keep(plan, schedule)
     problem = Problem(
         model=plan,
         costs=plan.layer_costs,
         microbatches=plan.microbatches,
         schedule=schedule,
-        stage_rank=plan.stage_rank if keeps else place_stages(schedule, ranks, len(plan.layers), stages_per_rank),
+        stage_rank=plan.stage_rank if keeps else placed,
         limit=plan.memory_limit,
         at_once=plan.at_once,
     )

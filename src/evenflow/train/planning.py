@@ -9,6 +9,7 @@ from evenflow.errors import ImpossibleError, InputError
 from evenflow.files import load_plan
 from evenflow.models import ModelSource, describe_model
 from evenflow.plan import Axes, Plan, Zero, choose_axes
+from evenflow.program import tp_misfit
 from evenflow.search import make_plan
 from evenflow.spec import Batch, Cluster, Model, Recompute, parse_cluster
 from evenflow.spec.batch import default_micro_batch_size
@@ -65,7 +66,7 @@ def plan_model(
         InputError: the profile is for something else.
         ImpossibleError: nothing fits.
     """
-    model = describe_model(source, batch.micro_batch_size, batch.seq_length)
+    model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp if axes else 1)
     if profile is not None:
         profile.check_fits(model, cluster)
     costs = profile.costs() if profile is not None else analytic_costs(model, cluster)
@@ -91,7 +92,7 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
         InputError: the plan is for another model or shape, or for axes that are not run here.
     """
     plan = load_plan(path)
-    model = describe_model(source, plan.micro_batch_size, plan.seq_length)
+    model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp)
     if model.fingerprint != plan.fingerprint:
         raise InputError(
             f"{path} is a plan for {plan.model} ({len(plan.layer_names)} layers, fingerprint {plan.fingerprint}), "
@@ -102,8 +103,10 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
     own = local_cluster().device.name
     if plan.device != own:
         raise InputError(f"{path} is a plan for {plan.device}; the ranks of this machine compute on {own}")
-    axes = plan.axes
-    check_axes(axes, str(path))
+    check_axes(plan.axes, str(path))
+    reason = tp_misfit(plan.schedule, plan.axes.tp)
+    if reason is not None:
+        raise InputError(f"{path}: {reason}")
     return model, plan
 
 
@@ -113,11 +116,8 @@ def check_axes(axes: Axes, whose: str) -> None:
     Raises:
         InputError: which.
     """
-    if (axes.tp, axes.cp, axes.ep) != (1, 1, 1):
-        raise InputError(
-            f"{whose} has tp {axes.tp}, cp {axes.cp} and ep {axes.ep}; train runs pp and dp alone, so 1 for each of "
-            "those would do"
-        )
+    if (axes.cp, axes.ep) != (1, 1):
+        raise InputError(f"{whose} has cp {axes.cp} and ep {axes.ep}; train runs pp, tp and dp, so 1 for both would do")
 
 
 def _stages_per_rank(plan: Plan) -> int | float:

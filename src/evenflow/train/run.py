@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evenflow.draw import report_html
 from evenflow.errors import FaultError, InputError, StoppedError
-from evenflow.execute import check_split
+from evenflow.execute import check_shares, check_split, refuse_dropout
 from evenflow.files import (
     RankProcess,
     StepMetrics,
@@ -183,10 +183,12 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         check_agrees(plan, job)
         launcher.cluster(plan.axes.processes, plan.threads)  # refuses hosts that differ
         axes, batch = plan.axes, _batch_of(plan)
+        refuse_dropout(source.config, axes.tp)
     else:
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
-        model = describe_model(source, batch.micro_batch_size, batch.seq_length)
+        refuse_dropout(source.config, axes.tp)
+        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
         wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch))
@@ -201,11 +203,19 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
     signals.check()
     if plan is None:
         plan = _plan(job, source, model, cluster, axes, batch, progress, signals, launcher)
-    if job.check and len(plan.ranks) > 1:
-        checked = check_split(source.config)
-        progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
+    _check_model(job, source, plan.axes, progress)
     signals.check()
     return _Prepared(source, model, plan, text, checkpoint)
+
+
+def _check_model(job: Job, source: ModelSource, axes: Axes, progress: Progress) -> None:
+    """Prove that what the ranks will hold equals the whole model."""
+    if job.check and axes.pp > 1:
+        checked = check_split(source.config)
+        progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
+    if job.check and axes.tp > 1:
+        shares = check_shares(source.config)
+        progress.said(f"check: shared out equals whole (worst relative error {shares.worst_error:.1e})")
 
 
 def _cluster_and_batch(
@@ -286,7 +296,7 @@ def _checkpoints(job: Job, ready: _Prepared) -> Checkpoints:
     def state(step: int) -> RunState:
         return RunState(model, step, step * tokens, settings)
 
-    return Checkpoints(job.out, len(plan.ranks), state, job.keep_last, job.keep_every)
+    return Checkpoints(job.out, len(plan.ranks) * plan.axes.tp, state, job.keep_last, job.keep_every)
 
 
 def _say_weights(job: Job, ready: _Prepared, progress: Progress) -> None:
