@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from evenflow.errors import FaultError, RankError, first_line
 from evenflow.execute import Executor
 from evenflow.files import load_plan
 from evenflow.launch import Channel
-from evenflow.models import Stage, build_stage, draw_weights, read_config, read_weights, write_weights
+from evenflow.models import (
+    Microbatch,
+    Stage,
+    build_stage,
+    draw_of,
+    draw_weights,
+    read_config,
+    read_weights,
+    write_weights,
+)
 from evenflow.plan import Plan
 from evenflow.program import verify_plan
 from evenflow.runtime import (
@@ -29,7 +37,6 @@ from evenflow.runtime import (
     memory_meter,
     rank_device,
     rank_devices,
-    to_device,
     use_device,
 )
 from evenflow.train.checkpoint import read_shards, write_shard
@@ -94,7 +101,10 @@ def _train(
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = learning_rate(step, steps, payload["learning_rate"])
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        result = executor.run_step(_Batch(store, plan, payload["seed"], step, device), rate, want_stop)
+        batch = _Batch(store, plan, payload["seed"], step, device)
+        result = executor.run_step(
+            batch, rate, want_stop, predicted=batch.predicted, draw=draw_of(payload["seed"], step, 0)
+        )
         channel.send(
             {
                 "kind": "step",
@@ -138,12 +148,13 @@ class _Batch:
         self.store = store
         self.plan = plan
         self.device = device
+        self.predicted = plan.global_batch_size * (plan.seq_length - 1)  # all of a sequence but its first token
         self.ids = sample_ids(seed, step, plan.global_batch_size, store.sequences(plan.seq_length))
 
-    def __call__(self, index: int) -> Tensor:
-        """The token ids [batch, seq] of a microbatch."""
+    def __call__(self, index: int) -> Microbatch:
+        """A microbatch [batch, seq], of which all is learned."""
         rows = microbatch(self.store, self.ids, index, self.plan.micro_batch_size, self.plan.seq_length)
-        return to_device(torch.from_numpy(rows), self.device)
+        return Microbatch(torch.from_numpy(rows)).to(self.device)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
