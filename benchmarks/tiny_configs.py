@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from evenflow.execute.shrink import dropouts
+from evenflow.models import dropouts
 
 _MULTIPLIER = re.compile(r"(multiplier|multipliers|_scale|scaling|scaling_factor|scale_emb|residual_scale)$")
 _CAP = re.compile(r"soft_?cap(ping)?$")

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM as AddsEmbedding
 
 from evenflow.errors import InputError, NotEqualError
 from evenflow.execute import check_split
-from evenflow.execute.shrink import dropouts, shrink
-from evenflow.models import build_stage
+from evenflow.execute.shrink import shrink
+from evenflow.models import build_stage, dropouts
 
 # What they do that a naive split gets wrong: nothing; embeddings scaled inside forward, logits too, tied head; blocks
 # that return tuples, ALiBi; learned positions; fused experts; an embedding written in place; a state-space model.
@@ -22,8 +22,7 @@ TELLING = ["granite", "bloom", "gpt2", "mixtral", "ctrl", "mamba2"]
 @pytest.mark.parametrize("family", TELLING)
 def test_families_that_split(family: str) -> None:
     config = AutoConfig.for_model(family)
-    for name in dropouts(config):
-        setattr(config, name, 0.0)
+    assert family not in ("gpt2", "ctrl") or any(dropouts(config).values()), "dropout is part of what is checked"
     if family == "granite":
         config.embedding_multiplier, config.logits_scaling, config.residual_multiplier = 3.0, 2.0, 0.5
     result = check_split(config)
@@ -96,7 +95,7 @@ def test_shrinking_keeps_quirks() -> None:
     config = AutoConfig.for_model("granite", embedding_multiplier=3.0, attention_dropout=0.1)
     small = shrink(config)
     assert small.embedding_multiplier == 3.0
-    assert small.attention_dropout == 0.0
+    assert small.attention_dropout == 0.1
     assert small.num_hidden_layers == 4
     assert config.num_hidden_layers > 4
 

@@ -15,7 +15,18 @@ from transformers import AutoConfig
 from evenflow.cost import RankCost, StageCost, StageMemory
 from evenflow.execute import Executor
 from evenflow.launch import Channel
-from evenflow.models import build_skeleton, build_stage, draw_weights, share_out, share_tied, tied_names, tp_plan_of
+from evenflow.models import (
+    NOT_LEARNED,
+    Microbatch,
+    build_skeleton,
+    build_stage,
+    draw_of,
+    draw_weights,
+    share_out,
+    share_tied,
+    tied_names,
+    tp_plan_of,
+)
 from evenflow.plan import Axes
 from evenflow.program import AUTO, SCHEDULES, Program, build_program, lower, parse_order, stages_of, verify
 from evenflow.runtime import (
@@ -36,7 +47,6 @@ from evenflow.runtime import (
     make_mesh,
     memory_meter,
     rank_device,
-    to_device,
     use_device,
 )
 from evenflow.search import make_auto, plan_work
@@ -47,6 +57,24 @@ def tokens_of(step: int, microbatch: int, batch: int, seq: int, vocabulary: int)
     """Token ids [batch, seq] that depend on step and microbatch alone."""
     generator = torch.Generator().manual_seed(1_000 * step + microbatch)
     return torch.randint(0, vocabulary, (batch, seq), generator=generator)
+
+
+def microbatch_of(step: int, number: int, payload: dict[str, Any], vocabulary: int) -> Microbatch:
+    """What a test asks for: `masked` labels (of microbatch 1 all), `packed` documents, `lengths` of each microbatch."""
+    batch, seq = payload["shape"]
+    seq = payload["lengths"][number] if "lengths" in payload else seq
+    ids = tokens_of(step, number, batch, seq, vocabulary)
+    labels = positions = None
+    if payload.get("masked"):
+        generator = torch.Generator().manual_seed(7 * step + number)
+        hidden = torch.rand(batch, seq, generator=generator) < (1.0 if number == 1 else 0.3 * number)
+        labels = ids.masked_fill(hidden, NOT_LEARNED)
+    if payload.get("packed"):
+        cut = 3 + number
+        positions = torch.cat([torch.arange(cut), torch.arange(seq - cut)]).expand(batch, -1)
+        labels = (ids if labels is None else labels).clone()
+        labels[:, cut] = NOT_LEARNED
+    return Microbatch(ids, labels, positions)
 
 
 def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
@@ -108,10 +136,9 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     results = []
     for step in range(1, payload["steps"] + 1):
         result = executor.run_step(
-            lambda microbatch, step=step: to_device(
-                tokens_of(step, first + microbatch, batch, seq, config.vocab_size), device
-            ),
+            lambda number, step=step: microbatch_of(step, first + number, payload, config.vocab_size).to(device),
             1e-3,
+            draw=draw_of(payload["seed"], step, at.dp),
         )
         results.append([result.loss, result.grad_norm])
     moments = reductions.gathered(optimizer.moments(), MOMENTS)

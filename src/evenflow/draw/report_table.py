@@ -38,10 +38,9 @@ def report_table(plan: Plan, predicted: Timeline, measured: Timeline | None, fin
         f"memory\n{memory.unit}",
         *(["\npredicted"] if measured else []),
     )
-    order = range(len(shown.ranks))
-    if len(shown.ranks) > _MOST_RANKS:
-        most = sorted(order, key=lambda rank: -shown.ranks[rank].idle_s)[:_MOST_RANKS]
-        order = sorted(most)  # type: ignore[assignment]
+    order = list(range(len(shown.ranks)))
+    if len(order) > _MOST_RANKS:
+        order = sorted(sorted(order, key=lambda rank: -shown.ranks[rank].idle_s)[:_MOST_RANKS])
     for rank in order:
         own = shown.ranks[rank]
         causes = [f"{blame_text(one, short=True)} {_percent(one.seconds, own.wall_s)}" for one in held[rank][:2]]

@@ -17,12 +17,13 @@ from transformers import PretrainedConfig
 
 from evenflow.errors import InputError, NotEqualError, first_line
 from evenflow.execute.runner import StageRunner
-from evenflow.execute.shrink import dropouts, shrink
-from evenflow.models import Stage, build_stage, count_layers, draw_weights
+from evenflow.execute.shrink import shrink
+from evenflow.models import Microbatch, Stage, build_stage, count_layers, draw_weights, dropouts
 
 TOLERANCE = 1e-6
 _MICROBATCHES = 2
 _SHAPE = (2, 16)
+PREDICTED = _MICROBATCHES * _SHAPE[0] * (_SHAPE[1] - 1)  # tokens of all microbatches
 _SEED = 11
 _STIR = 0.02
 _MOST_PARAMETERS = 30_000_000
@@ -49,9 +50,9 @@ def check_split(config: PretrainedConfig) -> CheckResult:
     A weight that head and embedding share has a half of its gradient on each of two stages; their sum is compared.
 
     Raises:
-        InputError: they differ (where, by how much), the model drops out, or it cannot be tried.
+        InputError: they differ (where, by how much), the model skips whole blocks at random, or it cannot be tried.
     """
-    _refuse_dropout(config)
+    _refuse_layerdrop(config)
     small, layers, whole = small_whole(config)
     wanted = [*((0, cut) for cut in range(1, layers)), (0, 2, layers - 1)]
     cuts = tuple(cut for cut in wanted if list(cut) == sorted(set(cut)))
@@ -71,12 +72,12 @@ def check_split(config: PretrainedConfig) -> CheckResult:
     return CheckResult(cuts, worst, where)
 
 
-def _refuse_dropout(config: PretrainedConfig) -> None:
-    """Dropout draws differently on every stage, so a split model would not be the whole one."""
+def _refuse_layerdrop(config: PretrainedConfig) -> None:
+    """Which blocks are skipped is drawn between blocks, where no layer has a seed of its own."""
     for name, value in dropouts(config).items():
-        if value > 0:
+        if value > 0 and name.endswith("layerdrop"):
             raise InputError(
-                f"{config.model_type} drops out ({name} = {value}), which is not yet the same under every split; "
+                f"{config.model_type} skips blocks at random ({name} = {value}), which would differ between stages; "
                 f"{name} = 0.0 in its config, or a single process, would do"
             )
 
@@ -117,15 +118,16 @@ def _run(config: PretrainedConfig, cut: Sequence[int], layers: int) -> dict[str,
         stage = build_stage(config, range(first, end))
         draw_weights(stage, _SEED)
         stir(stage)
-        runners.append(StageRunner(stage, _MICROBATCHES))
+        runners.append(StageRunner(stage.train(), _MICROBATCHES))
+        runners[-1].begin_step(PREDICTED)
     for microbatch, ids in enumerate(check_batches(config)):
         hidden = ids
         for runner in runners:
-            hidden = runner.forward(microbatch, hidden, ids if runner.stage.is_last else None, ids)
+            hidden = runner.forward(microbatch, hidden, Microbatch(ids), _SEED)
         gradient: Tensor | None = None
         for runner in reversed(runners):
             gradient = runner.backward(microbatch, gradient)
-    results = {"loss": torch.tensor(runners[-1].mean_loss())}
+    results = {"loss": torch.tensor(sum(runners[-1].take_losses()))}
     for runner in runners:
         for name, parameter in runner.stage.named_model_parameters().items():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

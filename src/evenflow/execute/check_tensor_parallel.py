@@ -14,15 +14,16 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from evenflow.errors import InputError, NotEqualError, first_line
-from evenflow.execute.check import check_batches, relative_error, small_whole, stir
+from evenflow.execute.check import PREDICTED, check_batches, relative_error, small_whole, stir
 from evenflow.execute.runner import StageRunner
-from evenflow.execute.shrink import dropouts
 from evenflow.models import (
+    Microbatch,
     Stage,
     build_skeleton,
     build_stage,
     check_tensor_parallel,
     draw_weights,
+    dropouts,
     share_out,
     tp_plan_of,
 )
@@ -140,11 +141,12 @@ def _in_threads(
 
 def _run(config: PretrainedConfig, stage: Stage) -> dict[str, Tensor]:
     batches = check_batches(config)
-    runner = StageRunner(stage, len(batches))
+    runner = StageRunner(stage.train(), len(batches))
+    runner.begin_step(PREDICTED)
     for microbatch, ids in enumerate(batches):
-        runner.forward(microbatch, ids, ids, ids)
+        runner.forward(microbatch, ids, Microbatch(ids))
         runner.backward(microbatch, None)
-    results = {"loss": torch.tensor(runner.mean_loss())}
+    results = {"loss": torch.tensor(sum(runner.take_losses()))}
     for name, parameter in stage.named_model_parameters().items():
         results[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return results

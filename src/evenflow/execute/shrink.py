@@ -54,29 +54,13 @@ _LAYER_INDICES = re.compile(r"(layers|layer_ids|idxs|indices)$")
 _LAYER_COUNTS = re.compile(r"^(num_hidden_layers|num_layers|n_layers?|num_blocks|decoder_layers|layer_end_index)$")
 
 
-def dropouts(config: PretrainedConfig) -> dict[str, float]:
-    """A config's dropout probabilities by name; those of heads that a causal LM has not are left out."""
-    return {
-        name: value
-        for name, value in vars(config).items()
-        if isinstance(value, float)
-        and ("dropout" in name or name.endswith(("pdrop", "layerdrop", "_jitter_noise")))
-        and not name.startswith(("classifier", "summary"))
-    }
-
-
 def shrink(config: PretrainedConfig, widths: bool = True) -> PretrainedConfig:
-    """Fewer blocks and a smaller vocabulary; with `widths` narrower too. Multipliers and switches stay.
-
-    Dropout is switched off: two runs of it never agree.
-    """
+    """Fewer blocks and a smaller vocabulary; with `widths` narrower too. Multipliers, switches and dropout stay."""
     small = copy.deepcopy(config)
     if hasattr(small, "allow_global_per_layer_attribute_access"):
         small.allow_global_per_layer_attribute_access = True
     for part in (small, small.get_text_config()):
         kept = _kept_layers(part)
-        for name in dropouts(part):
-            setattr(part, name, 0.0)
         for name in [name for name in vars(part) if name.endswith("token_id")]:
             _set_token(part, name)
         _fewer_layers(part, kept)
@@ -216,4 +200,4 @@ def _agree(config: PretrainedConfig, heads_per_rope: int) -> None:
     if all(isinstance(own, int) for own in both) and hasattr(config, "qk_head_dim"):
         config.qk_head_dim = both[0] + both[1]  # type: ignore[operator]  # both are numbers
         if getattr(config, "head_dim", None) is not None and heads_per_rope:
-            config.head_dim = both[1] * heads_per_rope  # type: ignore[operator]
+            config.head_dim = both[1] * heads_per_rope  # type: ignore[operator]  # a number

@@ -3,6 +3,8 @@
 from evenflow.models.anatomy import build_skeleton, count_layers
 from evenflow.models.cut import Cut
 from evenflow.models.describe import describe_model
+from evenflow.models.dropout import draw_of, dropouts
+from evenflow.models.microbatch import NOT_LEARNED, Microbatch
 from evenflow.models.read import read_weights
 from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.source import ModelSource, find_model, read_config
@@ -13,7 +15,9 @@ from evenflow.models.tp_plan import TpPlan, check_tensor_parallel, tp_plan_of
 from evenflow.models.weights import draw_weights, write_index, write_weights
 
 __all__ = [
+    "NOT_LEARNED",
     "Cut",
+    "Microbatch",
     "ModelSource",
     "Sharing",
     "Stage",
@@ -23,7 +27,9 @@ __all__ = [
     "check_tensor_parallel",
     "count_layers",
     "describe_model",
+    "draw_of",
     "draw_weights",
+    "dropouts",
     "find_model",
     "keep_blocks",
     "read_config",

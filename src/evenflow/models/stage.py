@@ -8,6 +8,7 @@ block; the forward ends where the next stage's begins. The last stage returns th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from evenflow.errors import InputError
 from evenflow.models.absent import Absent, allocate, make_absent, make_parameter_absent, refill
 from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
+from evenflow.models.dropout import LayerSeeds, drops_out
 from evenflow.models.passthrough import Entrance, Exit, Gate, PassThrough, Reached
 from evenflow.models.recompute import recompute_blocks
 from evenflow.spec import Recompute
@@ -59,6 +61,10 @@ class Stage(nn.Module):
                 for path in paths:
                     self.absents += _take_out(model, path, anatomy.writes_embeddings)
         self._set_stand_ins(own, last)
+        self._seeds = LayerSeeds()
+        self.drops_out = drops_out(model, model.config)
+        if self.drops_out:
+            self._seed_layers(own, last)
 
     def _set_stand_ins(self, own: Sequence[int], last: int) -> None:
         """Put pass-throughs where other stages' blocks are, and gates where this stage begins and ends."""
@@ -83,7 +89,21 @@ class Stage(nn.Module):
         if own and end == last and not self.is_last:
             self._gate.leave_after(self.blocks[-1], returned[-1])
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
+    def _seed_layers(self, own: Sequence[int], last: int) -> None:
+        """Have each layer draw from its own seed; the first begins with the forward, the last after the blocks."""
+        for layer, block in zip(own, self.blocks, strict=True):
+            self._seeds.before(block, layer)
+        if self.is_last:
+            self._seeds.after(self.model.get_submodule(self.anatomy.layers[last - 1][0]), last)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        draw: int | None = None,
+    ) -> Tensor:
         """Run this stage for one microbatch.
 
         Args:
@@ -91,9 +111,14 @@ class Stage(nn.Module):
             labels: token ids [batch, seq], read by the last stage; each position predicts the next token.
             ids: token ids [batch, seq], read by models whose later blocks look at them; by default those that are
                 there, or zeros.
+            positions: of each token in its document [batch, seq]; by default in the sequence.
+            draw: what dropout is drawn from, one number for all stages; by default as torch's generators are.
 
         Returns:
-            Hidden states [batch, seq, width], or on the last stage the mean loss over the microbatch [].
+            Hidden states [batch, seq, width], or on the last stage the mean loss of the learned tokens [].
+
+        Raises:
+            InputError: there are positions, and the model takes none.
         """
         layout = self.anatomy.layout
         if self.is_first:
@@ -102,8 +127,12 @@ class Stage(nn.Module):
             self._gate.received = layout.entering(hidden)
             if ids is None:
                 ids = labels if labels is not None else hidden.new_zeros(hidden.shape[:2], dtype=torch.long)
+        self._seeds.draw = draw
+        if self.drops_out:
+            self._seeds.begin(0)
+        rest = {} if positions is None else self._positions(positions)
         try:
-            result = self.model(input_ids=ids, labels=labels if self.is_last else None, use_cache=False)
+            result = self.model(input_ids=ids, labels=labels if self.is_last else None, use_cache=False, **rest)
         except Reached as reached:
             output = reached.hidden
         else:
@@ -111,6 +140,14 @@ class Stage(nn.Module):
         finally:
             self._gate.received = None
         return output if self.is_last else layout.travelling(output, len(ids))
+
+    def _positions(self, positions: Tensor) -> dict[str, Tensor]:
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            raise InputError(
+                f"{self.model.config.model_type} takes no position ids, so documents in one sequence would see each "
+                "other; data without positions would do"
+            )
+        return {"position_ids": positions}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As any module; absent weights follow."""

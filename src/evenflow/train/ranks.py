@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from evenflow.errors import FaultError, RankError, first_line
 from evenflow.execute import Executor, StepResult
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import (
+    Microbatch,
     Stage,
     build_skeleton,
     build_stage,
+    draw_of,
     draw_weights,
     read_config,
     read_weights,
@@ -46,7 +47,6 @@ from evenflow.runtime import (
     memory_meter,
     rank_device,
     rank_devices,
-    to_device,
     use_device,
 )
 from evenflow.train.lr_schedule import LrSchedule
@@ -132,7 +132,8 @@ def _train(
         rate = rates.at(step)
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
         batch = _Batch(sequences, plan, payload["seed"], step, at.dp, device)
-        result = executor.run_step(batch, rate, want_stop)
+        draw = draw_of(payload["seed"], step, at.dp)
+        result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw)
         samples = batch.samples() if held[0].is_first and at.tp == 0 else []
         channel.send({**_step_report(step, result, rate), "peak": meter.peak_bytes(), "samples": samples})
         _tell(channel, saver.done())
@@ -222,14 +223,15 @@ class _Batch:
         self.plan = plan
         self.device = device
         self.read: dict[int, tuple[int, ...]] = {}
+        self.predicted = plan.global_batch_size * (plan.seq_length - 1)  # all of a sequence but its first token
         self.ids = sample_ids(seed, step, plan.global_batch_size, len(sequences))
 
-    def __call__(self, index: int) -> Tensor:
-        """The token ids [batch, seq] of a microbatch."""
+    def __call__(self, index: int) -> Microbatch:
+        """A microbatch [batch, seq], of which all is learned."""
         size, number = self.plan.micro_batch_size, self.first + index
         rows = microbatch(self.sequences, self.ids, number, size)
         self.read[index] = self.ids[number * size : (number + 1) * size]
-        return to_device(torch.from_numpy(rows.ids), self.device)
+        return Microbatch(torch.from_numpy(rows.ids)).to(self.device)
 
     def samples(self) -> list[int]:
         """What was read, in the order of the batch."""
