@@ -53,30 +53,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 
-# Family, pp, dp, tp, ZeRO, schedule. Rows of CI; `make parity` has the rest.
+# Family, pp, dp, tp, ZeRO, schedule, placement. Rows of CI; `make parity` has the rest.
 CASES = [
-    ("llama", 1, 1, 2, 0, "1f1b"),
-    ("llama", 1, 1, 4, 0, "1f1b"),
-    ("llama", 2, 2, 2, 1, "1f1b"),
-    ("qwen2", 2, 1, 2, 0, "1f1b"),
-    ("qwen3", 1, 2, 2, 0, "1f1b"),
-    ("gpt_neox", 2, 1, 2, 0, "interleaved"),
-    ("mixtral", 2, 1, 2, 0, "1f1b"),
+    ("llama", 1, 1, 4, 0, "1f1b", "own"),
+    ("llama", 2, 2, 2, 1, "1f1b", "own"),
+    ("qwen2", 2, 1, 2, 0, "1f1b", "own"),
+    ("gpt_neox", 2, 1, 2, 0, "interleaved", "own"),
+    ("mixtral", 2, 1, 2, 0, "1f1b", "own"),
 ]
 MORE = [
-    ("llama", 2, 2, 2, 0, "gpipe"),
-    ("llama", 1, 2, 4, 1, "1f1b"),
-    ("llama", 2, 1, 4, 0, "interleaved"),
-    ("qwen2", 1, 1, 4, 0, "1f1b"),
-    ("qwen2", 2, 2, 2, 1, "1f1b"),
-    ("qwen2", 4, 1, 2, 0, "gpipe"),
-    ("qwen3", 2, 1, 4, 0, "1f1b"),
-    ("gpt_neox", 1, 1, 4, 0, "1f1b"),
-    ("glm", 2, 1, 2, 0, "1f1b"),
-    ("olmo2", 2, 1, 2, 0, "1f1b"),
-    ("mixtral", 1, 2, 4, 1, "1f1b"),
-    ("deepseek_v2", 2, 1, 2, 0, "1f1b"),
-    ("deepseek_v2", 1, 1, 4, 0, "1f1b"),
+    ("llama", 1, 1, 2, 0, "1f1b", "own"),
+    ("qwen3", 1, 2, 2, 0, "1f1b", "own"),
+    ("qwen2", 2, 1, 2, 0, "gpipe", "v"),  # embedding and head on one rank, on two stages
+    ("llama", 2, 2, 2, 0, "gpipe", "own"),
+    ("llama", 1, 2, 4, 1, "1f1b", "own"),
+    ("llama", 2, 1, 4, 0, "interleaved", "own"),
+    ("qwen2", 1, 1, 4, 0, "1f1b", "own"),
+    ("qwen2", 2, 2, 2, 1, "1f1b", "own"),
+    ("qwen2", 4, 1, 2, 0, "gpipe", "own"),
+    ("qwen3", 2, 1, 4, 0, "1f1b", "own"),
+    ("gpt_neox", 1, 1, 4, 0, "1f1b", "own"),
+    ("glm", 2, 1, 2, 0, "1f1b", "own"),
+    ("olmo2", 2, 1, 2, 0, "1f1b", "own"),
+    ("mixtral", 1, 2, 4, 1, "1f1b", "own"),
+    ("deepseek_v2", 2, 1, 2, 0, "1f1b", "own"),
+    ("deepseek_v2", 1, 1, 4, 0, "1f1b", "own"),
 ]
 
 
@@ -88,14 +89,14 @@ def _whole(family: str) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    ("family", "pp", "dp", "tp", "zero", "schedule"),
+    ("family", "pp", "dp", "tp", "zero", "schedule", "placement"),
     [*CASES, *(pytest.param(*case, marks=pytest.mark.full) for case in MORE)],
 )
 def test_a_shared_stage_equals_the_whole_model(
-    run_split: Callable[..., SplitRun], family: str, pp: int, dp: int, tp: int, zero: int, schedule: str
+    run_split: Callable[..., SplitRun], family: str, pp: int, dp: int, tp: int, zero: int, schedule: str, placement: str
 ) -> None:
     """Loss, every gradient and the norm of the first step; then losses, norms and weights after some."""
-    stage_rank = place_stages(schedule, "own", pp) if pp > 1 else (0,)
+    stage_rank = place_stages(schedule, placement, pp) if pp > 1 else (0,)
     config = FAMILIES[family]
     layers = config["num_hidden_layers"] + 2
 
@@ -115,4 +116,5 @@ def test_a_shared_stage_equals_the_whole_model(
     assert shared.norms == pytest.approx(alone.norms, rel=1e-4)
     assert shared.moments.keys() == alone.moments.keys()
     for name, weight in alone.weights.items():
-        assert _error(shared.weights[name], weight) <= 1e-3, name
+        # A key's bias has hardly a gradient: of what rounding makes of it, AdamW takes little but the sign.
+        assert _error(shared.weights[name], weight) <= (1e-2 if name.endswith("bias") else 1e-4), name

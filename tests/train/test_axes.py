@@ -64,7 +64,12 @@ def test_dp_2_x_pp_2_has_the_loss_curve_of_one_process_also_across_a_resume(job:
             {"dp": 2, "pp": 1, "micro_batch_size": 8},
             "leaves 4 sequences to each of 2 replicas .* microbatches of 8; 1, 2, 4 would do",
         ),
-        ({"tp": 2, "pp": 1}, "tp 2, cp 1 and ep 1; train runs pp and dp alone"),
+        ({"tp": 4, "pp": 1}, "--tp 4 does not divide the 2 key and value heads of llama; --tp 1 or 2 would do"),
+        (
+            {"tp": 2, "pp": 1, "schedule": "zb-h1"},
+            "ZB-H1 puts weight gradients off, and under --tp 2 .*; 1f1b, gpipe or",
+        ),
+        ({"tp": 2, "pp": 1, "schedule": "auto"}, "auto puts weight gradients off"),
     ],
 )
 def test_what_cannot_be_is_refused_with_numbers(job: Job, asked: dict[str, int], says: str) -> None:

@@ -103,8 +103,8 @@ def less(trace: Trace, empty: Trace) -> Trace:
     )
 
 
-def _trace_stage(stage: Stage, shape: tuple[int, int, int], group: ImaginedTensorGroup) -> Trace:
-    queue = WeightGradients(stage)
+def _trace_stage(stage: Stage, shape: tuple[int, int, int], group: ImaginedTensorGroup | None = None) -> Trace:
+    queue, group = WeightGradients(stage), group or ImaginedTensorGroup(1)
     forward, backward, weights = _count_flops(stage, queue, shape, group)
     combined = tuple(group.asked)
     kept, output_bytes = _count_bytes(stage, queue, shape)
