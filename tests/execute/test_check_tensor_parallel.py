@@ -29,7 +29,7 @@ def test_more_families_that_can_be_shared_out(family: str) -> None:
 
 def test_a_plan_that_leaves_something_out_is_found() -> None:
     """Activations with parameters of their own see a part of what their gradients are made from; the plan is silent."""
-    with pytest.raises(NotEqualError, match="apertus cannot be shared out over tp: .*act_fn.alpha_p differs"):
+    with pytest.raises(NotEqualError, match=r"apertus cannot be shared out over tp: .*act_fn.alpha_p differs"):
         check_shares(AutoConfig.for_model("apertus"))
 
 

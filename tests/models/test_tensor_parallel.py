@@ -190,7 +190,7 @@ def test_one_weight_that_is_cut_in_two_ways_is_refused(monkeypatch: pytest.Monke
     plan = {**type(config).base_model_tp_plan, "embed_tokens": "embedding_colwise"}
     monkeypatch.setattr(type(config), "base_model_tp_plan", plan)
     with pytest.raises(
-        InputError, match="cuts one weight in several ways, as model.embed_tokens.weight and as lm_head"
+        InputError, match=r"cuts one weight in several ways, as model.embed_tokens.weight and as lm_head"
     ):
         check_tensor_parallel(config, 2)
 
