@@ -47,6 +47,7 @@ class Anatomy:
         returned: what each block returns.
         layout: how hidden states lie where they enter a block.
         writes_embeddings: whether the model changes in place what its embedding returns.
+        plain_loss: whether the loss is transformers' own of a causal LM, of the logits just as the head made them.
         obstacle: why the model cannot be split; None where it can.
     """
 
@@ -59,6 +60,7 @@ class Anatomy:
     returned: tuple[Returned, ...]
     layout: Layout
     writes_embeddings: bool
+    plain_loss: bool
     obstacle: str | None
 
     def name(self, layer: int) -> str:
@@ -151,6 +153,7 @@ def _dissect(key: _Key) -> Anatomy:
         returned=tuple(seen.returned) if seen is not None and obstacle is None else (ALONE,) * len(blocks),
         layout=layout,
         writes_embeddings=seen is not None and seen.writes_embeddings,
+        plain_loss=seen is not None and seen.plain_loss,
         obstacle=obstacle,
     )
 

@@ -8,7 +8,8 @@ leads from earlier weights to later results leads through the hidden states.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 _BATCH, _SEQ = 3, 7  # told apart from each other, and from the few that models have of anything
 
@@ -67,6 +69,7 @@ class Seen:
             from 1, then what is after them. What is reached round the hidden states counts for who reached it.
         calls: for each module outside the blocks, whether it ran before them, after them, or both.
         writes_embeddings: whether what the token embedding returned was changed in place.
+        plain_loss: whether the loss is transformers' own of a causal LM, of the logits just as the head made them.
         tokens: (batch, seq) of the forward.
     """
 
@@ -78,6 +81,7 @@ class Seen:
     used: dict[str, tuple[int, ...]]
     calls: dict[str, frozenset[str]]
     writes_embeddings: bool
+    plain_loss: bool
     tokens: tuple[int, int]
 
 
@@ -86,7 +90,7 @@ def probe(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Seen:
     watch = _Watch(model, blocks)
     try:
         ids = torch.zeros(_BATCH, _SEQ, dtype=torch.long)
-        with _Uses(watch):
+        with _Uses(watch), watch.loss():
             loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
     finally:
         watch.end()
@@ -125,6 +129,8 @@ class _Watch:
     handed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # of those, by which names the block has them
     calls: dict[str, set[str]] = field(default_factory=dict)
     embedded: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)  # as the head made them
+    plain_loss: bool = False
     handles: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,6 +140,8 @@ class _Watch:
                 self.handles.append(module.register_forward_pre_hook(self._caller(name)))
         embedding = self.model.get_input_embeddings()
         self.handles.append(embedding.register_forward_hook(lambda *call: self.embedded.append(call[-1])))
+        head = self.model.get_output_embeddings()
+        self.handles.append(head.register_forward_hook(lambda *call: self.logits.append(call[-1])))
         for number, block in enumerate(self.blocks):
             self.handles.append(block.register_forward_pre_hook(self._enterer(number), with_kwargs=True))
             self.handles.append(block.register_forward_hook(self._leave))
@@ -174,6 +182,21 @@ class _Watch:
         self.returned.append(Returned(spec, plain, tuple(tensors)))
         return tree_unflatten(leaves, spec)
 
+    @contextmanager
+    def loss(self) -> Iterator[None]:
+        """Within, what the loss is made from is noted."""
+        loss_function = self.model.loss_function
+
+        def note(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.plain_loss = loss_function is ForCausalLMLoss and any(logits is own for own in self.logits)
+            return loss_function(logits, labels, *args, **kwargs)
+
+        self.model.loss_function = note
+        try:
+            yield
+        finally:
+            self.model.loss_function = loss_function
+
     def note_use(self, leaf: Any) -> None:
         names = self.handed.get(id(leaf), ())
         self.passed_on[-1] = tuple(dict.fromkeys((*self.passed_on[-1], *names)))
@@ -202,6 +225,7 @@ class _Watch:
             used={name: tuple(sorted(layers)) for name, layers in used.items()},
             calls={name: frozenset(when) for name, when in self.calls.items()},
             writes_embeddings=any(tensor._version for tensor in self.embedded),
+            plain_loss=self.plain_loss,
             tokens=(_BATCH, _SEQ),
         )
 

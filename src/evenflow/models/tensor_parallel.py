@@ -28,6 +28,7 @@ from evenflow.models.absent import is_unfilled
 from evenflow.models.anatomy import layer_of
 from evenflow.models.collectives import enter, gather, leave, split
 from evenflow.models.cut import Cut
+from evenflow.models.shared_loss import shared_loss
 from evenflow.models.stage import Stage
 from evenflow.models.tp_plan import Border, TpPlan
 from evenflow.runtime import TensorGroup, add_row_gradients, differentiable, local
@@ -65,6 +66,20 @@ class Sharing:
             has_cuts = any(f"{path}.{name}" in self._paths for name, _ in module.named_parameters(recurse=False))
             if is_own and id(module) not in absent and (border != "whole" or has_cuts):
                 _set_up(module, border, group, self._cut_of(path), stage.model.config)
+        self._share_loss()
+
+    def _share_loss(self) -> None:
+        """Leave logits in parts where the loss is made from nothing else, and make it from the parts."""
+        stage, anatomy = self._stage, self._stage.anatomy
+        head = stage.model.get_submodule(anatomy.head)
+        if (
+            stage.is_last
+            and anatomy.plain_loss
+            and isinstance(head, _SharedLinear)
+            and head.border == "column gathered"
+        ):
+            head.border = "column"
+            stage.model.loss_function = partial(shared_loss, self._group, head.cut.begin)
 
     @property
     def size(self) -> int:
