@@ -4,6 +4,7 @@
     python -m benchmarks.families mixtral bloom   these; a path to a config.json or a model directory is a name too
     python -m benchmarks.families llama --set num_key_value_heads=2 --set rope_parameters='{"rope_theta": 5.0}'
     python -m benchmarks.families --trace         describes each at its real dimensions instead, without memory
+    python -m benchmarks.families --tp            shares each out over tp 2 instead of splitting it
 
 Each type is checked as its class makes it, and with what can be switched on: `evenflow check` shrinks the config and
 compares loss and every gradient of the whole with those of its stages, at every cut. `equal`: at all cuts, in both
@@ -30,8 +31,8 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.tiny_configs import build_config, default_config, types, with_quirks
 from evenflow.errors import EvenflowError, InputError, NotEqualError, first_line
-from evenflow.execute import check_split
-from evenflow.models import ModelSource, describe_model, find_model
+from evenflow.execute import check_shares, check_split
+from evenflow.models import ModelSource, describe_model, dropouts, find_model
 
 Verdict = tuple[str, str]  # equal, refused or wrong; why
 _TRACED = (1, 128)
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="model types, config.json files or model directories")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every config")
     parser.add_argument("--trace", action="store_true", help="trace at real dimensions instead")
+    parser.add_argument("--tp", action="store_true", help="share out over tp 2 instead")
     parser.add_argument("--processes", type=int, default=2, help="families at a time")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for one family")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     taken, left_out = types()
     names = options.names or taken
     changes = dict(_change(text) for text in options.set)
-    judge = trace if options.trace else check
+    judge = trace if options.trace else share if options.tp else check
     verdicts = judge_all(judge, names, changes, options.processes, options.limit, quiet=options.json)
     result: dict[str, Any] = {
         "equal": [name for name in names if verdicts[name][0] == "equal"],
@@ -103,6 +105,23 @@ def check(name: str, changes: dict[str, Any]) -> Verdict:
             return status, f"with {quirk} = {getattr(changed.get_text_config(), quirk)!r}: {reason}"
         tried.append(quirk)
     return "equal", f"{worst:.0e}{' with ' + ', '.join(tried) if tried else ''}"
+
+
+def share(name: str, changes: dict[str, Any]) -> Verdict:
+    """Whether a family can be shared out over tp 2, as its class makes it but without dropout."""
+    config = _config(name, changes)
+    if not Path(name).exists():
+        try:
+            config = build_config(name, changes, needed=True)
+        except EvenflowError as error:
+            return _verdict(error)
+    for field in dropouts(config):
+        setattr(config, field, 0.0)
+    try:
+        result = check_shares(config)
+    except EvenflowError as error:
+        return _verdict(error)
+    return "equal", f"{result.worst_error:.0e}, {result.cut} of {result.parameters} parameters cut"
 
 
 def trace(name: str, changes: dict[str, Any]) -> Verdict:
