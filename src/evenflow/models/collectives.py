@@ -61,7 +61,8 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
         ctx.group = group
-        return tensor.view_as(tensor)
+        # No view: that would hold the tensor, which holds what entered, and neither would ever be freed.
+        return tensor.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
