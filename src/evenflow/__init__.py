@@ -120,6 +120,10 @@ def plan(
     memory_limit: int | None = None,
     stages_per_rank: int | None = None,
     recompute: Recompute | None = None,
+    pp: int | None = None,
+    tp: int | None = None,
+    dp: int | None = None,
+    zero: int = 0,
 ) -> Plan:
     """Cut a model over a cluster's devices.
 
@@ -134,18 +138,27 @@ def plan(
         memory_limit: bytes that a rank may use; by default the device's memory.
         stages_per_rank: by default as many as the schedule asks for.
         recompute: `full` has blocks run their forward again in their backward; `none` by default.
+        pp: pipeline ranks; by default what the other axes leave of the devices.
+        tp: processes that share the tensors of each stage.
+        dp: data-parallel replicas.
+        zero: 1 has replicas share out the optimizer's state.
 
     Raises:
         InputError: something in the request is wrong.
         ImpossibleError: nothing fits; the closest is named.
     """
     from evenflow.models import find_model
-    from evenflow.train import make_batch, plan_model
+    from evenflow.plan import check_zero, choose_axes
+    from evenflow.train import choose_cluster, make_batch, plan_model
 
-    where = parse_cluster(cluster) if isinstance(cluster, str) else cluster
-    batch = make_batch(global_batch_size, micro_batch_size, seq_length, where.devices)
+    if isinstance(cluster, str):
+        where, axes = choose_cluster(cluster, pp, tp, dp)
+    else:
+        where, axes = cluster, choose_axes(cluster.devices, pp, tp, dp, exactly=True)
+    batch = make_batch(global_batch_size, micro_batch_size, seq_length, axes)
+    source, zero_stage = find_model(str(model)), check_zero(zero)
     _, found, _ = plan_model(
-        find_model(str(model)), where, batch, schedule, memory_limit, profile, stages_per_rank, recompute
+        source, where, batch, schedule, memory_limit, profile, stages_per_rank, recompute, axes, zero_stage
     )
     return found
 

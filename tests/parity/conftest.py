@@ -12,11 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from evenflow.launch import ForkServer
+from evenflow.plan import Axes
 
 
 @dataclass
 class SplitRun:
-    """Of all ranks together: each step's loss and norm, the first step's gradients, the last weights."""
+    """Of all processes together: each step's loss and norm, the first step's gradients, the last weights and moments.
+
+    Under ZeRO 1 gradients are pieces, by names such as `NAME@7`; `copies` has the weights of every process.
+    """
 
     losses: list[float]
     norms: list[float]
@@ -25,6 +29,8 @@ class SplitRun:
     buffers: list[int]
     host_buffers: list[int]
     peaks: list[int]
+    moments: dict[str, torch.Tensor]
+    copies: dict[str, list[torch.Tensor]]
 
 
 @pytest.fixture
@@ -37,7 +43,8 @@ def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
     ) -> SplitRun:
         nonlocal runs
         placed = list(stage_rank or range(len(split)))
-        ranks = max(placed) + 1
+        axes = Axes(**payload["axes"]) if payload.get("axes") else Axes(pp=max(placed) + 1)
+        ranks = axes.processes
         runs += 1
         folder = tmp_path / f"run-{runs}"
         folder.mkdir()
@@ -58,9 +65,15 @@ def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
         results = dict(item for item in group.messages() if item is not None)
         gradients: dict[str, torch.Tensor] = {}
         weights: dict[str, torch.Tensor] = {}
+        moments: dict[str, torch.Tensor] = {}
+        copies: dict[str, list[torch.Tensor]] = {}
         for rank in range(ranks):
             gradients |= load_file(folder / f"gradients-{rank}.safetensors")
-            weights |= load_file(folder / f"weights-{rank}.safetensors")
+            moments |= load_file(folder / f"moments-{rank}.safetensors")
+            own = load_file(folder / f"weights-{rank}.safetensors")
+            weights |= own
+            for name, weight in own.items():
+                copies.setdefault(name, []).append(weight)
         return SplitRun(
             losses=[step[0] for step in results[0]["steps"]],
             norms=[step[1] for step in results[0]["steps"]],
@@ -68,6 +81,8 @@ def run_split(server: ForkServer, tmp_path: Path) -> Callable[..., SplitRun]:
             weights=weights,
             buffers=[results[rank]["buffers"] for rank in range(ranks)],
             host_buffers=[results[rank]["host_buffers"] for rank in range(ranks)],
+            moments=moments,
+            copies=copies,
             peaks=[results[rank]["peak"] for rank in range(ranks)],
         )
 

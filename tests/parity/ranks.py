@@ -14,18 +14,24 @@ from transformers import AutoConfig
 from evenflow.cost import RankCost, StageCost, StageMemory
 from evenflow.execute import Executor
 from evenflow.launch import Channel
-from evenflow.models import NOT_LEARNED, Microbatch, build_stage, draw_of, draw_weights
+from evenflow.models import NOT_LEARNED, Microbatch, build_stage, draw_of, draw_weights, share_tied, tied_names
+from evenflow.plan import Axes
 from evenflow.program import AUTO, SCHEDULES, Program, build_program, lower, parse_order, stages_of, verify
 from evenflow.runtime import (
+    MOMENTS,
     EdgeGroupTransport,
     Optimizer,
     OptimizerSettings,
+    PipelineTransport,
+    Reductions,
     StagedTransport,
     Transport,
     carry,
     choose_transport,
     connect,
     edges_of,
+    job_edges,
+    make_mesh,
     memory_meter,
     rank_device,
     use_device,
@@ -41,9 +47,8 @@ def tokens_of(step: int, microbatch: int, batch: int, seq: int, vocabulary: int)
 
 
 def microbatch_of(step: int, number: int, payload: dict[str, Any], vocabulary: int) -> Microbatch:
-    """What a test asks for: `masked` labels (of microbatch 1 all), `packed` documents, `lengths` of each microbatch."""
+    """What a test asks for: `masked` labels (of microbatch 1 all), `packed` documents."""
     batch, seq = payload["shape"]
-    seq = payload["lengths"][number] if "lengths" in payload else seq
     ids = tokens_of(step, number, batch, seq, vocabulary)
     labels = positions = None
     if payload.get("masked"):
@@ -64,38 +69,70 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     split: list[list[int]] = payload["split"]
     config = AutoConfig.for_model(payload["config"].pop("model_type"), **payload["config"])
     folder = Path(payload["folder"])
+    axes = Axes(**payload.get("axes") or {"pp": max(payload["stage_rank"]) + 1})
+    at = axes.coordinates(rank)
+    tied = ((0, len(split) - 1),) if config.tie_word_embeddings and len(split) > 1 else ()
     if "order" in payload:
         program = lower(parse_order(payload["order"]), tuple(payload["stage_rank"]), payload["microbatches"])
     else:
         program = program_of(payload["schedule"], payload["stage_rank"], payload["microbatches"])
+        if tied or axes.dp > 1:
+            order = program.compute_order()
+            program = lower(order, program.stage_rank, program.microbatches, reduces=axes.dp > 1, tied=tied)
     verify(program)
     device = rank_device(rank, payload.get("gpus", 0))
     use_device(device, deterministic=True)
     meter = memory_meter(device)
-    transport = _transport(rank, program, folder / "rendezvous", payload)
+    transport = _transport(rank, axes, program, folder / "rendezvous", payload)
+    mesh = make_mesh(axes, rank, [[program.stage_rank[stage] for stage in group] for group in tied], 60)
     stages = {
         number: build_stage(config, split[number], recompute=payload["recompute"])
-        for number in stages_of(program.stage_rank, rank)
+        for number in stages_of(program.stage_rank, at.pp)
     }
     for stage in stages.values():
         draw_weights(stage, payload["seed"])
         stage.to(device)
+    share_tied(list(stages.values()))
+    anatomy = next(iter(stages.values())).anatomy
+    reductions = Reductions(
+        program,
+        mesh,
+        {number: stage.named_model_parameters() for number, stage in stages.items()},
+        tied_names(anatomy),
+        shares=payload.get("zero") == 1,
+    )
     parameters = {name: own for stage in stages.values() for name, own in stage.named_model_parameters().items()}
-    optimizer = GradientKeeper(parameters, next(iter(stages.values())).anatomy.parameters, OptimizerSettings())
+    optimizer = GradientKeeper(reductions.updated, anatomy.parameters, OptimizerSettings(), reductions.uncounted)
     batch, seq = payload["shape"]
-    executor = Executor(program, rank, stages, transport, optimizer, (batch, seq, config.hidden_size))
+    executor = Executor(
+        program,
+        at.pp,
+        stages,
+        PipelineTransport(transport, axes.pipeline(at)),
+        optimizer,
+        (batch, seq, config.hidden_size),
+        reductions=reductions,
+        mesh=mesh,
+    )
+    first, replicas = at.dp * program.microbatches, axes.dp
     results = []
     for step in range(1, payload["steps"] + 1):
+        every = [
+            microbatch_of(step, number, payload, config.vocab_size) for number in range(program.microbatches * replicas)
+        ]
         result = executor.run_step(
-            lambda number, step=step: microbatch_of(step, number, payload, config.vocab_size).to(device),
+            lambda number, every=every: every[first + number].to(device),
             1e-3,
-            draw=draw_of(payload["seed"], step, 0),
+            predicted=sum(own.predicted for own in every),
+            draw=draw_of(payload["seed"], step, at.dp),
         )
         results.append([result.loss, result.grad_norm])
+    moments = reductions.gathered(optimizer.moments(), MOMENTS)
     transport.close()
     save_file(optimizer.first, folder / f"gradients-{rank}.safetensors")
     weights = {name: parameter.detach() for name, parameter in parameters.items()}
     save_file(weights, folder / f"weights-{rank}.safetensors")
+    save_file(moments, folder / f"moments-{rank}.safetensors")
     channel.send(
         {
             "kind": "result",
@@ -108,11 +145,15 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     )
 
 
-def _transport(rank: int, program: Program, rendezvous: Path, payload: dict[str, Any]) -> Transport:
+def _transport(rank: int, axes: Axes, program: Program, rendezvous: Path, payload: dict[str, Any]) -> Transport:
     """What the ranks' devices ask for, or what the test does: `edges` is NCCL's code path, over gloo."""
-    ranks, gpus = len(program.ranks), payload.get("gpus", 0)
+    ranks, gpus = axes.processes, payload.get("gpus", 0)
     kind = payload.get("transport") or choose_transport([str(rank_device(other, gpus)) for other in range(ranks)])
-    host, edges, device = connect(rank, ranks, rendezvous, 60), edges_of(program.stage_rank), rank_device(rank, gpus)
+    host, edges, device = (
+        connect(rank, ranks, rendezvous, 60),
+        job_edges(axes, edges_of(program.stage_rank)),
+        rank_device(rank, gpus),
+    )
     if kind == "edges":
         return EdgeGroupTransport(host, rank, edges, "gloo", device, 60)
     return carry(host, kind, rank, edges, device, 60)

@@ -32,6 +32,7 @@ from evenflow.program import (
     ReceiveForward,
     ReduceGrad,
     ReduceTied,
+    Reduction,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
@@ -41,7 +42,7 @@ from evenflow.program import (
     action_text,
     buffers_at_once,
 )
-from evenflow.runtime import Clock, Optimizer, Transfer, Transport, clock_of
+from evenflow.runtime import Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
 
 Tokens = Callable[[int], Microbatch | Tensor]  # plain token ids are a microbatch of which all is learned
 _Do = Callable[["_Running"], None]
@@ -98,6 +99,8 @@ class Executor:
         transport: how tensors travel.
         optimizer: over this rank's parameters; None where the program is forward only.
         boundary: the shape of what crosses stages, [batch, seq, hidden].
+        reductions: how gradients are added over replicas and copies of tied weights, where the program does.
+        mesh: where this process is among those of other replicas and shards; by default there are none.
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
     """
 
@@ -110,6 +113,9 @@ class Executor:
         optimizer: Optimizer | None,
         boundary: tuple[int, ...],
         clock: Clock | None = None,
+        *,
+        reductions: Reductions | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         device = next(iter(stages.values())).device
         self.program = program
@@ -117,6 +123,9 @@ class Executor:
         self.actions = program.ranks[rank]
         self.transport = transport
         self.optimizer = optimizer
+        self.reductions = reductions
+        self._replicas = mesh.axes.dp if mesh else 1
+        self._counts_loss = mesh is None or mesh.at.tp == 0  # which all shards of a stage know
         self.runners = {
             number: StageRunner(stage, program.microbatches, not program.forward_only)
             for number, stage in stages.items()
@@ -153,7 +162,8 @@ class Executor:
             learning_rate: this step's; an evaluation has none.
             want_stop: ask all ranks to stop after this step.
             shape: (batch, seq) of this step's microbatches, the same on every rank; by default that of the step before.
-            predicted: tokens that the whole global batch predicts; by default those of this pipeline's microbatches.
+            predicted: tokens that the whole global batch predicts; by default those of this pipeline, where there is
+                no other.
             draw: what dropout is drawn from: one number of seed, step and replica, the same on every rank.
 
         Raises:
@@ -165,6 +175,7 @@ class Executor:
             self._boundary = (*shape, self._boundary[-1])
         self.pool.reshape(self._boundary)
         if predicted is None:
+            assert self._replicas == 1, "a replica does not know what the others predict"
             predicted = sum(_microbatch(tokens(own)).predicted for own in range(self.program.microbatches))
         if predicted < 1:
             raise InputError(
@@ -214,7 +225,7 @@ class Executor:
             case Step():
                 return self._do_step
             case ReduceTied() | ReduceGrad():
-                raise AssertionError(f"{action} is not run yet; programs for one replica of untied stages have none")
+                return partial(self._do_reduce, action)
             case ReleaseForward(stage, microbatch):
                 return partial(self._release, self._sends, self._outputs, (stage, microbatch))
             case ReleaseBackward(stage, microbatch):
@@ -260,6 +271,8 @@ class Executor:
 
     def _do_norm(self, running: _Running) -> None:
         assert self.optimizer is not None, "a program that trains has an optimizer"
+        if self.reductions is not None:
+            self.reductions.finish()
         self.clock.mark()
         running.norms = self.optimizer.gradient_norms()
 
@@ -268,6 +281,13 @@ class Executor:
         self._combine(running)
         self.clock.mark()
         running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
+        if self.reductions is not None:
+            self.reductions.spread()
+
+    def _do_reduce(self, action: Reduction, running: _Running) -> None:  # noqa: ARG002 - as all
+        assert self.reductions is not None, "a program that reduces is given what reduces"
+        self.clock.mark()
+        self.reductions.start(action)
 
     def _tokens(self, microbatch: int, tokens: Tokens) -> Microbatch:
         batch = _microbatch(tokens(microbatch))
@@ -372,7 +392,7 @@ class Executor:
         """Sum over all ranks, in one message: the gradient norms, the last stage's loss, the wish to stop."""
         runner = self.runners.get(self._last_stage)
         running.losses = runner.take_losses() if runner else ()
-        own_loss = sum(running.losses)
+        own_loss = sum(running.losses) if self._counts_loss else 0.0
         own = torch.tensor([own_loss, float(running.want_stop)], dtype=torch.float64)
         message = torch.cat([running.norms, own])
         self.transport.sum(message)

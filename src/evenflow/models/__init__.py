@@ -8,6 +8,7 @@ from evenflow.models.read import read_weights
 from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.source import ModelSource, find_model, read_config
 from evenflow.models.stage import Stage, build_stage
+from evenflow.models.tied import share_tied, tied_names
 from evenflow.models.weights import draw_weights, write_index, write_weights
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "read_config",
     "read_weights",
     "recompute_blocks",
+    "share_tied",
+    "tied_names",
     "write_index",
     "write_weights",
 ]

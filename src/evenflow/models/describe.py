@@ -14,6 +14,7 @@ from evenflow.errors import InputError
 from evenflow.models.anatomy import Anatomy, build_skeleton, dissect, hidden_width, part_of
 from evenflow.models.source import ModelSource
 from evenflow.models.stage import has_tied_embeddings
+from evenflow.models.tied import tied_names
 from evenflow.models.trace import Trace, less, trace_layers
 from evenflow.spec import Activations, Layer, LayerKind, Model, Operator
 
@@ -74,6 +75,7 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) 
         micro_batch_size=micro_batch_size,
         seq_length=seq_length,
         layers=tuple(layers),
+        tied_bytes=sum(4 * skeleton.get_parameter(name).numel() for name in tied_names(anatomy)),
     )
 
 

@@ -15,13 +15,16 @@ from evenflow.runtime.host_clocks import ClockOffset, clock_offset
 from evenflow.runtime.in_memory import InMemoryNetwork, InMemoryTransport, MadeUpTransport
 from evenflow.runtime.live_bytes import LiveBytes
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
-from evenflow.runtime.optimizer import Optimizer, OptimizerSettings
+from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
+from evenflow.runtime.optimizer import MOMENTS, Optimizer, OptimizerSettings
+from evenflow.runtime.reductions import Reductions
 from evenflow.runtime.rendezvous import open_store
 from evenflow.runtime.staged import StagedTransport
 from evenflow.runtime.transport import AloneTransport, Transfer, Transport, connect
 from evenflow.runtime.weight_gradients import WeightGradients
 
 __all__ = [
+    "MOMENTS",
     "AloneTransport",
     "Clock",
     "ClockOffset",
@@ -34,8 +37,11 @@ __all__ = [
     "LiveBytes",
     "MadeUpTransport",
     "MemoryMeter",
+    "Mesh",
     "Optimizer",
     "OptimizerSettings",
+    "PipelineTransport",
+    "Reductions",
     "StagedTransport",
     "Transfer",
     "Transport",
@@ -46,6 +52,8 @@ __all__ = [
     "clock_offset",
     "connect",
     "edges_of",
+    "job_edges",
+    "make_mesh",
     "memory_meter",
     "open_store",
     "rank_device",

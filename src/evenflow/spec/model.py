@@ -137,6 +137,7 @@ class Model:
         micro_batch_size: sequences in the traced microbatch.
         seq_length: tokens of each sequence.
         layers: embedding first, head last.
+        tied_bytes: of the weights that the head shares with the embedding; they are counted with the embedding.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Model:
     micro_batch_size: int
     seq_length: int
     layers: tuple[Layer, ...]
+    tied_bytes: int = 0
 
     def under(self, recompute: Recompute) -> Model:
         """This model with the bytes that its layers have under a way to recompute; it stays the model it is."""
@@ -166,5 +168,5 @@ class Model:
     def fingerprint(self) -> str:
         """A hash of the layers and the shape, names aside: equal models cost the same to run."""
         facts = asdict(self)
-        del facts["name"]
+        del facts["name"], facts["tied_bytes"]  # the bytes follow from the layers and from what is tied
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
