@@ -211,8 +211,8 @@ class _Batch:
         self.sequences = sequences
         self.plan = plan
         self.device = device
-        self.predicted = plan.global_batch_size * (plan.seq_length - 1)  # all of a sequence but its first token
         self.read: dict[int, tuple[int, ...]] = {}
+        self.predicted = plan.global_batch_size * (plan.seq_length - 1)  # all of a sequence but its first token
         self.ids = sample_ids(seed, step, plan.global_batch_size, len(sequences))
 
     def __call__(self, index: int) -> Microbatch:
