@@ -60,9 +60,8 @@ def tokens_of(step: int, microbatch: int, batch: int, seq: int, vocabulary: int)
 
 
 def microbatch_of(step: int, number: int, payload: dict[str, Any], vocabulary: int) -> Microbatch:
-    """What a test asks for: `masked` labels (of microbatch 1 all), `packed` documents, `lengths` of each microbatch."""
+    """What a test asks for: `masked` labels (of microbatch 1 all), `packed` documents."""
     batch, seq = payload["shape"]
-    seq = payload["lengths"][number] if "lengths" in payload else seq
     ids = tokens_of(step, number, batch, seq, vocabulary)
     labels = positions = None
     if payload.get("masked"):
@@ -132,12 +131,16 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         reductions=reductions,
         mesh=mesh,
     )
-    first = at.dp * program.microbatches
+    first, replicas = at.dp * program.microbatches, axes.dp
     results = []
     for step in range(1, payload["steps"] + 1):
+        every = [
+            microbatch_of(step, number, payload, config.vocab_size) for number in range(program.microbatches * replicas)
+        ]
         result = executor.run_step(
-            lambda number, step=step: microbatch_of(step, first + number, payload, config.vocab_size).to(device),
+            lambda number, every=every: every[first + number].to(device),
             1e-3,
+            predicted=sum(own.predicted for own in every),
             draw=draw_of(payload["seed"], step, at.dp),
         )
         results.append([result.loss, result.grad_norm])

@@ -85,6 +85,15 @@ def test_masked_and_packed_microbatches_equal_transformers(
 
 
 @pytest.mark.parity
+def test_replicas_count_by_the_tokens_of_all(run_split: Callable[..., SplitRun]) -> None:
+    """One of them has a microbatch with nothing to learn: the sum over both is no mean of theirs."""
+    loss, gradients = whole({"masked": True})
+    run = run_split(TINY_LLAMA, cut(LAYERS, 2), microbatches=MICROBATCHES // 2, masked=True, axes={"pp": 2, "dp": 2})
+    assert run.losses[0] == pytest.approx(loss, rel=1e-5)
+    assert worst(run, gradients) <= 1e-5
+
+
+@pytest.mark.parity
 def test_gradients_are_scaled_by_tokens_and_not_by_microbatches(run_split: Callable[..., SplitRun]) -> None:
     """Uneven microbatches tell them apart: a mean of means would weigh the tokens of a short one more."""
     _, gradients = whole({"masked": True}, by_tokens=False)

@@ -162,8 +162,8 @@ class Executor:
             learning_rate: this step's; an evaluation has none.
             want_stop: ask all ranks to stop after this step.
             shape: (batch, seq) of this step's microbatches, the same on every rank; by default that of the step before.
-            predicted: tokens that the whole global batch predicts; by default those of this
-                pipeline's microbatches, once for each replica.
+            predicted: tokens that the whole global batch predicts; by default those of this pipeline, where there is
+                no other.
             draw: what dropout is drawn from: one number of seed, step and replica, the same on every rank.
 
         Raises:
@@ -175,8 +175,8 @@ class Executor:
             self._boundary = (*shape, self._boundary[-1])
         self.pool.reshape(self._boundary)
         if predicted is None:
-            own = sum(_microbatch(tokens(number)).predicted for number in range(self.program.microbatches))
-            predicted = own * self._replicas
+            assert self._replicas == 1, "a replica does not know what the others predict"
+            predicted = sum(_microbatch(tokens(own)).predicted for own in range(self.program.microbatches))
         if predicted < 1:
             raise InputError(
                 f"all labels of the step's {self.program.microbatches} microbatches are masked, so there is nothing to "
