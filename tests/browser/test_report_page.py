@@ -27,7 +27,12 @@ def page(browser, tmp_path_factory):
 
 
 def _pixels(page, canvas="lanes"):
-    return page.execute_script(f"return document.getElementById('{canvas}').toDataURL()")
+    """A canvas as it is once what was asked of it is drawn, two frames on: a busy machine draws late."""
+    return page.execute_async_script(
+        "const done = arguments[arguments.length - 1];"
+        "requestAnimationFrame(() => requestAnimationFrame("
+        f"() => done(document.getElementById('{canvas}').toDataURL())))"
+    )
 
 
 def _hover(page, x, y):

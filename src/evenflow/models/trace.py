@@ -257,7 +257,12 @@ class _Entry:
 
 
 def _flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, taught the CPU's attention kernel and the sum in place, which it does not know."""
+    """PyTorch's counter, taught what it does not know: the CPU's attention, the sum in place, a mixture's experts.
+
+    Each row of tokens is multiplied with one expert, whichever that is; a backward makes two such products.
+    """
+    experts = torch.ops.transformers.grouped_mm_fallback
+    experts_backward = torch.ops.transformers.grouped_mm_fallback_backward
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return FlopCounterMode(
@@ -267,6 +272,8 @@ def _flop_counter() -> FlopCounterMode:
             backward: lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(
                 gradient, query, key, value
             ),
+            experts: lambda rows, weight, *_, **__: 2 * rows[0] * weight[1] * weight[2],
+            experts_backward: lambda rows, weight, *_, **__: 4 * rows[0] * weight[1] * weight[2],
             torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],
         },
     )

@@ -27,7 +27,7 @@ from evenflow.models import (
     write_weights,
 )
 from evenflow.plan import Plan
-from evenflow.program import verify_plan
+from evenflow.program import Program, verify_plan
 from evenflow.runtime import (
     CudaMemoryMeter,
     MemoryMeter,
@@ -94,29 +94,7 @@ def _train(
     axes, at = plan.axes, plan.axes.coordinates(rank)
     host, transport, mesh = _meet(rank, payload, plan, device)
     channel.send({"kind": "doing", "what": "building its stage"})
-    stages = {number: _build(number, payload, plan, mesh, device) for number in plan.ranks[at.pp].stages}
-    held = tuple(stages.values())
-    share_tied(held)
-    anatomy = held[0].anatomy
-    reductions = Reductions(
-        program,
-        mesh,
-        {number: stage.named_model_parameters() for number, stage in stages.items()},
-        tied_names(anatomy),
-        shares=plan.zero == 1,
-    )
-    optimizer = Optimizer(reductions.updated, anatomy.parameters, _settings(payload), reductions.uncounted)
-    hidden: int = payload["hidden_size"]
-    executor = Executor(
-        program,
-        at.pp,
-        stages,
-        transport,
-        optimizer,
-        (plan.micro_batch_size, plan.seq_length, hidden),
-        reductions=reductions,
-        mesh=mesh,
-    )
+    executor, held, optimizer, reductions = _assemble(payload, plan, program, transport, mesh, device)
     store = TokenStore.open(Path(payload["tokens"]))
     sequences = Sequences(store, plan.seq_length, payload["packing"], payload["separate"])
     rates = LrSchedule(**payload["rates"])
@@ -161,6 +139,23 @@ def _meet(rank: int, payload: dict[str, Any], plan: Plan, device: torch.device) 
     transport = PipelineTransport(job, axes.pipeline(axes.coordinates(rank)))
     tied_ranks = [[plan.stage_rank[stage] for stage in group] for group in plan.tied]
     return host, transport, make_mesh(axes, rank, tied_ranks, timeout_s, device, own_gpus=kind == "nccl")
+
+
+def _assemble(
+    payload: dict[str, Any], plan: Plan, program: Program, transport: Transport, mesh: Mesh, device: torch.device
+) -> tuple[Executor, tuple[Stage, ...], Optimizer, Reductions]:
+    """This rank's stages with their weights, what updates them, and what runs them."""
+    rank = mesh.at.pp
+    stages = {number: _build(number, payload, plan, mesh, device) for number in plan.ranks[rank].stages}
+    held = tuple(stages.values())
+    share_tied(held)
+    anatomy = held[0].anatomy
+    named = {number: stage.named_model_parameters() for number, stage in stages.items()}
+    reductions = Reductions(program, mesh, named, tied_names(anatomy), shares=plan.zero == 1)
+    optimizer = Optimizer(reductions.updated, anatomy.parameters, _settings(payload), reductions.uncounted)
+    boundary = (plan.micro_batch_size, plan.seq_length, payload["hidden_size"])
+    executor = Executor(program, rank, stages, transport, optimizer, boundary, reductions=reductions, mesh=mesh)
+    return executor, held, optimizer, reductions
 
 
 def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
