@@ -27,6 +27,8 @@ class _Layer(nn.Module):
         super().__init__()
         stage = build_stage(config, [layer])
         draw_weights(stage, SEED)
+        for gate in stage._gate.handles:  # out of its stage a block is handed its input, and ends no forward
+            gate.remove()
         self.parts = nn.ModuleList(stage.model.get_submodule(path) for path in stage.anatomy.layers[layer])
         self.is_block = not stage.is_first and not stage.is_last
         # In a list, so that its tables are no part of the module: every rank has its own.

@@ -51,7 +51,7 @@ class LinearStage(nn.Module):
         """Where it computes."""
         return torch.device("cpu")
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, *_: object) -> Tensor:
         """Hidden states [rows, features] of a column [rows] or of hidden states; with labels, their mean square []."""
         if self.is_first:
             hidden = hidden.unsqueeze(-1).expand(-1, self.features).contiguous()

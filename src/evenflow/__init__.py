@@ -65,20 +65,21 @@ __all__ = [
 ]
 
 
-def describe(model: str | Path, micro_batch_size: int = 1, seq_length: int = 256) -> Model:
+def describe(model: str | Path, micro_batch_size: int = 1, seq_length: int = 256, tp: int = 1) -> Model:
     """Trace a model's layers: parameters, exact FLOPs and bytes of one microbatch, without allocating anything.
 
     Args:
         model: a Hugging Face directory, a config.json, or a hub id.
         micro_batch_size: sequences of a microbatch.
         seq_length: tokens of a sequence.
+        tp: how many processes share every layer's tensors; figures are those of one of them.
 
     Raises:
-        InputError: there is no such model, or it cannot be cut into layers.
+        InputError: there is no such model, or it cannot be cut into layers, or shared out.
     """
     from evenflow.models import describe_model, find_model
 
-    return describe_model(find_model(str(model)), micro_batch_size, seq_length)
+    return describe_model(find_model(str(model)), micro_batch_size, seq_length, tp)
 
 
 def profile(
@@ -87,6 +88,7 @@ def profile(
     micro_batch_size: int = 1,
     seq_length: int = 256,
     threads: int | None = None,
+    tp: int = 1,
 ) -> Profile:
     """Time a model's layers on this machine, with `processes` processes busy at once.
 
@@ -96,16 +98,17 @@ def profile(
         micro_batch_size: sequences of a microbatch.
         seq_length: tokens of a sequence.
         threads: compute threads of each process; by default an equal slice of the cores.
+        tp: how many processes share every layer's tensors.
 
     Raises:
-        InputError: there is no such model, or it cannot be cut into layers.
+        InputError: there is no such model, or it cannot be cut into layers, or shared out.
     """
     from evenflow.measure import measure_profile
     from evenflow.models import describe_model, find_model
     from evenflow.spec.cluster import local_cluster
 
     source = find_model(str(model))
-    described = describe_model(source, micro_batch_size, seq_length)
+    described = describe_model(source, micro_batch_size, seq_length, tp)
     return measure_profile(source, described, local_cluster(processes, threads))
 
 
@@ -120,6 +123,10 @@ def plan(
     memory_limit: int | None = None,
     stages_per_rank: int | None = None,
     recompute: Recompute | None = None,
+    pp: int | None = None,
+    tp: int | None = None,
+    dp: int | None = None,
+    zero: int = 0,
 ) -> Plan:
     """Cut a model over a cluster's devices.
 
@@ -134,18 +141,27 @@ def plan(
         memory_limit: bytes that a rank may use; by default the device's memory.
         stages_per_rank: by default as many as the schedule asks for.
         recompute: `full` has blocks run their forward again in their backward; `none` by default.
+        pp: pipeline ranks; by default what the other axes leave of the devices.
+        tp: processes that share the tensors of each stage.
+        dp: data-parallel replicas.
+        zero: 1 has replicas share out the optimizer's state.
 
     Raises:
         InputError: something in the request is wrong.
         ImpossibleError: nothing fits; the closest is named.
     """
     from evenflow.models import find_model
-    from evenflow.train import make_batch, plan_model
+    from evenflow.plan import check_zero, choose_axes
+    from evenflow.train import choose_cluster, make_batch, plan_model
 
-    where = parse_cluster(cluster) if isinstance(cluster, str) else cluster
-    batch = make_batch(global_batch_size, micro_batch_size, seq_length, where.devices)
+    if isinstance(cluster, str):
+        where, axes = choose_cluster(cluster, pp, tp, dp)
+    else:
+        where, axes = cluster, choose_axes(cluster.devices, pp, tp, dp, exactly=True)
+    batch = make_batch(global_batch_size, micro_batch_size, seq_length, axes)
+    source, zero_stage = find_model(str(model)), check_zero(zero)
     _, found, _ = plan_model(
-        find_model(str(model)), where, batch, schedule, memory_limit, profile, stages_per_rank, recompute
+        source, where, batch, schedule, memory_limit, profile, stages_per_rank, recompute, axes, zero_stage
     )
     return found
 

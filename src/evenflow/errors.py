@@ -2,6 +2,7 @@
 
 EvenflowError
 ├── InputError          2   what was asked for is wrong: what, where, what would work
+│   ├── NotEqualError   2   a split model does not compute what the whole one does: where, by how much
 │   └── ProgramError    2   a program breaks a rule of `program.verify`: rank, action, reason
 ├── FaultError          3   a run stopped on a fault it names
 │   ├── RankError       3   an action of a rank failed: rank, action, cause
@@ -23,6 +24,10 @@ class InputError(EvenflowError):
     """The input is wrong: the text says what, where, and what would work."""
 
     exit_code = 2
+
+
+class NotEqualError(InputError):
+    """A split model differs from the whole one; the text names the cut, the tensor and the difference."""
 
 
 class ProgramError(InputError):

@@ -80,8 +80,18 @@ def test_plan_simulate_and_report_agree(
         assert wall == pytest.approx(simulated["step_s"])
     assert run_json("simulate", file, "--schedule", "gpipe")["schedule"] == "gpipe"
     page, picture, trace = tmp_path / "page.html", tmp_path / "picture.svg", tmp_path / "trace.json"
-    report = run_json("report", file, "--html", page, "--svg", picture, "--trace", trace)
+    png = tmp_path / "picture.png"
+    report = run_json("report", file, "--html", page, "--svg", picture, "--png", png, "--trace", trace)
     assert report["plan"] == plan
+    assert png.read_bytes().startswith(b"\x89PNG")
+    for rank in report["why"]["ranks"]:
+        for idle in (rank["idle"], rank["goes_back_to"]):
+            named = rank["busy_s"] + rank["optimizer_s"] + sum(one["seconds"] for one in idle)
+            assert named == pytest.approx(rank["wall_s"])
+    path = report["why"]["critical_path"]
+    assert sum(part["seconds"] for part in path) == pytest.approx(path[-1]["start_s"] + path[-1]["seconds"])
+    assert report["why"]["faster"][0]["gain"] > 0
+    assert "Schedules compared" in page.read_text()
     assert '<script type="application/json" id="timeline">' in page.read_text()
     assert picture.read_text().startswith("<svg")
     assert {"0F0", "STEP"} <= {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}

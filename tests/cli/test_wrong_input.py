@@ -122,11 +122,18 @@ def test_a_run_folder_that_cannot_be_made(
         (["plan", "x", "--pp", "x" * 5000], "xxx' is not a whole number"),
         (["plan", "x", "--memory-limit", "many"], "'many' is not a memory size"),
         (["plan", "x", "--memory-limit", "9" * 5000], "999' is not a memory size"),
-        (["train", "x", "--data", "y", "--out", "z", "--pp", "2", "--processes", "2"], "not allowed with"),
-        (["train", "x", "--data", "y", "--out", "z", "--seed", "-1"], "--seed -1 is not a seed"),
-        (["train", "x", "--data", "y", "--out", "z", "--seed", "1" + "0" * 30], "--seed 1e+30 is not a seed"),
-        (["train", "x", "--data", "y", "--out", "z", "--lr", "nan"], "--lr nan is no learning rate"),
-        (["train", "x", "--out", "y"], "--data"),
+        (["train", "x", "--data", "y", "--out", "z", "--zero", "2"], "--zero: should be"),
+        (
+            ["train", "x", "--data", "y", "--out", "z", "--seed", "-1"],
+            "--seed: should be greater than or equal to 0, not -1",
+        ),
+        (
+            ["train", "x", "--data", "y", "--out", "z", "--seed", "9" * 30],
+            "--seed: should be less than or equal to 92233",
+        ),
+        (["train", "x", "--data", "y", "--out", "z", "--lr", "nan"], "--lr: should be a finite number, not NaN"),
+        (["train", "x", "--out", "y"], "--data is missing"),
+        (["train", "x", "--stepps", "y"], "--stepps is not an option; --steps is the nearest"),
         (["dance"], "dance"),
         (["plan", "x", "--clutser", "local"], "--clutser"),
     ],
@@ -143,7 +150,7 @@ def test_misspelt_options(refuse: Callable[..., str], arguments: list[str], says
         (["--cluster", "8xB999"], "'B999' is not in the catalogue"),
         (["--cluster", "8x"], "is not understood"),
         (["--cluster", "9" * 5000 + "xA100-80GB"], "is not understood"),
-        (["--cluster", "8xA100-80GB", "--pp", "9"], "has 8 devices; 1 to 8 of them can be used, not 9"),
+        (["--cluster", "8xA100-80GB", "--pp", "9"], "--pp 9 needs 9 processes, and there are 8; 9 would do"),
         (["--global-batch-size", "1000000000", "--micro-batch-size", "1"], "1000000000 microbatches in a step are too"),
     ],
 )
@@ -178,3 +185,18 @@ def test_plans_and_profiles_of_something_else(
     assert f"--stages-per-rank is 2, but {plan} has 1; without --stages-per-rank the plan is followed" in line
     assert "not JSON" in refuse(2, "simulate", text)
     assert "no-run" in refuse(2, "report", tmp_path / "no-run")
+
+
+def test_a_report_of_a_run_that_never_ended(
+    refuse: Callable[..., str], make_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    plan = run / "plan.json"
+    assert main(["plan", str(make_model()), "--pp", "2", "--seq-length", "32", "--out", str(plan), "--json"]) == 0
+    line = refuse(2, "report", run)
+    assert "there is no timeline.json" in line
+    assert f"{plan} for what was predicted" in line
+    document = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**document, "format_version": 999}))
+    assert "999" in refuse(2, "report", plan)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from evenflow.cost.collectives import Fabric, Wire
+from evenflow.cost.collectives import Fabric
+from evenflow.cost.costs import LinkCost
 
-FABRIC = Fabric(Wire(0.0, 100.0), Wire(0.0, 10.0), node_devices=8)
+FABRIC = Fabric(LinkCost(0.0, 100.0), LinkCost(0.0, 10.0), node_devices=8)
 
 
 @pytest.mark.parametrize(
@@ -25,5 +26,5 @@ def test_bytes_over_bandwidth(kind, ranks, stride, seconds):
 
 
 def test_a_tree_is_taken_where_latency_rules():
-    slow = Fabric(Wire(1.0, 1e9), Wire(1.0, 1e9), node_devices=64)
+    slow = Fabric(LinkCost(1.0, 1e9), LinkCost(1.0, 1e9), node_devices=64)
     assert slow.seconds("all-reduce", 8.0, 64) == pytest.approx(12.0, rel=1e-3)

@@ -61,9 +61,17 @@ def test_a_legend_has_only_what_occurs():
     assert not {"i", "w", "k kl"} & set(kinds)
     assert "backward" in words
     words = re.findall(r"</span>([^<]+)</span>", page_legend([whole]))
-    assert words == ["forward", "backward", "norm and update", "idle"]
-    assert re.findall('class="swatch (\\w+)"', page_legend([halves])) == ["f", "i", "w", "o", "idle"]
-    assert re.findall('class="swatch (\\w+)"', page_legend([whole, halves])) == ["f", "b", "i", "w", "o", "idle"]
+    assert words == ["forward", "backward", "norm and update", "idle", "critical path"]
+    assert re.findall('class="swatch (\\w+)"', page_legend([halves])) == ["f", "i", "w", "o", "idle", "path"]
+    assert re.findall('class="swatch (\\w+)"', page_legend([whole, halves])) == [
+        "f",
+        "b",
+        "i",
+        "w",
+        "o",
+        "idle",
+        "path",
+    ]
 
 
 def test_later_stages_of_a_rank_have_a_band():

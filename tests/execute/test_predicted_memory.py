@@ -14,9 +14,17 @@ from transformers import AutoConfig
 
 from evenflow.cost import MemoryModel
 from evenflow.execute import Executor
-from evenflow.models import build_stage, describe_model, draw_weights, find_model
+from evenflow.models import (
+    build_skeleton,
+    build_stage,
+    describe_model,
+    draw_weights,
+    find_model,
+    share_out,
+    tp_plan_of,
+)
 from evenflow.program import Program, peak_bytes, stages_of
-from evenflow.runtime import InMemoryNetwork, LiveBytes, Optimizer, OptimizerSettings
+from evenflow.runtime import ImaginedTensorGroup, InMemoryNetwork, LiveBytes, Optimizer, OptimizerSettings
 from evenflow.spec import Model, Recompute
 from tests.conftest import TINY_LLAMA
 from tests.parity.ranks import program_of
@@ -69,9 +77,9 @@ SHAPES = {"tiny": (2, 16), "mid": (2, 64), "biased": (1, 48), "gpt2": (2, 32), "
 
 
 @cache
-def _described(folder: Path, name: str) -> Model:
+def _described(folder: Path, name: str, tp: int = 1) -> Model:
     (folder / "config.json").write_text(json.dumps(MODELS[name]))
-    return describe_model(find_model(str(folder)), *SHAPES[name])
+    return describe_model(find_model(str(folder)), *SHAPES[name], tp)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +88,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _measured_peak(
-    name: str, program: Program, split: list[list[int]], rank: int, network: InMemoryNetwork, recompute: Recompute
+    name: str,
+    program: Program,
+    split: list[list[int]],
+    rank: int,
+    network: InMemoryNetwork,
+    recompute: Recompute,
+    tp: int = 1,
 ) -> int:
-    """The most bytes of tensors that a rank holds in the second step, whose moments and buffers are there."""
+    """The most bytes of tensors that a rank holds in the second step, whose moments and buffers are there.
+
+    Under tp it is one of those that share the rank's stages: what it holds does not depend on what the others send.
+    """
     settings = dict(MODELS[name])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     batch, seq = SHAPES[name]
@@ -97,6 +114,8 @@ def _measured_peak(
             for number in stages_of(program.stage_rank, rank)
         }
         for stage in stages.values():
+            if tp > 1:
+                share_out(stage, tp_plan_of(build_skeleton(config)), ImaginedTensorGroup(tp))
             draw_weights(stage, 0)
             live.count([*stage.parameters(), *stage.buffers()])
         parameters = {key: own for stage in stages.values() for key, own in stage.named_model_parameters().items()}
@@ -138,6 +157,28 @@ def test_the_predicted_peak_is_that_of_the_tensors(
     with ThreadPoolExecutor(ranks) as pool:
         measured = list(
             pool.map(lambda rank: _measured_peak(name, program, split, rank, network, recompute), range(ranks))
+        )
+    for rank, own in enumerate(measured):
+        predicted = peak_bytes(program, memory, rank)
+        assert abs(predicted / own - 1) <= TOLERANCE, f"rank {rank}: predicted {predicted}, measured {own}"
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "tp", "recompute"),
+    [("mid", "1f1b", 2, "none"), ("mid", "gpipe", 2, "full"), ("biased", "interleaved", 2, "none")],
+)
+def test_the_predicted_peak_of_a_stage_that_is_shared_out(
+    folder: Path, name: str, schedule: str, tp: int, recompute: Recompute
+) -> None:
+    torch.set_num_threads(1)
+    program = program_of(schedule, place_stages(schedule, "own", 2), MICROBATCHES)
+    model = _described(folder, name, tp)
+    split = cut(len(model.layers), program.stages)
+    memory = MemoryModel(model.under(recompute)).stages(split)
+    network = InMemoryNetwork(2, timeout_s=60)
+    with ThreadPoolExecutor(2) as pool:
+        measured = list(
+            pool.map(lambda rank: _measured_peak(name, program, split, rank, network, recompute, tp), range(2))
         )
     for rank, own in enumerate(measured):
         predicted = peak_bytes(program, memory, rank)

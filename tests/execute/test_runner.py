@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from evenflow.execute.runner import StageRunner
+from evenflow.models import Microbatch
 
 MICROBATCHES, SHAPE = 3, (1, 5, 8)
+IDS = Microbatch(torch.zeros(SHAPE[:2], dtype=torch.long))
 
 
 class _Stage(nn.Module):
@@ -24,7 +26,7 @@ class _Stage(nn.Module):
         self.table = nn.Parameter(torch.randn(SHAPE[1] * SHAPE[2]))
         self.linear = nn.Linear(SHAPE[2], SHAPE[2]) if has_linear else nn.Identity()
 
-    def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, labels: Tensor | None, *_: object) -> Tensor:
         output = self.linear(hidden.view(-1, SHAPE[-1])).view(*SHAPE) + self.table.view(*SHAPE)
         return output.square().sum() if self.is_last else output
 
@@ -41,10 +43,11 @@ def test_a_first_gradient_shares_no_memory(has_linear: bool, is_last: bool, halv
     stage = _Stage(has_linear, is_last)
     whole = copy.deepcopy(stage)
     runner = StageRunner(stage, MICROBATCHES)  # type: ignore[arg-type]  # all that it asks of a stage
+    runner.begin_step(MICROBATCHES * 4)
     buffer = torch.empty(SHAPE)  # every output gradient is received into the same one
     sent: list[tuple[Tensor, Tensor]] = []
     for k in range(MICROBATCHES):
-        runner.forward(k, _tensor(k), None)
+        runner.forward(k, _tensor(k), IDS)
         gradient = None if is_last else buffer.copy_(_tensor(-1 - k))
         own = (runner.input_backward if halves else runner.backward)(k, gradient)
         assert own is not None
@@ -62,13 +65,13 @@ def test_a_first_gradient_shares_no_memory(has_linear: bool, is_last: bool, halv
 
 
 class _SequenceFirst(_Stage):
-    def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, labels: Tensor | None, *_: object) -> Tensor:
         return self.linear(hidden.transpose(0, 1)).transpose(0, 1)
 
 
 def test_what_is_handed_over_is_contiguous_whatever_a_block_makes() -> None:
     hidden = torch.randn(2, 5, SHAPE[2])
     for runner in (StageRunner(_SequenceFirst(True, False), 1, trains) for trains in (True, False)):  # type: ignore[arg-type]
-        output = (runner.forward if runner.weight_gradients else runner.evaluate)(0, hidden, None)
+        output = (runner.forward if runner.weight_gradients else runner.evaluate)(0, hidden, IDS)
         assert output.shape == hidden.shape
         assert output.is_contiguous()

@@ -122,6 +122,7 @@ def sample_metrics(steps: int, first: int = 1) -> tuple[StepMetrics, ...]:
             step_s=1.2,
             idle_fraction=0.3,
             imbalance=1.1,
+            mfu=0.41,
             peak_bytes=(100 * MIB, 90 * MIB),
         )
         for step in range(first, first + steps)

@@ -114,20 +114,21 @@ def small_plan(schedule: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("schedule", ["1f1b", "auto"])
 def test_any_edit_of_a_plan(tmp_path: Path, schedule: str) -> None:
     file = tmp_path / "plan.json"
     for number, what in enumerate(survivors(small_plan(schedule), file, load_plan)):
         run(what, "simulate", file, "--json")
-        # The slower ones take turns: together they see every kind of place.
-        match number % 4:
+        # The slower ones take turns, out of step with literals and places: together they see every kind of either.
+        match number % 11:
             case 0:
                 run(what, "simulate", file, "--compare", "--json")
-            case 1:
-                run(what, "report", file, "--html", tmp_path / "page.html", "--trace", tmp_path / "t.json")
-            case 2:
-                run(what, "report", file, "--json")
             case 3:
+                run(what, "report", file, "--html", tmp_path / "page.html", "--trace", tmp_path / "t.json")
+            case 6:
+                run(what, "report", file, "--json")
+            case 9:
                 run(what, "simulate", file, "--schedule", "gpipe")
 
 
@@ -143,6 +144,7 @@ def test_work_that_a_float_loses_beside_the_update(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_any_edit_of_a_profile(tmp_path: Path) -> None:
     model, file = sample_model(2), tmp_path / "profile.json"
     device = Device("cpu", 8 * 2**30, 64e9, 0.5, 2e9, 1e-4, "made up")
@@ -169,13 +171,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_any_edit_of_a_timeline(folder: Path) -> None:
     file = folder / "timeline.json"
     data = json.loads(file.read_text())
     for number, what in enumerate(survivors(data, file, load_timelines)):
-        if number % 2:
+        if number % 5 == 0:
             run(what, "report", folder, "--json")
-        else:
+        elif number % 5 == 2:
             run(
                 what,
                 "report",
@@ -190,6 +193,7 @@ def test_any_edit_of_a_timeline(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_any_edit_of_metrics(folder: Path) -> None:
     file = folder / "metrics.jsonl"
     lines = file.read_text()

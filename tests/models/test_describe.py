@@ -36,6 +36,24 @@ def test_parameters_are_transformers_own(make_model: Callable[..., Path]) -> Non
     assert model.architecture == "LlamaForCausalLM"
 
 
+def test_the_experts_that_a_token_is_routed_to_are_counted(tmp_path: Path) -> None:
+    facts = {
+        **SMALL,
+        "model_type": "mixtral",
+        "num_key_value_heads": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    block = describe_model(find_model(str(tmp_path)), BATCH, SEQ).layers[1]
+    tokens, hidden, ffn, experts, chosen = BATCH * SEQ, 64, 128, 4, 2
+    routed = 2 * tokens * chosen * 3 * hidden * ffn
+    attention = 2 * 2 * BATCH * 4 * SEQ * SEQ * 16
+    rest = 2 * tokens * hidden * (4 * hidden + experts) + attention
+    assert block.forward_flops == routed + rest
+    assert block.backward_flops == 2 * (routed + rest) + attention // 2  # it multiplies queries and keys once more
+
+
 def test_flops_are_the_hand_formula(make_model: Callable[..., Path]) -> None:
     model = describe_model(find_model(str(make_model())), BATCH, SEQ)
     hidden, ffn, heads, head_dim, key_heads, vocabulary = 64, 128, 4, 16, 2, 384

@@ -53,7 +53,8 @@ def whole_model(
     start = build_stage(hf_config, range(config["num_hidden_layers"] + 2))
     draw_weights(start, seed)
     model = AutoModelForCausalLM.from_config(hf_config)
-    model.load_state_dict(dict(start.named_model_parameters()))
+    tied = hf_config.tie_word_embeddings  # then the head has no weight of its own
+    model.load_state_dict(dict(start.named_model_parameters()), strict=not tied)
     model.to(device)
     total = 0.0
     for microbatch in range(microbatches):

@@ -10,7 +10,7 @@ import pytest
 from evenflow.cost import LinkCost, MemoryModel
 from evenflow.errors import ImpossibleError, InputError, ProgramError
 from evenflow.files import load_plan, save_plan
-from evenflow.plan import step_bound
+from evenflow.plan import Axes, step_bound
 from evenflow.program import SCHEDULES, build_program, place, verify
 from evenflow.search import (
     compare_schedules,
@@ -366,11 +366,39 @@ def test_a_limit_that_only_a_split_uneven_in_time_meets_is_met():
     assert tight.predicted.step_s > free.predicted.step_s
 
 
-def test_tied_embeddings_take_one_process():
-    model, costs, batch = model_of(6, tied=True), costs_of([1.0] * 6), Batch(4, 1, 16)
-    with pytest.raises(InputError, match=r"ties its embedding to its head.*one process, or tie_word_embeddings"):
-        make_plan(model, cluster_of(2), batch, costs)
-    assert make_plan(model, cluster_of(1), batch, costs).stage_layers == (tuple(range(6)),)
+def test_a_copy_of_a_tied_weight_is_in_the_memory_of_its_rank():
+    model, costs, batch = replace(model_of(6, tied=True), tied_bytes=100), costs_of([1.0] * 6), Batch(4, 1, 16)
+    apart, alone = make_plan(model, cluster_of(2), batch, costs), make_plan(model, cluster_of(1), batch, costs)
+    untied = make_plan(replace(model, tied_bytes=0), cluster_of(2), batch, costs, split=apart.stage_layers)
+    assert apart.stages[1].memory.state_bytes == untied.stages[1].memory.state_bytes + 400
+    assert apart.stages[0].memory == untied.stages[0].memory
+    assert plan_program(apart).tied_apart == ((0, 1),)
+    assert alone.tied == ()
+    together = make_plan(model, cluster_of(2), batch, costs, "zb-v")
+    assert plan_program(together).tied_apart == ()
+    assert together.stages[-1].memory.state_bytes % 400 == 4 * together.stages[-1].memory.parameter_bytes % 400
+
+
+def test_replicas_share_out_the_state_and_reduce_under_the_cooldown():
+    model, costs = model_of(6), costs_of([1.0] * 6)
+    batch = Batch(16, 1, 16, replicas=2)
+    plans = [make_plan(model, cluster_of(4), batch, costs, axes=Axes(pp=2, dp=2), zero=zero) for zero in (0, 1)]
+    assert [plan.microbatches for plan in plans] == [8, 8]
+    assert [plan.global_batch_size for plan in plans] == [16, 16]
+    for plan in plans:
+        assert plan_program(plan).reduces
+        assert plan.predicted.step_s == pytest.approx(plan_timeline(plan).step_s)
+    for whole, shared in zip(plans[0].stages, plans[1].stages, strict=True):
+        assert whole.memory.state_bytes == 4 * whole.memory.parameter_bytes
+        assert shared.memory.state_bytes == 3 * shared.memory.parameter_bytes
+
+
+def test_axes_and_batch_must_agree_with_the_devices():
+    model, costs = model_of(6), costs_of([1.0] * 6)
+    with pytest.raises(InputError, match=r"2 x 2 x 1 \(pp x dp x tp\) are 4 processes, and there are 2 devices"):
+        make_plan(model, cluster_of(2), Batch(4, 1, 16, 2), costs, axes=Axes(pp=2, dp=2))
+    with pytest.raises(InputError, match="the batch is for 1 replicas and dp is 2; the same would do"):
+        make_plan(model, cluster_of(4), Batch(4, 1, 16), costs, axes=Axes(pp=2, dp=2))
 
 
 def test_more_stages_than_layers_says_how_many_would_do():

@@ -81,7 +81,7 @@ def test_another_number_of_ranks_names_both() -> None:
     check_ranks(2, replace(JOB, processes=2), planned=2)
     with pytest.raises(InputError, match=r"--processes is 3, but torchrun started 2 \(WORLD_SIZE\)"):
         check_ranks(2, replace(JOB, processes=3))
-    with pytest.raises(InputError, match=r"plan\.json has 4 ranks, but torchrun started 2 \(WORLD_SIZE\)"):
+    with pytest.raises(InputError, match=r"plan\.json is for 4 processes, but torchrun started 2 \(WORLD_SIZE\)"):
         check_ranks(2, replace(JOB, plan=Path("plan.json")), planned=4)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evenflow.files import load_timelines, save_timelines
+from evenflow.plan import Axes
 from evenflow.program import build_program
 from evenflow.simulate import simulate
 from evenflow.timeline import Timeline, idle_by_cause
@@ -43,8 +44,9 @@ def report(rank: int, step: int) -> dict[str, Any]:
 
 
 def record(folder: Path, comparisons: tuple[float, ...]) -> tuple[Recorder, Timeline]:
-    plan = SimpleNamespace(ranks=[None] * 3, global_batch_size=4, seq_length=8)
-    recorder = Recorder(plan, PROGRAM, folder / "metrics.jsonl")
+    predicted = SimpleNamespace(mfu=0.5, step_s=1.0)
+    plan = SimpleNamespace(axes=Axes(pp=3), ranks=[None] * 3, global_batch_size=4, seq_length=8, predicted=predicted)
+    recorder = Recorder(plan, PROGRAM, folder / "metrics.jsonl", folder / "samples.jsonl")
     first, *rest = comparisons
     for rank in range(3):
         recorder.take_clock(rank, clock(rank, first))
@@ -97,3 +99,22 @@ def test_metrics_need_no_common_clock(tmp_path: Path) -> None:
     recorder, _ = record(tmp_path, (START, END))
     assert [step.step_s for step in recorder.metrics] == pytest.approx([TRUE.step_s] * STEPS, rel=1e-4)
     assert [step.idle_fraction for step in recorder.metrics] == pytest.approx([TRUE.idle_fraction] * STEPS, rel=1e-4)
+
+
+def test_of_replicas_the_slowest_is_kept_and_the_most_memory(tmp_path: Path) -> None:
+    predicted = SimpleNamespace(mfu=0.5, step_s=1.0)
+    plan = SimpleNamespace(axes=Axes(pp=3, dp=2), global_batch_size=4, seq_length=8, predicted=predicted)
+    recorder = Recorder(plan, PROGRAM, tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl")
+    metrics = None
+    for process in range(6):
+        at = plan.axes.coordinates(process)
+        own = report(at.pp, 1)
+        own["spans"] = [own["begin"] + (moment - own["begin"]) * (1 + at.dp) for moment in own["spans"]]
+        own["peak"] = 10 * at.pp + (5 if at.dp == 0 else 1)
+        metrics = recorder.take(process, own)
+        assert (metrics is None) == (process < 5)
+    assert metrics is not None
+    assert metrics.peak_bytes == (5, 15, 25)
+    quick = sum(rank.ends[-1] - rank.begin_s for rank in TRUE.ranks) / 3
+    assert metrics.step_s == pytest.approx(2 * quick, rel=1e-3)
+    assert metrics.tokens == 32

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import evenflow
+from evenflow.files import load_samples
 from evenflow.train import Job
 
 
@@ -40,7 +41,7 @@ def job(make_model: Callable[..., Path], text: Path, tmp_path: Path) -> Job:
 
 
 def test_three_resumes_in_other_layouts_equal_the_run_that_never_stopped(job: Job, tmp_path: Path) -> None:
-    whole = evenflow.train(replace(job, out=tmp_path / "whole"))
+    whole = evenflow.train(replace(job, out=tmp_path / "whole", save_every=3))
     evenflow.train(replace(job, stop_at=2))
     evenflow.train(replace(job, stop_at=3, resume=True, processes=3))
     evenflow.train(replace(job, stop_at=6, resume=True, processes=1))
@@ -51,7 +52,11 @@ def test_three_resumes_in_other_layouts_equal_the_run_that_never_stopped(job: Jo
         expected, found = tensors_of(whole.out / part), tensors_of(last.out / part)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert [path.name for path in (last.out / "checkpoints").iterdir()] == ["step-00000008"]
+    assert load_samples(last.out / "samples.jsonl") == load_samples(whole.out / "samples.jsonl")
+    assert sorted(load_samples(last.out / "samples.jsonl")) == list(range(1, 9))
+    for run in (last, whole):  # the two newest
+        names = sorted(path.name for path in (run.out / "checkpoints").iterdir())
+        assert names == ["step-00000006", "step-00000008"]
     assert not (last.out / "model.partial").exists()
 
 
@@ -98,7 +103,8 @@ def test_a_users_own_files_among_the_checkpoints_stay(job: Job) -> None:
     evenflow.train(replace(job, stop_at=1))
     (job.out / "checkpoints" / "notes.txt").write_text("mine")
     evenflow.train(replace(job, resume=True, stop_at=2))
-    assert sorted(path.name for path in (job.out / "checkpoints").iterdir()) == ["notes.txt", "step-00000002"]
+    names = sorted(path.name for path in (job.out / "checkpoints").iterdir())
+    assert names == ["notes.txt", "step-00000001", "step-00000002"]
 
 
 def test_damaged_or_missing_checkpoints_are_named(job: Job) -> None:

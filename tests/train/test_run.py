@@ -23,11 +23,13 @@ from evenflow.timeline import waits
 from evenflow.train import Job, RunResult, saved_model_losses
 from evenflow.train.ranks import _build
 from evenflow.train.sampler import microbatch, sample_ids
+from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
 from tests.conftest import TINY_LLAMA
 
 METRIC_KEYS = {
-    "step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "step_s", "idle_fraction", "imbalance", "peak_bytes",
+    "step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "step_s", "idle_fraction", "imbalance", "mfu",
+    "peak_bytes",
 }  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def test_the_first_loss_is_transformers_own_on_the_same_batch(run: RunResult, jo
     with torch.no_grad():
         losses = []
         for index in range(4):
-            batch = torch.from_numpy(microbatch(store, ids, index, 2, 32))
+            batch = torch.from_numpy(microbatch(Sequences(store, 32, "stream", False), ids, index, 2).ids)
             losses.append(float(model(input_ids=batch, labels=batch).loss))
     assert run.metrics[0].loss == pytest.approx(sum(losses) / 4, rel=1e-6)
 
@@ -195,18 +197,28 @@ def test_progress_hears_everything(job: Job) -> None:
         def said(self, text: str) -> None:
             heard.append(text)
 
+        def tokenised(self, done: int, total: int, tokens: int) -> None:
+            heard.append(f"tokenised {done} of {total}")
+
         def planned(self, plan: evenflow.Plan, model: evenflow.Model) -> None:
             heard.append(f"planned {len(plan.stages)} {model.name}")
 
         def stepped(self, metrics: object, steps: int) -> None:
             heard.append(f"step of {steps}")
 
+        def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+            assert write_s > hash_s > 0
+            heard.append(f"saved {checkpoint.name}")
+
         def closed(self) -> None:
             heard.append("closed")
 
-    evenflow.train(replace(job, out=job.out.parent / "heard", steps=2), Listener())
+    evenflow.train(replace(job, out=job.out.parent / "heard", steps=2, save_every=1), Listener())
+    size = job.data.stat().st_size
+    assert f"tokenised {size} of {size}" in heard
     assert "planned 2 model" in heard
     assert heard.count("step of 2") == 2
+    assert "saved step-00000001" in heard
     assert heard[-1] == "closed"
     assert any(line.startswith("weights: drawn from seed 4") for line in heard)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evenflow.train.sampler import microbatch, sample_ids
+from evenflow.train.sequences import Sequences
 from evenflow.train.store import build_store
 from evenflow.train.tokenizer import train_bpe
 
@@ -65,9 +66,9 @@ def test_microbatches_are_the_ids_in_order(tmp_path: Path) -> None:
     text = Path(__file__).read_text()
     store = build_store([text], train_bpe([text], 300), tmp_path, 0)
     ids = sample_ids(5, 1, 6, store.sequences(16))
-    batches = [microbatch(store, ids, index, 2, 16) for index in range(3)]
+    batches = [microbatch(Sequences(store, 16, "stream", False), ids, index, 2).ids for index in range(3)]
     assert all(batch.shape == (2, 16) and batch.dtype == np.int64 for batch in batches)
     assert np.concatenate(batches).tolist() == [store.tokens[item * 16 : (item + 1) * 16].tolist() for item in ids]
     for index in (-2, -1, 3):
         with pytest.raises(IndexError, match="no microbatch"):
-            microbatch(store, ids, index, 2, 16)
+            microbatch(Sequences(store, 16, "stream", False), ids, index, 2)

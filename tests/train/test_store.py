@@ -40,7 +40,7 @@ def test_the_text_comes_back_with_separators(tokenizer: Tokenizer, tmp_path: Pat
     assert _all(store) == expected
     assert store.tokens.dtype == np.uint16
     assert (store.vocab_size, store.separator_id, store.source) == (400, 0, "text-1")
-    assert sorted(path.name for path in (tmp_path / "a/b").iterdir()) == ["tokens.bin", "tokens.json"]
+    assert sorted(path.name for path in (tmp_path / "a/b").iterdir()) == ["documents.bin", "tokens.bin", "tokens.json"]
     opened = TokenStore.open(tmp_path / "a/b")
     assert _all(opened) == expected
     with pytest.raises(ValueError, match="read-only"):
@@ -143,7 +143,7 @@ def test_a_store_is_reused_for_the_same_text_and_tokenizer(tokenizer: Tokenizer,
             build_store(_never(), other, tmp_path, separator, source)
     # A text that fails half-way leaves the old store in place.
     assert _all(build_store(_never(), tokenizer, tmp_path, 0, "one")) == first
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokens.bin", "tokens.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["documents.bin", "tokens.bin", "tokens.json"]
 
 
 def test_a_truncated_store_is_refused_and_made_again(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -194,5 +194,5 @@ def test_a_token_that_the_vocabulary_lacks_is_refused_when_read(tokenizer: Token
     damaged.tofile(tmp_path / "tokens.bin")
     store = TokenStore.open(tmp_path)
     store.read(0, 64)
-    with pytest.raises(InputError, match=r"tokens\.bin is damaged: sequence 1 has token 400, .* has 400"):
+    with pytest.raises(InputError, match=r"tokens\.bin is damaged: token 70 is 400, .* has 400"):
         store.read(1, 64)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from evenflow.errors import EvenflowError, FaultError
 
@@ -26,7 +27,20 @@ COMMANDS = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line; an option that it does not know is told the nearest one."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the base class does."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self._refuse(unknown[0])
+        return found
+
+    def _refuse(self, unknown: str) -> NoReturn:
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        near = difflib.get_close_matches(unknown.partition("=")[0], known, n=1, cutoff=0.5)
+        advice = f"{near[0]} is the nearest" if unknown.startswith("-") and near else "--help lists all"
+        self.error(f"{unknown[:80]} is not an option; {advice}")
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and leave with 2."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from evenflow.draw import plan_table
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
 from evenflow.spec import Model
+from evenflow.units import format_seconds
 
+_SAID_SHARE = 0.25  # of the data, between two lines without a terminal
 _PLAIN_LINES = 20  # of a run without a terminal, beside its first and last
 
 
@@ -36,6 +39,21 @@ class TerminalProgress:
         self._console = Console(stderr=True, highlight=False)
         self._quiet_plan = quiet_plan
         self._bar: Progress | None = None
+        self._next_share = _SAID_SHARE
+
+    def tokenised(self, done: int, total: int, tokens: int) -> None:
+        """Move the bar, or print a line at each quarter."""
+        share = done / max(total, 1)
+        if not sys.stderr.isatty():
+            if share >= self._next_share and share < 1:
+                self._next_share += _SAID_SHARE
+                self.said(f"tokenising: {share:.0%}, {tokens:,} tokens")
+            return
+        figures = f"{tokens:,} tokens"
+        bar = self._bar or self._start_bar("tokenising", total, figures)
+        bar.update(bar.task_ids[0], completed=min(done, total), figures=figures)
+        if done >= total:
+            self.closed()
 
     def said(self, text: str) -> None:
         """Print a line above the bar."""
@@ -56,18 +74,26 @@ class TerminalProgress:
                 left = (steps - metrics.step) * metrics.step_s
                 self.said(f"step {metrics.step}/{steps}  {figures}  {left:.0f} s left")
             return
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._bar.start()
-            self._bar.add_task("training", total=steps, figures=figures)
-        self._bar.update(self._bar.task_ids[0], completed=metrics.step, figures=figures)
+        bar = self._bar or self._start_bar("training", steps, figures)
+        bar.update(bar.task_ids[0], completed=metrics.step, figures=figures)
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        """Print a line."""
+        del hash_s
+        self.said(f"saved: {checkpoint}, written in {format_seconds(write_s)}")
+
+    def _start_bar(self, what: str, total: int, figures: str) -> Progress:
+        self._bar = Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn() if what == "training" else TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._bar.start()
+        self._bar.add_task(what, total=total, figures=figures)
+        return self._bar
 
     def closed(self) -> None:
         """Leave the bar as it stands."""

@@ -118,7 +118,7 @@ def _demo_progress(out: Path) -> Progress:
             show(model_table(model), profile_table(profile, model))
             super().planned(plan, model)
             batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
-            cluster = local_cluster(len(plan.ranks), plan.threads)
+            cluster = local_cluster(plan.axes.processes, plan.threads)
             try:
                 split = equal_split(len(model.layers), len(plan.stages))
                 equal = make_plan(model, cluster, batch, profile.costs(), plan.schedule, split=split)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evenflow.cli.options import add_json, add_model, add_shape
+from evenflow.cli.options import add_json, add_model, add_shape, add_tp
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """This command's options."""
     add_model(parser)
     add_shape(parser)
+    add_tp(parser)
     add_json(parser)
 
 
@@ -26,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.files import model_json
     from evenflow.models import describe_model, find_model
 
-    model = describe_model(find_model(arguments.model), arguments.micro_batch_size, arguments.seq_length)
+    source = find_model(arguments.model)
+    model = describe_model(source, arguments.micro_batch_size, arguments.seq_length, arguments.tp)
     if arguments.json:
         show_json(model_json(model))
     else:

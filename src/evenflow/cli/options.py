@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from evenflow.errors import InputError
+from evenflow.plan import ZEROS
 from evenflow.program import AUTO, SCHEDULES
 from evenflow.spec import RECOMPUTES
 from evenflow.units import parse_bytes
@@ -39,6 +40,13 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tp(parser: argparse.ArgumentParser) -> None:
+    """--tp alone."""
+    parser.add_argument(
+        "--tp", type=count, default=1, metavar="N", help="processes that share every layer's tensors (default 1)"
+    )
+
+
 def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> None:
     """--global-batch-size, --micro-batch-size and --seq-length of a step; without defaults a plan may give them."""
     otherwise = "" if has_defaults else ", or the plan's"
@@ -64,14 +72,24 @@ def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> Non
     )
 
 
-def add_processes(parser: argparse.ArgumentParser, has_pp: bool = False) -> None:
-    """--processes (or --pp, where it is asked for by its axis) and --threads."""
-    ranks = parser.add_mutually_exclusive_group()
-    ranks.add_argument("--processes", type=count, metavar="N", help="pipeline ranks (default: the cores, 8 at most)")
-    if has_pp:
-        ranks.add_argument(
-            "--pp", type=count, dest="processes", metavar="N", help="the same, as the size of the pipeline axis"
-        )
+def add_axes(parser: argparse.ArgumentParser) -> None:
+    """--pp, --tp, --dp and --zero."""
+    parser.add_argument("--pp", type=count, metavar="N", help="pipeline ranks (default: what the other axes leave)")
+    parser.add_argument("--tp", type=count, metavar="N", help="processes that share a stage's tensors (default 1)")
+    parser.add_argument("--dp", type=count, metavar="N", help="data-parallel replicas (default 1)")
+    parser.add_argument(
+        "--zero",
+        type=int,
+        choices=ZEROS,
+        help="1: replicas share out the optimizer's state and its update (default 0)",
+    )
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """--processes and --threads."""
+    parser.add_argument(
+        "--processes", type=count, metavar="N", help="processes of the whole job (default: the cores, 8 at most)"
+    )
     parser.add_argument(
         "--threads",
         type=count,

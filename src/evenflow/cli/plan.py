@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from evenflow.cli.options import (
+    add_axes,
     add_batch,
     add_json,
     add_memory_limit,
@@ -12,7 +13,6 @@ from evenflow.cli.options import (
     add_recompute,
     add_schedule,
     add_stages_per_rank,
-    count,
     path,
 )
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recompute(parser)
     add_stages_per_rank(parser)
     add_memory_limit(parser)
-    parser.add_argument("--pp", type=count, metavar="N", help="pipeline ranks (default: one for each device)")
+    add_axes(parser)
     parser.add_argument("--out", type=path, metavar="F", help="write the plan here, for `train --plan`")
     add_json(parser)
 
@@ -43,12 +43,14 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.draw import plan_table
     from evenflow.files import load_profile, plan_json, save_plan
     from evenflow.models import find_model
-    from evenflow.spec import parse_cluster
-    from evenflow.train import make_batch, plan_model
+    from evenflow.plan import check_zero
+    from evenflow.train import choose_cluster, make_batch, plan_model
 
     profile = load_profile(arguments.profile) if arguments.profile else None
-    cluster = parse_cluster(arguments.cluster, arguments.pp, profile.threads if profile else None)
-    batch = make_batch(arguments.global_batch_size, arguments.micro_batch_size, arguments.seq_length, cluster.devices)
+    cluster, axes = choose_cluster(
+        arguments.cluster, arguments.pp, arguments.tp, arguments.dp, profile.threads if profile else None
+    )
+    batch = make_batch(arguments.global_batch_size, arguments.micro_batch_size, arguments.seq_length, axes)
     _, plan, _ = plan_model(
         find_model(arguments.model),
         cluster,
@@ -58,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         profile,
         arguments.stages_per_rank,
         arguments.recompute,
+        axes,
+        check_zero(arguments.zero or 0),
     )
     if arguments.out:
         save_plan(plan, arguments.out)

@@ -1,10 +1,19 @@
-"""Why a run or a plan is as fast as it is: predicted against measured, and where each rank's time went."""
+"""Why a run or a plan is as fast as it is: who waits for whom, predicted against measured, and what to change."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evenflow.cli.options import add_json, path
+from evenflow.errors import InputError
+
+if TYPE_CHECKING:
+    from evenflow.draw import Findings
+    from evenflow.files import StepTimelines
+    from evenflow.plan import Plan
+    from evenflow.timeline import Timeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=path, metavar="RUN|PLAN", help="a run's folder, or a plan.json")
     parser.add_argument("--html", type=path, metavar="F", help="write one self-contained page here")
     parser.add_argument("--svg", type=path, metavar="F", help="write the timeline as a picture here")
+    parser.add_argument("--png", type=path, metavar="F", help="the same as PNG (needs matplotlib)")
     parser.add_argument(
         "--trace",
         type=path,
@@ -24,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read, print, and write what was asked for."""
     from evenflow.cli.console import show, show_json
-    from evenflow.cli.figures import comparison_json
-    from evenflow.draw import comparison_table, idle_table, plan_table, report_html, timeline_svg, timeline_trace
-    from evenflow.files import load_metrics, load_plan, load_timelines, plan_json, write_text
+    from evenflow.cli.figures import comparison_json, why_json
+    from evenflow.draw import report_html, report_table, timeline_png, timeline_svg, timeline_trace
+    from evenflow.files import load_metrics, load_plan, plan_json, write_bytes, write_text
     from evenflow.search import plan_timeline
     from evenflow.timeline import compare
 
@@ -34,22 +44,60 @@ def run(arguments: argparse.Namespace) -> int:
     plan = load_plan(folder / "plan.json" if folder else arguments.run)
     predicted, measured = plan_timeline(plan), None
     if folder:
-        timelines = load_timelines(folder / "timeline.json")
+        timelines = _run_timelines(folder)
         predicted, measured = timelines.predicted, timelines.measured
+        if len(predicted.ranks) != len(plan.ranks):
+            raise InputError(
+                f"{folder / 'timeline.json'}: has {len(predicted.ranks)} ranks, {folder / 'plan.json'} has "
+                f"{len(plan.ranks)}; the two files of one run would do"
+            )
     metrics = load_metrics(folder / "metrics.jsonl") if folder else ()
-    comparison = compare(predicted, measured) if measured else None
+    shown = measured or predicted
+    findings = _findings(plan, predicted, measured, with_schedules=arguments.html is not None)
     drawn = [predicted, measured] if measured else [predicted]
     if arguments.html:
-        write_text(arguments.html, report_html(plan, predicted, measured, metrics))
+        write_text(arguments.html, report_html(plan, predicted, measured, metrics, findings))
     if arguments.svg:
         write_text(arguments.svg, timeline_svg(drawn))
+    if arguments.png:
+        write_bytes(arguments.png, timeline_png(drawn))
     if arguments.trace:
         write_text(arguments.trace, timeline_trace(drawn, plan.model))
     if arguments.json:
-        show_json({"plan": plan_json(plan), "comparison": comparison_json(comparison) if comparison else None})
-        return 0
-    show(plan_table(plan))
-    if comparison:
-        show(comparison_table(comparison))
-    show(idle_table(measured or predicted))
+        comparison = comparison_json(compare(predicted, measured)) if measured else None
+        show_json({"plan": plan_json(plan), "comparison": comparison, "why": why_json(plan, shown, findings)})
+    else:
+        show(report_table(plan, predicted, measured, findings))
     return 0
+
+
+def _run_timelines(folder: Path) -> StepTimelines:
+    from evenflow.files import load_timelines
+
+    file = folder / "timeline.json"
+    if not file.exists():
+        raise InputError(
+            f"{folder}: there is no timeline.json, which a run writes when it ends; a run that has ended would do, "
+            f"or {folder / 'plan.json'} for what was predicted"
+        )
+    return load_timelines(file)
+
+
+def _findings(plan: Plan, predicted: Timeline, measured: Timeline | None, with_schedules: bool) -> Findings:
+    """What simulations say about the step; other schedules take seconds, so only a page has them."""
+    from evenflow.draw import Findings
+    from evenflow.search import compare_schedules, each_faster, were_on_time
+    from evenflow.timeline import stragglers
+
+    late = stragglers(predicted, measured) if measured else ()
+    shown = measured or predicted
+    small = len(plan.ranks) * plan.microbatches <= _QUICKLY_COMPARED
+    compared = compare_schedules(plan) if with_schedules and small else ()
+    return Findings(
+        faster=each_faster(plan, shown) if len(plan.ranks) > 1 else (),
+        late=tuple((own, were_on_time(plan, shown, own)) for own in late) if len(plan.ranks) > 1 else (),
+        compared=tuple((own.schedule, own.plan, own.reason) for own in compared),
+    )
+
+
+_QUICKLY_COMPARED = 512  # ranks x microbatches: beyond, comparing all schedules takes longer than a page should

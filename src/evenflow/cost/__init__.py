@@ -1,6 +1,7 @@
 """Seconds and bytes of every layer and transfer, and where each figure comes from."""
 
 from evenflow.cost.analytic import analytic_costs
+from evenflow.cost.collectives import all_reduce_s, combined_s, spread_s
 from evenflow.cost.costs import Costs, LayerCost, LinkCost, Origin
 from evenflow.cost.links import Edge, Links
 from evenflow.cost.memory import HasLayers, MemoryModel, StageMemory
@@ -20,7 +21,10 @@ __all__ = [
     "RankCost",
     "StageCost",
     "StageMemory",
+    "all_reduce_s",
     "analytic_costs",
+    "combined_s",
     "rank_costs",
+    "spread_s",
     "stage_costs",
 ]

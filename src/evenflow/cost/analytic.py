@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from evenflow.cost.collectives import combined_s
 from evenflow.cost.costs import Costs, LayerCost, LinkCost
-from evenflow.spec import Cluster, Model
+from evenflow.spec import Cluster, Layer, Model
 
 # AdamW reads gradient, weight and two moments and writes three of them: bytes moved for each parameter byte.
 _OPTIMIZER_TRAFFIC = 7
@@ -12,26 +13,20 @@ _BYTES_PER_FLOP = 0.01  # memory bandwidth of current accelerators and CPUs, wit
 
 
 def analytic_costs(model: Model, cluster: Cluster) -> Costs:
-    """Seconds as FLOPs / (peak x assumed efficiency); the optimizer as bytes / assumed bandwidth."""
+    """Seconds as FLOPs / (peak x assumed efficiency); the optimizer as bytes / assumed bandwidth.
+
+    What a layer's processes put together takes as long as on a ring of the device's links.
+    """
     device = cluster.device
-    rate = device.flops * device.efficiency
     bandwidth = device.flops * _BYTES_PER_FLOP
+    link = LinkCost(device.link_latency_s, device.link_bytes_per_s)
     return Costs(
         layers=tuple(
-            LayerCost(
-                forward_s=layer.forward_flops / rate,
-                backward_s=layer.backward_flops / rate,
-                input_s=(layer.backward_flops - layer.weight_flops) / rate,
-                weight_s=layer.weight_flops / rate,
-                norm_s=_NORM_TRAFFIC * layer.parameter_bytes / bandwidth,
-                optimizer_s=_OPTIMIZER_TRAFFIC * layer.parameter_bytes / bandwidth,
-                recompute_s=0.0 if layer.recomputed is None else layer.forward_flops / rate,
-            )
-            for layer in model.layers
+            _layer_cost(layer, model.tp, device.flops * device.efficiency, bandwidth, link) for layer in model.layers
         ),
         stage_forward_s=0.0,
         stage_backward_s=0.0,
-        link=LinkCost(device.link_latency_s, device.link_bytes_per_s),
+        link=link,
         reduce_s=2 * device.link_latency_s * max(cluster.devices - 1, 0),
         peak_flops=device.flops,
         origin={
@@ -41,4 +36,19 @@ def analytic_costs(model: Model, cluster: Cluster) -> Costs:
             "optimizer": "assumed",
             "memory": "analytic",
         },
+    )
+
+
+def _layer_cost(layer: Layer, tp: int, rate: float, bandwidth: float, link: LinkCost) -> LayerCost:
+    forward_s = layer.forward_flops / rate + combined_s(link, tp, layer.forward_combined)
+    weight_s, combining_s = layer.weight_flops / rate, combined_s(link, tp, layer.backward_combined)
+    backward_s = layer.backward_flops / rate + combining_s
+    return LayerCost(
+        forward_s=forward_s,
+        backward_s=backward_s,
+        input_s=(layer.backward_flops - layer.weight_flops) / rate + combining_s,
+        weight_s=weight_s,
+        norm_s=_NORM_TRAFFIC * layer.parameter_bytes / bandwidth,
+        optimizer_s=_OPTIMIZER_TRAFFIC * layer.parameter_bytes / bandwidth,
+        recompute_s=0.0 if layer.recomputed is None else forward_s,
     )

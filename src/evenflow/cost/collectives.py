@@ -1,33 +1,52 @@
-"""Seconds of collectives by latency and bandwidth: ring or tree, whichever is shorter, in a node and over the network.
+"""How long tensors take to be combined over a group of processes: over one kind of link, and over nodes of them.
 
-The counts of bytes and of steps are those of Thakur, Rabenseifner and Gropp 2005, section 4.
+A ring of n processes passes an n-th of the tensor on in each of n - 1 turns, once to add and once to spread the sums; a
+tree passes all of it, in twice log2(n) turns (Thakur, Rabenseifner and Gropp 2005, doi:10.1177/1094342005051521,
+section 4). Adding itself is taken as free.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, assert_never
+
+from evenflow.cost.costs import LinkCost
+from evenflow.spec import Combined
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"]
 
 
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """A link as collectives see it.
+def spread_s(link: LinkCost, processes: int, size: float) -> float:
+    """Seconds of a reduce-scatter or an all-gather of `size` bytes on a ring."""
+    turns = processes - 1
+    return turns * link.seconds(size / processes) if turns else 0.0
 
-    Attributes:
-        latency_s: of one message.
-        bytes_per_s: one direction, as reached rather than as printed.
-    """
 
-    latency_s: float
-    bytes_per_s: float
+def all_reduce_s(link: LinkCost, processes: int, size: float) -> float:
+    """Seconds of adding `size` bytes on a ring, the sum to be everywhere."""
+    return 2 * spread_s(link, processes, size)
+
+
+def tree_all_reduce_s(link: LinkCost, processes: int, size: float) -> float:
+    """Seconds of adding `size` bytes up a tree and down again, large messages in pieces."""
+    return 2 * (_turns(processes) * link.latency_s + size / link.bytes_per_s) if processes > 1 else 0.0
+
+
+def combined_s(link: LinkCost, processes: int, asked: Iterable[Combined]) -> float:
+    """Seconds of what the processes that share out a layer put together."""
+    return sum(
+        all_reduce_s(link, processes, own.size)
+        if own.kind == "add"
+        else spread_s(link, processes, own.size * processes)
+        for own in asked
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """Links inside a node and between nodes.
+    """Links inside a node and between nodes; collectives take ring or tree, whichever is shorter.
 
     Attributes:
         node: between two devices of a node.
@@ -35,8 +54,8 @@ class Fabric:
         node_devices: devices of a node.
     """
 
-    node: Wire
-    network: Wire
+    node: LinkCost
+    network: LinkCost
     node_devices: int
 
     def seconds(self, kind: Collective, size: float, ranks: int, stride: int = 1) -> float:
@@ -53,7 +72,7 @@ class Fabric:
         inside = max(1, min(ranks, self.node_devices // stride))
         outside = math.ceil(ranks / inside)
         if kind == "send":
-            return _one(kind, size, 2, self.node if stride < self.node_devices else self.network)
+            return (self.node if stride < self.node_devices else self.network).seconds(size)
         if kind == "all-to-all":
             return self._all_to_all(size, inside, ranks)
         near = _one(kind, size, inside, self.node)
@@ -67,19 +86,15 @@ class Fabric:
         return max(near, far) + math.log2(ranks) * slowest.latency_s
 
 
-def _one(kind: Collective, size: float, ranks: int, wire: Wire) -> float:
-    if ranks <= 1:
-        return 0.0
-    part = size / wire.bytes_per_s
-    share, depth = (ranks - 1) / ranks, math.ceil(math.log2(ranks))
+def _one(kind: Literal["all-reduce", "all-gather", "reduce-scatter"], size: float, ranks: int, link: LinkCost) -> float:
     match kind:
         case "all-reduce":
-            ring = 2 * share * part + 2 * (ranks - 1) * wire.latency_s
-            return min(ring, 2 * part + 2 * depth * wire.latency_s)
+            return min(all_reduce_s(link, ranks, size), tree_all_reduce_s(link, ranks, size))
         case "all-gather" | "reduce-scatter":
-            return share * part + min(ranks - 1, 2 * depth) * wire.latency_s
-        case "all-to-all":
-            return share * part + depth * wire.latency_s
-        case "send":
-            return part + wire.latency_s
+            apart = (ranks - 1) / ranks * size / link.bytes_per_s + 2 * _turns(ranks) * link.latency_s
+            return min(spread_s(link, ranks, size), apart)
     assert_never(kind)
+
+
+def _turns(processes: int) -> int:
+    return math.ceil(math.log2(processes))

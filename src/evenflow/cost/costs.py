@@ -58,6 +58,8 @@ class Costs:
         reduce_s: combining the gradient norm over all ranks, once a step.
         peak_flops: floating-point operations a second of one device at its best.
         origin: for each group of figures (`layers`, `halves`, `link`, `optimizer`, `memory`), where it comes from.
+        replicas: over how many gradients are added.
+        shares: how many of them share out the update: all under ZeRO 1, else 1.
     """
 
     layers: tuple[LayerCost, ...]
@@ -67,6 +69,13 @@ class Costs:
     reduce_s: float
     peak_flops: float
     origin: dict[str, Origin]
+    replicas: int = 1
+    shares: int = 1
+
+    def over(self, replicas: int, shares: int) -> Costs:
+        """These costs for several replicas, of which `shares` share out every update."""
+        layers = tuple(replace(own, optimizer_s=own.optimizer_s / shares) for own in self.layers)
+        return replace(self, layers=layers, replicas=replicas, shares=shares)
 
     def under(self, recompute: Recompute) -> Costs:
         """These costs with every layer's forward run again in its backward, where that is how to recompute.

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# fp32 training with AdamW: weight, gradient and two moments of the parameter's own size.
-STATE_COPIES = 4
+# fp32 training with AdamW: weight and gradient, and two moments of the parameter's own size.
+_MOMENTS = 2
+STATE_COPIES = 2 + _MOMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +105,41 @@ class HasLayers(Protocol):
     def layers(self) -> Sequence[LayerBytes]:
         """The layers, in order."""
 
+    @property
+    def tied_bytes(self) -> int:
+        """Of the weights that the last layer shares with the first, and are counted with that."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """The bytes of any run of layers of one model."""
+    """The bytes of any run of layers of one model.
+
+    Attributes:
+        model: the layers.
+        shares: how many replicas share out the optimizer's state (ZeRO 1); 1 where each has all of it.
+    """
 
     model: HasLayers
+    shares: int = 1
 
-    def stage(self, layers: Sequence[int]) -> StageMemory:
-        """The memory of a stage that holds `layers` (contiguous, in order; may be empty)."""
+    def stage(self, layers: Sequence[int], has_embedding: bool = False) -> StageMemory:
+        """The memory of a stage that holds `layers` (contiguous, in order; may be empty).
+
+        A head without the embedding has a copy of the weights that they share, unless `has_embedding` says that another
+        stage of its rank holds them.
+        """
         held = [self.model.layers[layer] for layer in layers]
         if not held:
             return StageMemory(0, 0, 0, 0, 0, 0, 0, 0)
         parameter_bytes = sum(layer.parameter_bytes for layer in held)
         input_bytes = self.model.layers[layers[0] - 1].output_bytes if layers[0] else 0
         is_last = layers[-1] == len(self.model.layers) - 1
+        if is_last and layers[0] and not has_embedding:
+            parameter_bytes += self.model.tied_bytes
         saved, forward_peak = _forward(held, input_bytes)
         return StageMemory(
             parameter_bytes=parameter_bytes,
-            state_bytes=STATE_COPIES * parameter_bytes,
+            state_bytes=(STATE_COPIES - _MOMENTS) * parameter_bytes - (-_MOMENTS * parameter_bytes // self.shares),
             saved_bytes=max(saved - input_bytes, 0),
             pending_bytes=sum(layer.pending_bytes for layer in held) - held[-1].kept_gradient_bytes,
             input_bytes=input_bytes,
@@ -132,9 +149,14 @@ class MemoryModel:
             **_backward_peaks(held),
         )
 
-    def stages(self, stages: Sequence[Sequence[int]]) -> tuple[StageMemory, ...]:
-        """The memory of each stage."""
-        return tuple(self.stage(layers) for layers in stages)
+    def stages(
+        self, stages: Sequence[Sequence[int]], stage_rank: Sequence[int] | None = None
+    ) -> tuple[StageMemory, ...]:
+        """The memory of each stage; `stage_rank[s]` is the rank that holds stage `s`, by default one of its own."""
+        ranks = range(len(stages)) if stage_rank is None else stage_rank
+        return tuple(
+            self.stage(layers, has_embedding=rank == ranks[0]) for layers, rank in zip(stages, ranks, strict=True)
+        )
 
 
 def _forward(held: Sequence[LayerBytes], input_bytes: int) -> tuple[int, int]:

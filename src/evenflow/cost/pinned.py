@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evenflow.cost.collectives import Fabric, Wire
+from evenflow.cost.collectives import Fabric
+from evenflow.cost.costs import LinkCost
 from evenflow.cost.roofline import Roofline
 from evenflow.spec.accelerators import Accelerator
 from evenflow.spec.architecture import Architecture
@@ -178,8 +179,8 @@ def _reduced(job: Pinned, fabric: Fabric, dense: float, experts: float, roofline
 
 def _fabric(device: Accelerator, roofline: Roofline) -> Fabric:
     return Fabric(
-        Wire(roofline.latency_s, device.node_bytes_per_s * roofline.link),
-        Wire(2 * roofline.latency_s, device.network_bytes_per_s * roofline.link),
+        LinkCost(roofline.latency_s, device.node_bytes_per_s * roofline.link),
+        LinkCost(2 * roofline.latency_s, device.network_bytes_per_s * roofline.link),
         device.node_devices,
     )
 

@@ -71,7 +71,7 @@ class Profile:
         """
         pairs = [
             ("microbatch", f"{self.micro_batch_size} x {self.seq_length}", _shape(model)),
-            ("model", self.fingerprint, model.fingerprint),
+            ("model" if model.tp == 1 else f"model at tp {model.tp}", self.fingerprint, model.fingerprint),
             ("number of processes", self.processes, cluster.devices),
             ("number of threads", self.threads, cluster.threads),
         ]

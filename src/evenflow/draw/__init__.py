@@ -1,19 +1,27 @@
 """Plans and timelines as people look at them: terminal tables, one picture, one page."""
 
+from evenflow.draw.findings import Findings, blame_text, finding_lines
 from evenflow.draw.html import report_html
 from evenflow.draw.model_tables import model_table, profile_table
+from evenflow.draw.png import timeline_png
+from evenflow.draw.report_table import report_table
 from evenflow.draw.svg import timeline_svg
 from evenflow.draw.tables import comparison_table, idle_table, plan_table, schedules_table
 from evenflow.draw.trace import timeline_trace
 
 __all__ = [
+    "Findings",
+    "blame_text",
     "comparison_table",
+    "finding_lines",
     "idle_table",
     "model_table",
     "plan_table",
     "profile_table",
     "report_html",
+    "report_table",
     "schedules_table",
+    "timeline_png",
     "timeline_svg",
     "timeline_trace",
 ]

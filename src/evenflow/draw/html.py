@@ -9,8 +9,10 @@ from string import Template
 
 from evenflow.draw.boxes import drawn_kinds, most_stages
 from evenflow.draw.curve import curve_svg
+from evenflow.draw.findings import Findings
 from evenflow.draw.island import timeline_island
 from evenflow.draw.page_tables import idle_section, memory_section, stage_section
+from evenflow.draw.page_why import advice_section, blame_section, layers_section, path_section, schedules_section
 from evenflow.draw.words import error_text, origins_text, points_text, shape_text
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
@@ -18,7 +20,13 @@ from evenflow.timeline import Figure, Timeline, compare
 from evenflow.units import format_bytes, format_count, format_percent, format_seconds
 
 
-def report_html(plan: Plan, predicted: Timeline, measured: Timeline | None, metrics: Sequence[StepMetrics]) -> str:
+def report_html(
+    plan: Plan,
+    predicted: Timeline,
+    measured: Timeline | None,
+    metrics: Sequence[StepMetrics],
+    findings: Findings | None = None,
+) -> str:
     """Draw a plan, and what came of it where it ran, as one page.
 
     Args:
@@ -26,16 +34,23 @@ def report_html(plan: Plan, predicted: Timeline, measured: Timeline | None, metr
         predicted: the step as the simulator has it.
         measured: a step as it ran, if it ran.
         metrics: the run's steps, or none.
+        findings: what a simulator found out about the step, if it was asked.
 
     Raises:
         ProgramError: the two timelines are not of the same program.
     """
     timelines = [predicted] if measured is None else [predicted, measured]
     shown = timelines[-1]
+    findings = findings or Findings()
     sections = [
+        advice_section(plan, shown, findings),
         idle_section(shown),
+        blame_section(shown),
+        path_section(shown, findings),
+        memory_section(predicted, measured, plan.memory_limit),
+        schedules_section(plan, findings),
         stage_section(plan),
-        memory_section(predicted, measured),
+        layers_section(plan),
         *([_curves(plan, metrics)] if metrics else []),
         _notes(plan),
     ]
@@ -50,7 +65,7 @@ def report_html(plan: Plan, predicted: Timeline, measured: Timeline | None, metr
         summary=escape(_summary(timelines)),
         sections="\n".join(sections),
         footer=escape(_footer(plan)),
-        data=timeline_island(timelines),
+        data=timeline_island(timelines, plan.memory_limit),
         script=_asset("report.js"),
     )
 
@@ -68,7 +83,7 @@ def _summary(timelines: Sequence[Timeline]) -> str:
 
 def page_legend(timelines: Sequence[Timeline]) -> str:
     """What the colours of the lanes mean, of those that occur."""
-    entries = [*drawn_kinds(timelines), ("idle", "idle")]
+    entries = [*drawn_kinds(timelines), ("idle", "idle"), ("path", "critical path")]
     if most_stages(timelines) > 1:
         entries.append(("bands", "first to last stage of a rank"))
     return "\n".join(
@@ -134,7 +149,6 @@ def _curves(plan: Plan, metrics: Sequence[StepMetrics]) -> str:
 def _notes(plan: Plan) -> str:
     considered = "1 plan was" if plan.search.considered == 1 else f"{plan.search.considered} plans were"
     lines = [
-        *plan.notes,
         f"where the figures come from: {origins_text(plan)}",
         f"the bound, {format_seconds(plan.bound.step_s)}, holds for every contiguous split of these layers "
         f"and every schedule; the plan's predicted step is {format_percent(plan.bound.gap)} above it",

@@ -65,8 +65,10 @@ def origins_text(plan: Plan) -> str:
 
 
 def shape_text(plan: Plan) -> str:
-    """What one step is: `local, 4 ranks, 1f1b, 16 microbatches of 1 x 128 tokens, blocks recomputed`."""
+    """What one step is: `local, 4 ranks x 2 replicas (ZeRO 1), 1f1b, 16 microbatches of 1 x 128 tokens`."""
     ranks = "1 rank" if len(plan.ranks) == 1 else f"{len(plan.ranks)} ranks"
+    if plan.axes.dp > 1:
+        ranks += f" x {plan.axes.dp} replicas" + (f" (ZeRO {plan.zero})" if plan.zero else "")
     microbatches = "1 microbatch" if plan.microbatches == 1 else f"{plan.microbatches} microbatches"
     shape = f"{plan.micro_batch_size} x {plan.seq_length} tokens"
     again = "" if plan.recompute == "none" else ", blocks recomputed"

@@ -1,6 +1,7 @@
 """Reads a program and runs one rank of it; proves that a split model equals the whole one."""
 
 from evenflow.execute.check import CheckResult, check_split
+from evenflow.execute.check_tensor_parallel import SharesResult, check_shares, refuse_dropout
 from evenflow.execute.executor import Executor, StepResult
 
-__all__ = ["CheckResult", "Executor", "StepResult", "check_split"]
+__all__ = ["CheckResult", "Executor", "SharesResult", "StepResult", "check_shares", "check_split", "refuse_dropout"]

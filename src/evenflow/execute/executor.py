@@ -20,7 +20,7 @@ from torch import Tensor
 from evenflow.errors import EvenflowError, InputError, PeerLostError, RankError, first_line
 from evenflow.execute.buffers import BufferPool
 from evenflow.execute.runner import StageRunner
-from evenflow.models import Stage
+from evenflow.models import Microbatch, Stage
 from evenflow.program import (
     Action,
     Backward,
@@ -32,6 +32,7 @@ from evenflow.program import (
     ReceiveForward,
     ReduceGrad,
     ReduceTied,
+    Reduction,
     ReleaseBackward,
     ReleaseForward,
     SendBackward,
@@ -41,9 +42,9 @@ from evenflow.program import (
     action_text,
     buffers_at_once,
 )
-from evenflow.runtime import Clock, Optimizer, Transfer, Transport, clock_of
+from evenflow.runtime import Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
 
-Tokens = Callable[[int], Tensor]
+Tokens = Callable[[int], Microbatch | Tensor]  # plain token ids are a microbatch of which all is learned
 _Do = Callable[["_Running"], None]
 _Key = tuple[int, int]  # stage and microbatch: cheaper to make and to look up than an action
 
@@ -53,13 +54,13 @@ class StepResult:
     """One step on one rank.
 
     Attributes:
-        loss: the mean loss over the step's microbatches (the same on every rank).
+        loss: the mean loss over the step's predicted tokens (the same on every rank).
         grad_norm: the global gradient norm before clipping; zero in an evaluation.
         stop: whether any rank asked to stop after this step.
         begin_s: when the rank's step before ended.
         end_s: when this one did.
         spans: start and end of each action, in the program's order.
-        losses: the loss of each microbatch, by number; empty on ranks without the last stage.
+        losses: what each microbatch adds to it, by number; empty on ranks without the last stage.
     """
 
     loss: float
@@ -78,6 +79,7 @@ class _Running:
     tokens: Tokens
     learning_rate: float
     want_stop: bool
+    draw: int | None
     norms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     losses: tuple[float, ...] = ()
     loss: float = 0.0
@@ -97,6 +99,8 @@ class Executor:
         transport: how tensors travel.
         optimizer: over this rank's parameters; None where the program is forward only.
         boundary: the shape of what crosses stages, [batch, seq, hidden].
+        reductions: how gradients are added over replicas and copies of tied weights, where the program does.
+        mesh: where this process is among those of other replicas and shards; by default there are none.
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
     """
 
@@ -109,6 +113,9 @@ class Executor:
         optimizer: Optimizer | None,
         boundary: tuple[int, ...],
         clock: Clock | None = None,
+        *,
+        reductions: Reductions | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         device = next(iter(stages.values())).device
         self.program = program
@@ -116,6 +123,9 @@ class Executor:
         self.actions = program.ranks[rank]
         self.transport = transport
         self.optimizer = optimizer
+        self.reductions = reductions
+        self._replicas = mesh.axes.dp if mesh else 1
+        self._counts_loss = mesh is None or mesh.at.tp == 0  # which all shards of a stage know
         self.runners = {
             number: StageRunner(stage, program.microbatches, not program.forward_only)
             for number, stage in stages.items()
@@ -141,24 +151,40 @@ class Executor:
         learning_rate: float = 0.0,
         want_stop: bool = False,
         shape: tuple[int, int] | None = None,
+        *,
+        predicted: int | None = None,
+        draw: int | None = None,
     ) -> StepResult:
         """Run the program once.
 
         Args:
-            tokens: the token ids [batch, seq] of a microbatch.
+            tokens: a microbatch by its number.
             learning_rate: this step's; an evaluation has none.
             want_stop: ask all ranks to stop after this step.
             shape: (batch, seq) of this step's microbatches, the same on every rank; by default that of the step before.
+            predicted: tokens that the whole global batch predicts; by default those of this pipeline, where there is
+                no other.
+            draw: what dropout is drawn from: one number of seed, step and replica, the same on every rank.
 
         Raises:
             RankError: an action failed; whatever it left is lost, so this executor runs no more.
             PeerLostError: another rank is gone.
-            InputError: a microbatch has another shape.
+            InputError: a microbatch has another shape, or no token of the step is to be learned.
         """
         if shape is not None:
             self._boundary = (*shape, self._boundary[-1])
         self.pool.reshape(self._boundary)
-        running = _Running(tokens, learning_rate, want_stop)
+        if predicted is None:
+            assert self._replicas == 1, "a replica does not know what the others predict"
+            predicted = sum(_microbatch(tokens(own)).predicted for own in range(self.program.microbatches))
+        if predicted < 1:
+            raise InputError(
+                f"all labels of the step's {self.program.microbatches} microbatches are masked, so there is nothing to "
+                "learn from; a batch with at least one label that is not -100 would do"
+            )
+        for runner in self.runners.values():
+            runner.begin_step(predicted)
+        running = _Running(tokens, learning_rate, want_stop, draw)
         evaluates = self.program.forward_only
         mark = self.clock.mark
         action: Action | None = None
@@ -199,7 +225,7 @@ class Executor:
             case Step():
                 return self._do_step
             case ReduceTied() | ReduceGrad():
-                raise AssertionError(f"{action} is not run yet; programs for one replica of untied stages have none")
+                return partial(self._do_reduce, action)
             case ReleaseForward(stage, microbatch):
                 return partial(self._release, self._sends, self._outputs, (stage, microbatch))
             case ReleaseBackward(stage, microbatch):
@@ -228,10 +254,10 @@ class Executor:
                 assert_never(action)
 
     def _do_forward(self, stage: int, microbatch: int, running: _Running) -> None:
-        hidden = self._input(stage, microbatch, running.tokens)
-        labels = self._tokens(microbatch, running.tokens) if stage == self._last_stage else None
+        batch = self._tokens(microbatch, running.tokens)
+        hidden = batch.ids if stage == 0 else self._input(stage, microbatch)
         self.clock.mark()
-        self._forward(stage, microbatch, hidden, labels)
+        self._forward(stage, microbatch, hidden, batch, running.draw)
 
     def _do_backward(self, stage: int, microbatch: int, halves: bool, running: _Running) -> None:  # noqa: ARG002 - as all
         gradient = self._output_gradient(stage, microbatch)
@@ -245,6 +271,8 @@ class Executor:
 
     def _do_norm(self, running: _Running) -> None:
         assert self.optimizer is not None, "a program that trains has an optimizer"
+        if self.reductions is not None:
+            self.reductions.finish()
         self.clock.mark()
         running.norms = self.optimizer.gradient_norms()
 
@@ -253,20 +281,25 @@ class Executor:
         self._combine(running)
         self.clock.mark()
         running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
+        if self.reductions is not None:
+            self.reductions.spread()
 
-    def _tokens(self, microbatch: int, tokens: Tokens) -> Tensor:
-        ids = tokens(microbatch)
-        if ids.shape != self._boundary[:-1]:
+    def _do_reduce(self, action: Reduction, running: _Running) -> None:  # noqa: ARG002 - as all
+        assert self.reductions is not None, "a program that reduces is given what reduces"
+        self.clock.mark()
+        self.reductions.start(action)
+
+    def _tokens(self, microbatch: int, tokens: Tokens) -> Microbatch:
+        batch = _microbatch(tokens(microbatch))
+        if batch.ids.shape != self._boundary[:-1]:
             raise InputError(
-                f"microbatch {microbatch} is {list(ids.shape)}, and this step's are {list(self._boundary[:-1])}; "
+                f"microbatch {microbatch} is {list(batch.ids.shape)}, and this step's are {list(self._boundary[:-1])}; "
                 "run_step takes another `shape`, which all ranks have to be given"
             )
-        return ids
+        return batch
 
-    def _input(self, stage: int, microbatch: int, tokens: Tokens) -> Tensor:
-        """A stage's input: token ids, what was received, or the output of the stage before on this rank."""
-        if stage == 0:
-            return self._tokens(microbatch, tokens)
+    def _input(self, stage: int, microbatch: int) -> Tensor:
+        """A later stage's input: what was received, or the output of the stage before on this rank."""
         if stage - 1 in self._here:
             return self._outputs.pop((stage - 1, microbatch))
         key = stage, microbatch
@@ -285,10 +318,12 @@ class Executor:
         transfer.wait()
         return buffer
 
-    def _forward(self, stage: int, microbatch: int, hidden: Tensor, labels: Tensor | None) -> None:
+    def _forward(self, stage: int, microbatch: int, hidden: Tensor, batch: Microbatch, draw: int | None) -> None:
         runner = self.runners[stage]
-        run = runner.evaluate if self.program.forward_only else runner.forward
-        output = run(microbatch, hidden, labels)
+        if self.program.forward_only:
+            output = runner.evaluate(microbatch, hidden, batch)
+        else:
+            output = runner.forward(microbatch, hidden, batch, draw)
         if stage < self._last_stage:
             self._outputs[stage, microbatch] = output
         if self.program.forward_only:
@@ -357,7 +392,7 @@ class Executor:
         """Sum over all ranks, in one message: the gradient norms, the last stage's loss, the wish to stop."""
         runner = self.runners.get(self._last_stage)
         running.losses = runner.take_losses() if runner else ()
-        own_loss = sum(running.losses) * (1.0 / self.program.microbatches)
+        own_loss = sum(running.losses) if self._counts_loss else 0.0
         own = torch.tensor([own_loss, float(running.want_stop)], dtype=torch.float64)
         message = torch.cat([running.norms, own])
         self.transport.sum(message)
@@ -384,3 +419,7 @@ class Executor:
             raise error
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise RankError(f"rank {self.rank} failed in {where}: {cause}") from error
+
+
+def _microbatch(given: Microbatch | Tensor) -> Microbatch:
+    return Microbatch(given) if isinstance(given, Tensor) else given

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from evenflow.models import Stage
-from evenflow.runtime import WeightGradients
+from evenflow.models import Microbatch, Stage, draw_of
+from evenflow.runtime import WeightGradients, local
 
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """One microbatch between its forward and its backward: where its gradient starts and where it ends."""
+    """One microbatch between its forward and its backward: where its gradient starts and ends, and its share."""
 
     root: GradientEdge
+    share: float
     leaf: Tensor | None
 
 
@@ -37,51 +38,66 @@ class StageRunner:
         self.weight_gradients = WeightGradients(stage) if trains else None
         queued = {id(own) for own in self.weight_gradients.parameters} if self.weight_gradients else set()
         self._plain = [own for own in stage.parameters() if own.requires_grad and id(own) not in queued]
-        self._share = 1.0 / microbatches
-        self._seed = torch.tensor(self._share, device=stage.device)
+        self._predicted = 1
         self._flights: dict[int, _Flight] = {}
         self._losses: dict[int, float] = {}
+        self._shares: dict[int, float] = {}  # of the losses, until they are taken
         # To read a loss on a GPU is to wait for all work before it, so there they are copied to the host and read last.
         on_gpu = stage.is_last and stage.device.type == "cuda"
         self._copied = torch.empty(microbatches, pin_memory=True) if on_gpu else None
 
-    def forward(self, microbatch: int, hidden: Tensor, labels: Tensor | None) -> Tensor:
+    def begin_step(self, predicted: int) -> None:
+        """Say how many tokens the whole global batch predicts: the one place where losses and gradients get a scale.
+
+        A microbatch's mean loss counts by its share in them, and so do its gradients, since they start from the loss.
+        """
+        self._predicted = predicted
+
+    def forward(self, microbatch: int, hidden: Tensor, batch: Microbatch, draw: int | None = None) -> Tensor:
         """Compute a microbatch's output.
 
         Args:
             microbatch: its number.
             hidden: token ids [batch, seq] on the first stage, hidden states [batch, seq, hidden] elsewhere.
-            labels: token ids [batch, seq] on the last stage.
+            batch: the microbatch itself.
+            draw: what the step's dropout is drawn from, the same number on every stage.
 
         Returns:
-            The output, detached: hidden states, or the loss on the last stage.
+            The output, detached: hidden states, or on the last stage the mean loss over its learned tokens.
         """
         leaf = None if self.stage.is_first else hidden.detach().requires_grad_()
-        output = self.stage(hidden if leaf is None else leaf, labels)
-        self._flights[microbatch] = _Flight(get_gradient_edge(output), leaf)
+        share = batch.predicted / self._predicted if self.stage.is_last else 0.0
+        own_draw = None if draw is None else draw_of(draw, microbatch)
+        output = self._run(hidden if leaf is None else leaf, batch, own_draw)
+        self._flights[microbatch] = _Flight(get_gradient_edge(output), share, leaf)
         detached: Tensor = output.detach().contiguous()  # as it is sent; a block may put the sequence first
-        self._note_loss(microbatch, detached)
+        self._note_loss(microbatch, detached, share)
         return detached
 
-    def evaluate(self, microbatch: int, hidden: Tensor, labels: Tensor | None) -> Tensor:
+    def evaluate(self, microbatch: int, hidden: Tensor, batch: Microbatch) -> Tensor:
         """As `forward`, but nothing is kept for a backward."""
         with torch.no_grad():
-            output: Tensor = self.stage(hidden, labels)
-        self._note_loss(microbatch, output)
+            output = self._run(hidden, batch, None)
+        self._note_loss(microbatch, output, batch.predicted / self._predicted if self.stage.is_last else 0.0)
         return output.contiguous()
+
+    def _run(self, hidden: Tensor, batch: Microbatch, draw: int | None) -> Tensor:
+        labels = batch.targets if self.stage.is_last else None
+        output: Tensor = self.stage(hidden, labels, batch.ids, batch.positions, draw)
+        return output
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """Accumulate a microbatch's weight gradients and make that of its input.
 
         Args:
             microbatch: its number.
-            gradient: that of its output; None on the last stage, whose loss counts 1 / microbatches.
+            gradient: that of its output; None on the last stage, whose loss counts its share of the tokens.
 
         Returns:
             The gradient of its input; None on the first stage.
         """
         flight = self._flights.pop(microbatch)
-        seed = self._seed if gradient is None else gradient
+        seed = torch.tensor(flight.share, device=self.stage.device) if gradient is None else gradient
         fresh = [own for own in self._plain if own.grad is None]
         torch.autograd.backward((flight.root,), (seed,))
         input_gradient = None if flight.leaf is None else flight.leaf.grad
@@ -104,20 +120,17 @@ class StageRunner:
 
     def keeps(self, microbatch: int, tensor: Tensor) -> bool:
         """Whether `weight_backward` still needs the memory of `tensor`."""
-        return self.weight_gradients is not None and self.weight_gradients.holds(microbatch, tensor)
+        return self.weight_gradients is not None and self.weight_gradients.holds(microbatch, local(tensor))
 
     def take_losses(self) -> tuple[float, ...]:
-        """The loss of each of the step's microbatches, by number, and forget them; empty but on the last stage."""
+        """What each microbatch adds to the step's loss, by number, and forget it; empty but on the last stage."""
         if self._copied is not None:
             torch.cuda.current_stream(self.stage.device).synchronize()
             self._losses = {microbatch: float(self._copied[microbatch]) for microbatch in self._losses}
-        losses = tuple(self._losses[microbatch] for microbatch in sorted(self._losses))
+        losses = tuple(self._losses[own] * self._shares[own] for own in sorted(self._losses))
         self._losses.clear()
+        self._shares.clear()
         return losses
-
-    def mean_loss(self) -> float:
-        """The mean loss over the step's microbatches, and forget them."""
-        return sum(self.take_losses()) * self._share
 
     def _separate(self, parameter: nn.Parameter, microbatch: int, *others: Tensor | None) -> None:
         """Give a first gradient memory of its own.
@@ -133,9 +146,10 @@ class StageRunner:
         ):
             parameter.grad = gradient.clone()
 
-    def _note_loss(self, microbatch: int, output: Tensor) -> None:
+    def _note_loss(self, microbatch: int, output: Tensor, share: float) -> None:
         if not self.stage.is_last:
             return
+        self._shares[microbatch] = share
         if self._copied is None:
             self._losses[microbatch] = float(output)
         else:
@@ -144,4 +158,4 @@ class StageRunner:
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return local(one).untyped_storage().data_ptr() == local(other).untyped_storage().data_ptr()

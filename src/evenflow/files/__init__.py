@@ -1,6 +1,16 @@
 """Every file we read or write: a versioned schema at the edge, plain values inside, atomic writing."""
 
-from evenflow.files.document import FORMAT_VERSION, json_text, write_json, write_text
+from evenflow.files.document import FORMAT_VERSION, json_text, sync_folder, write_bytes, write_json, write_text
+from evenflow.files.job import (
+    JobPart,
+    check_job,
+    check_settings,
+    job_schema,
+    job_settings,
+    job_text,
+    load_job,
+    merge_jobs,
+)
 from evenflow.files.metrics import (
     StepMetrics,
     append_metrics,
@@ -12,20 +22,31 @@ from evenflow.files.model import model_json
 from evenflow.files.plan import load_plan, plan_json, save_plan
 from evenflow.files.profile import load_profile, profile_json, save_profile
 from evenflow.files.ranks import RankProcess, load_ranks, save_ranks
+from evenflow.files.samples import append_samples, load_samples, truncate_samples
 from evenflow.files.timeline import StepTimelines, load_timelines, save_timelines
 
 __all__ = [
     "FORMAT_VERSION",
+    "JobPart",
     "RankProcess",
     "StepMetrics",
     "StepTimelines",
     "append_metrics",
+    "append_samples",
+    "check_job",
+    "check_settings",
+    "job_schema",
+    "job_settings",
+    "job_text",
     "json_text",
+    "load_job",
     "load_metrics",
     "load_plan",
     "load_profile",
     "load_ranks",
+    "load_samples",
     "load_timelines",
+    "merge_jobs",
     "metrics_line",
     "model_json",
     "plan_json",
@@ -34,7 +55,10 @@ __all__ = [
     "save_profile",
     "save_ranks",
     "save_timelines",
+    "sync_folder",
     "truncate_metrics",
+    "truncate_samples",
+    "write_bytes",
     "write_json",
     "write_text",
 ]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evenflow.errors import FaultError, InputError
 
-FORMAT_VERSION: Literal[3] = 3
+FORMAT_VERSION: Literal[4] = 4
 _LINE = 110
 _MOST_BYTES = 2**29  # of a file: a program of a million actions, or the metrics of a million steps, is half of it
 _PART_BYTES = 2**20
@@ -32,7 +32,7 @@ class Part(BaseModel):
 class Document(Part):
     """A whole file; the version is its first key."""
 
-    format_version: Literal[3] = FORMAT_VERSION
+    format_version: Literal[4] = FORMAT_VERSION
 
 
 def read_document(path: Path, schema: type[Read]) -> Read:
@@ -47,8 +47,8 @@ def read_document(path: Path, schema: type[Read]) -> Read:
     return checked(schema, data, str(path))
 
 
-def read_text(path: Path) -> str:
-    """A file's text.
+def read_text(path: Path, kind: str = "JSON") -> str:
+    """A file's text; `kind` is what it should be, for messages.
 
     Raises:
         InputError: it cannot be read, or is not text.
@@ -66,7 +66,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
-        raise InputError(f"{path}: is not JSON: it is not UTF-8 text") from None
+        raise InputError(f"{path}: is not {kind}: it is not UTF-8 text") from None
 
 
 def parse_json(text: str, where: str) -> object:
@@ -126,7 +126,12 @@ def write_json(path: Path, data: object, indented: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` so that a reader, or a crash, finds the old file or the new one, never a part.
+    """As `write_bytes`, of text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a reader, or a crash, finds the old file or the new one, never a part.
 
     Raises:
         InputError: the place cannot be written to.
@@ -136,15 +141,15 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with aside.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         refuse_place(path, error)
 
@@ -159,7 +164,7 @@ def refuse_place(path: Path, error: OSError) -> NoReturn:
     raise FaultError(text) from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name itself last through a crash, on file systems that can."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -180,6 +185,12 @@ def _check_version(data: object, path: Path) -> None:
 
 
 def _first_mistake(error: ValidationError, where: str) -> str:
+    key, said = mistake_of(error)
+    return f"{where}: {key + ': ' if key else ''}{said}"
+
+
+def mistake_of(error: ValidationError) -> tuple[str, str]:
+    """The key of the first mistake, and what is wrong with it."""
     mistakes = error.errors(include_url=False)
     first = mistakes[0]
     key = ".".join(map(_key_text, first["loc"]))
@@ -193,10 +204,12 @@ def _first_mistake(error: ValidationError, where: str) -> str:
             limit = first["ctx"][bound]
             shown = limit if isinstance(limit, int) else f"{limit:g}"
             said = f"should be {side} than or equal to {shown}, not {_shown(first['input'])}"
+        case "value_error":  # what one of our own validators says
+            said = str(first["ctx"]["error"])
         case _:
             said = first["msg"].removeprefix("Input ") + f", not {_shown(first['input'])}"
     more = f" (and {len(mistakes) - 1} more like it)" if len(mistakes) > 1 else ""
-    return f"{where}: {key + ': ' if key else ''}{said}{more}"
+    return key, said + more
 
 
 def _key_text(key: object) -> str:
@@ -213,7 +226,7 @@ def _shown(value: object) -> str:
         return "an object"
     if isinstance(value, list):
         return "a list"
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:37] + "..."
 
 

@@ -27,6 +27,7 @@ class StepMetrics:
         step_s: its seconds.
         idle_fraction: summed idle / (ranks x step).
         imbalance: max busy / mean busy over ranks.
+        mfu: model FLOPs over those that its devices could have done.
         peak_bytes: for each rank, the most memory it held so far.
     """
 
@@ -39,6 +40,7 @@ class StepMetrics:
     step_s: float
     idle_fraction: float
     imbalance: float
+    mfu: float
     peak_bytes: tuple[int, ...]
 
 
@@ -54,6 +56,7 @@ class MetricsPart(Part):
     step_s: Amount
     idle_fraction: Figure
     imbalance: Figure
+    mfu: Figure
     peak_bytes: list[Bytes]
 
     @classmethod

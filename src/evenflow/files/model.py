@@ -21,6 +21,7 @@ def model_json(model: Model) -> dict[str, Any]:
         "tied_embeddings": model.tied_embeddings,
         "micro_batch_size": model.micro_batch_size,
         "seq_length": model.seq_length,
+        "tp": model.tp,
         "parameters": model.parameters,
         "parameter_bytes": sum(layer.parameter_bytes for layer in model.layers),
         "forward_flops": sum(layer.forward_flops for layer in model.layers),
@@ -52,6 +53,8 @@ def _layer_json(index: int, layer: Layer) -> dict[str, Any]:
         "first_input_peak_bytes": layer.first_input_peak_bytes,
         "kept_gradient_bytes": layer.kept_gradient_bytes,
         "weight_bytes": layer.weight_bytes,
+        "forward_combined": [asdict(own) for own in layer.forward_combined],
+        "backward_combined": [asdict(own) for own in layer.backward_combined],
         "recomputed": None if layer.recomputed is None else asdict(layer.recomputed),
         "operators": [asdict(operator) for operator in layer.operators],
     }

@@ -25,7 +25,7 @@ from evenflow.files.parts import (
     StepSeconds,
     no_time,
 )
-from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan
+from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan, Zero
 from evenflow.program import AUTO, SCHEDULES, check_size, misfit, verify_plan
 from evenflow.spec import Recompute
 
@@ -198,6 +198,8 @@ class PlanDocument(Document):
     peak_flops: Rate
     notes: list[str]
     device: str = "cpu"
+    zero: Zero = 0
+    tied_bytes: Bytes = 0
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
@@ -233,6 +235,8 @@ class PlanDocument(Document):
             peak_flops=plan.peak_flops,
             notes=list(plan.notes),
             device=plan.device,
+            zero=plan.zero,
+            tied_bytes=plan.tied_bytes,
         )
 
     def value(self) -> Plan:
@@ -266,6 +270,8 @@ class PlanDocument(Document):
             costs=dict(self.costs),
             notes=tuple(self.notes),
             device=self.device,
+            zero=self.zero,
+            tied_bytes=self.tied_bytes,
         )
 
 

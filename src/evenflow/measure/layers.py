@@ -13,8 +13,25 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from evenflow.models import Stage, build_stage, draw_weights, keep_blocks, recompute_blocks
-from evenflow.runtime import Optimizer, OptimizerSettings, WeightGradients, synchronize
+from evenflow.models import (
+    Stage,
+    build_skeleton,
+    build_stage,
+    draw_weights,
+    keep_blocks,
+    recompute_blocks,
+    share_out,
+    tp_plan_of,
+)
+from evenflow.runtime import (
+    Mesh,
+    Optimizer,
+    OptimizerSettings,
+    WeightGradients,
+    local,
+    plain_part,
+    synchronize,
+)
 
 # Blocks are timed two in a row: what a single one would find in the cache, a stage's do not.
 _IN_A_ROW = 2
@@ -97,7 +114,7 @@ def time_layers(
     signatures: Sequence[str],
     shape: tuple[int, int, int],
     repeats: Repeats,
-    rank: int,
+    mesh: Mesh,
     clock: Clock,
     together: Callable[[], None],
     device: torch.device = _CPU,
@@ -112,7 +129,7 @@ def time_layers(
         signatures: for each layer, what is equal for layers that cost the same.
         shape: batch, seq and hidden size of a microbatch.
         repeats: how often.
-        rank: this rank's number.
+        mesh: this rank's place; those that share a stage time each layer together, sums included.
         clock: reads the seconds that passed for this rank.
         together: returns once all ranks are here, so that all are busy at once.
         device: where this rank computes.
@@ -124,19 +141,19 @@ def time_layers(
         signature: [layer for layer, own in enumerate(signatures) if own == signature][:_IN_A_ROW]
         for signature in signatures
     }
-    empty = _build(config, (), device)
-    timed = {signature: _build(config, row, device) for signature, row in rows.items()}
-    _time_rounds([empty, *timed.values()], config, shape, repeats, rank, clock, together, device)
+    empty = _build(config, (), mesh, device)
+    timed = {signature: _build(config, row, mesh, device) for signature, row in rows.items()}
+    _time_rounds([empty, *timed.values()], config, shape, repeats, mesh, clock, together, device)
     empty_forward, empty_backward = median(empty.forwards), median(empty.backwards)
     costs: dict[str, LayerTimes] = {}
     for signature, own in timed.items():
-        norm, update = _time_update(own.stage.named_model_parameters(), clock, together)
+        norm, update = _time_update(_parts(own.stage), clock, together)
         count = len(rows[signature])
         costs[signature] = LayerTimes(
             forward_s=max(median(own.forwards) - empty_forward, 0.0) / count,
             backward_s=max(median(own.backwards) - empty_backward, 0.0) / count,
-            input_s=max(median(own.inputs) - empty_backward, 0.0) / count,
-            weight_s=median(own.weights) / count,
+            input_s=max(median(own.inputs or own.backwards) - empty_backward, 0.0) / count,
+            weight_s=median(own.weights) / count if own.weights else 0.0,
             norm_s=norm / count,
             optimizer_s=update / count,
             recompute_s=max(median(own.recomputed) - median(own.wholes), 0.0) / count if own.stage.blocks else 0.0,
@@ -144,10 +161,24 @@ def time_layers(
     return [costs[signature] for signature in signatures], empty_forward, empty_backward
 
 
-def _build(config: PretrainedConfig, layers: Sequence[int], device: torch.device) -> _TimedStage:
-    stage = build_stage(config, layers)
+def _build(config: PretrainedConfig, layers: Sequence[int], mesh: Mesh, device: torch.device) -> _TimedStage:
+    stage = build_stage(config, layers, must_equal=False)
+    if mesh.shards is not None:
+        share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
     draw_weights(stage, seed=0)
-    return _TimedStage(stage.to(device).train(), WeightGradients(stage))
+    stage.to(device).train()
+    if stage.sharing is not None and mesh.tp is not None:
+        stage.sharing.distribute(mesh.tp)
+    return _TimedStage(stage, WeightGradients(stage))
+
+
+def _parts(stage: Stage) -> dict[str, torch.nn.Parameter]:
+    """What this rank updates of a stage: its parameters, or its plain parts of them, with their gradients."""
+    parts: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in stage.named_model_parameters().items():
+        parts[name] = plain_part(parameter)
+        parts[name].grad = None if parameter.grad is None else local(parameter.grad)
+    return parts
 
 
 def _time_rounds(
@@ -155,33 +186,44 @@ def _time_rounds(
     config: PretrainedConfig,
     shape: tuple[int, int, int],
     repeats: Repeats,
-    rank: int,
+    mesh: Mesh,
     clock: Clock,
     together: Callable[[], None],
     device: torch.device,
 ) -> None:
     """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten.
 
-    The backward takes turns too: whole, in halves, and whole with blocks recomputed.
+    The backward takes turns too: whole, in halves (which stages that are shared out do not run), and whole with blocks
+    recomputed. Ranks that share stages keep step, and end when the first of them would.
     """
     batch, seq, hidden = shape
     ids = torch.randint(0, config.get_text_config().vocab_size, (batch, seq), device=device)
     states, gradient = (torch.randn(batch, seq, hidden, device=device) for _ in range(2))
-    first = rank % len(stages)
+    first = mesh.at.pp % len(stages)
+    ways: tuple[_Way, ...] = _WAYS if mesh.shards is None else ("whole", "recomputed")
     order = [*stages[first:], *stages[:first]]
     together()
     rounds = 0
     end = time.perf_counter() + repeats.seconds
-    while rounds < len(_WAYS) * (repeats.least + _WARM_UP_ROUNDS) or time.perf_counter() < end:
-        way = _WAYS[rounds % len(_WAYS)]
+    while rounds < len(ways) * (repeats.least + _WARM_UP_ROUNDS) or _agreed(time.perf_counter() < end, mesh):
+        way = ways[rounds % len(ways)]
         for own in order:
             if way == "recomputed" and not own.stage.blocks:
                 continue
             leaf = ids if own.stage.is_first else states.detach().requires_grad_()
             moments = _time_once(own, leaf, ids, None if own.stage.is_last else gradient, way, clock)
-            if rounds >= len(_WAYS) * _WARM_UP_ROUNDS:
+            if rounds >= len(ways) * _WARM_UP_ROUNDS:
                 own.take(way, *moments)
         rounds += 1
+
+
+def _agreed(goes_on: bool, mesh: Mesh) -> bool:
+    """Whether all that share stages go on."""
+    if mesh.shards is None:
+        return goes_on
+    wanting = torch.tensor([float(goes_on)])
+    mesh.shards.add(wanting)
+    return wanting.item() == mesh.shards.size
 
 
 def _time_once(

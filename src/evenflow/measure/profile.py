@@ -38,10 +38,16 @@ def measure_profile(
     """
     if not cluster.is_local:
         raise InputError(f"only this machine can be measured, not {cluster.name}; --cluster local would do")
+    if cluster.devices % model.tp:
+        raise InputError(
+            f"{cluster.devices} processes are no whole number of groups of --tp {model.tp}; "
+            f"{cluster.devices // model.tp * model.tp or model.tp} would do"
+        )
     payload = {
         "model": source.config.to_json_string(use_diff=False),
         "ranks": cluster.devices,
         "threads": cluster.threads,
+        "tp": model.tp,
         "gpus": len(visible_gpus()) if cluster.device.is_gpu else 0,
         "has_own_cores": cluster.at_once == cluster.devices,
         "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],

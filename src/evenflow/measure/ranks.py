@@ -11,7 +11,8 @@ from evenflow.launch import Channel
 from evenflow.measure.layers import Repeats, rank_clock, time_layers, time_matmul
 from evenflow.measure.link import time_link, time_sum
 from evenflow.models import read_config
-from evenflow.runtime import carry, choose_transport, connect, rank_device, rank_devices, use_device
+from evenflow.plan import Axes
+from evenflow.runtime import carry, choose_transport, connect, make_mesh, rank_device, rank_devices, use_device
 
 _TIMEOUT_S = 300.0
 
@@ -29,6 +30,8 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     pairs = [edge for first in range(0, ranks - 1, 2) for edge in ((first, first + 1), (first + 1, first))]
     transport = carry(host, kind, rank, pairs, device, _TIMEOUT_S)
     batch, seq, hidden = payload["shape"]
+    axes = Axes(pp=ranks // payload["tp"], tp=payload["tp"])
+    mesh = make_mesh(axes, rank, (), _TIMEOUT_S, device, own_gpus=kind == "nccl")
     together = torch.zeros(1)
     clock = rank_clock(payload["threads"], payload["has_own_cores"], device)
     result: dict[str, Any] = {"kind": "result"}
@@ -45,7 +48,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             payload["signatures"],
             (batch, seq, hidden),
             Repeats(),
-            rank,
+            mesh,
             clock,
             meet,
             device,

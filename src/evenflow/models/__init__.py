@@ -1,22 +1,44 @@
 """Hugging Face causal LMs: described by tracing, built one stage at a time, their weights read and written."""
 
+from evenflow.models.anatomy import build_skeleton, count_layers
+from evenflow.models.cut import Cut
 from evenflow.models.describe import describe_model
+from evenflow.models.dropout import draw_of, dropouts
+from evenflow.models.microbatch import NOT_LEARNED, Microbatch
+from evenflow.models.read import read_weights
 from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.source import ModelSource, find_model, read_config
 from evenflow.models.stage import Stage, build_stage
-from evenflow.models.weights import draw_weights, read_weights, write_index, write_weights
+from evenflow.models.tensor_parallel import Sharing, share_out
+from evenflow.models.tied import share_tied, tied_names
+from evenflow.models.tp_plan import TpPlan, check_tensor_parallel, tp_plan_of
+from evenflow.models.weights import draw_weights, write_index, write_weights
 
 __all__ = [
+    "NOT_LEARNED",
+    "Cut",
+    "Microbatch",
     "ModelSource",
+    "Sharing",
     "Stage",
+    "TpPlan",
+    "build_skeleton",
     "build_stage",
+    "check_tensor_parallel",
+    "count_layers",
     "describe_model",
+    "draw_of",
     "draw_weights",
+    "dropouts",
     "find_model",
     "keep_blocks",
     "read_config",
     "read_weights",
     "recompute_blocks",
+    "share_out",
+    "share_tied",
+    "tied_names",
+    "tp_plan_of",
     "write_index",
     "write_weights",
 ]

@@ -7,24 +7,31 @@ same modules, shapes and settings do the same work and are traced once.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from math import prod
 
-from torch import nn
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from evenflow.errors import InputError
-from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
+from evenflow.models.anatomy import Anatomy, build_skeleton, dissect, hidden_width, part_of
+from evenflow.models.cut import Cut
 from evenflow.models.source import ModelSource
 from evenflow.models.stage import has_tied_embeddings
+from evenflow.models.tied import tied_names
+from evenflow.models.tp_plan import check_tensor_parallel, find_cuts
 from evenflow.models.trace import Trace, less, trace_layers
 from evenflow.spec import Activations, Layer, LayerKind, Model, Operator
 
 
-def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) -> Model:
-    """Trace a model at one microbatch shape.
+def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int, tp: int = 1) -> Model:
+    """Trace a model at one microbatch shape: whole, or what one of `tp` processes has of it that share every layer.
 
     Raises:
-        InputError: the model cannot be cut into layers, or cannot be traced at this shape.
+        InputError: the model cannot be cut into layers, shared out over `tp`, or traced at this shape.
     """
     config = source.config
+    check_tensor_parallel(config, tp)
     skeleton = build_skeleton(config)
     anatomy = dissect(skeleton)
     limit = getattr(config, "max_position_embeddings", None)
@@ -36,13 +43,11 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) 
     tied = has_tied_embeddings(config, skeleton)
     signatures = [_signature(skeleton, anatomy, layer) for layer in range(len(anatomy.layers))]
     kinds = [_kind(layer, len(anatomy.layers)) for layer in range(len(anatomy.layers))]
-    empty = trace_layers(config, (), micro_batch_size, seq_length)
-    traces: dict[str, Trace] = {}
+    cuts = find_cuts(skeleton, tp)
+    traces = _traces(config, signatures, (micro_batch_size, seq_length), tp)
     layers: list[Layer] = []
     counted: set[str] = set()
     for layer, signature in enumerate(signatures):
-        if signature not in traces:
-            traces[signature] = less(trace_layers(config, (layer,), micro_batch_size, seq_length), empty)
         trace = traces[signature]
         own = {name for name in anatomy.parameters if _belongs(anatomy, layer, name)} - counted
         counted |= own
@@ -53,7 +58,7 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) 
                 kind=kinds[layer],
                 signature=signature,
                 parameters=parameters,
-                parameter_bytes=4 * parameters,
+                parameter_bytes=sum(_parameter_bytes(skeleton, cuts, name) for name in own),
                 operators=tuple(
                     Operator(name, trace.forward.get(name, 0), trace.backward.get(name, 0))
                     for name in sorted(trace.forward.keys() | trace.backward.keys())
@@ -62,6 +67,8 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) 
                 output_bytes=trace.output_bytes,
                 recomputed=trace.recomputed,
                 weight_bytes=trace.weight_bytes,
+                forward_combined=trace.forward_combined,
+                backward_combined=trace.backward_combined,
                 **{name: getattr(trace.kept, name) for name in Activations.__slots__},
             )
         )
@@ -69,12 +76,37 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int) 
         name=source.name,
         architecture=type(skeleton).__name__,
         vocab_size=config.get_text_config().vocab_size,
-        hidden_size=config.get_text_config().hidden_size,
+        hidden_size=hidden_width(config, anatomy),
         tied_embeddings=tied,
         micro_batch_size=micro_batch_size,
         seq_length=seq_length,
         layers=tuple(layers),
+        tied_bytes=sum(_parameter_bytes(skeleton, cuts, name) for name in tied_names(anatomy)),
+        tp=tp,
+        whole_flops=_whole_flops(config, signatures, (micro_batch_size, seq_length)) if tp > 1 else 0,
     )
+
+
+def _traces(config: PretrainedConfig, signatures: Sequence[str], shape: tuple[int, int], tp: int) -> dict[str, Trace]:
+    """Each kind of layer, traced once."""
+    empty = trace_layers(config, (), *shape, tp)
+    first = {signature: layer for layer, signature in reversed(list(enumerate(signatures)))}
+    return {
+        signature: less(trace_layers(config, (layer,), *shape, tp), empty)
+        for signature, layer in sorted(first.items(), key=lambda item: item[1])
+    }
+
+
+def _whole_flops(config: PretrainedConfig, signatures: Sequence[str], shape: tuple[int, int]) -> int:
+    traces = _traces(config, signatures, shape, 1)
+    flops = {name: sum((*own.forward.values(), *own.backward.values())) for name, own in traces.items()}
+    return sum(flops[signature] for signature in signatures)
+
+
+def _parameter_bytes(skeleton: nn.Module, cuts: Mapping[str, Cut], name: str) -> int:
+    """Bytes of what a process has of a parameter; where it does not divide, of the largest part."""
+    shape = cuts[name].local_shape if name in cuts else skeleton.get_parameter(name).shape
+    return 4 * prod(shape)
 
 
 def _kind(layer: int, layers: int) -> LayerKind:
@@ -82,14 +114,18 @@ def _kind(layer: int, layers: int) -> LayerKind:
 
 
 def _belongs(anatomy: Anatomy, layer: int, parameter: str) -> bool:
-    return any(parameter.startswith(path + ".") for path in anatomy.layers[layer])
+    return any(parameter == path or parameter.startswith(path + ".") for path in anatomy.layers[layer])
 
 
 def _signature(model: nn.Module, anatomy: Anatomy, layer: int) -> str:
     """Equal for layers that do the same work: module types, parameter shapes and plain settings, indices aside."""
     parts: list[str] = []
     for path in anatomy.layers[layer]:
-        for name, module in model.get_submodule(path).named_modules():
+        part = part_of(model, path)
+        if isinstance(part, Tensor):
+            parts.append(f"{path.rpartition('.')[2]}:{tuple(part.shape)}")
+            continue
+        for name, module in part.named_modules():
             settings = {
                 key: value
                 for key, value in vars(module).items()

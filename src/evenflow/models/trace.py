@@ -7,25 +7,27 @@ So what counts as W, in FLOPs and bytes, is what that queue takes, and nothing h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 from weakref import WeakSet
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import PretrainedConfig, masking_utils
+from transformers import PretrainedConfig
 
 from evenflow.errors import EvenflowError, InputError, first_line
-from evenflow.models.anatomy import build_skeleton, dissect
+from evenflow.models.absent import allocate
+from evenflow.models.anatomy import build_skeleton, dissect, hidden_width, part_of
+from evenflow.models.imagined import imagined
 from evenflow.models.recompute import keep_blocks, recompute_blocks
-from evenflow.models.stage import Stage, allocate
-from evenflow.runtime import LiveBytes, WeightGradients
-from evenflow.spec import Activations
+from evenflow.models.stage import Stage
+from evenflow.models.tensor_parallel import share_out
+from evenflow.models.tp_plan import tp_plan_of
+from evenflow.runtime import ImaginedTensorGroup, LiveBytes, WeightGradients
+from evenflow.spec import Activations, Combined
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Trace:
         output_bytes: its output.
         kept: bytes where every layer keeps what its backward needs.
         recomputed: bytes where blocks run their forward again; None for a stage without blocks.
+        forward_combined: what the forward put together over tp.
+        backward_combined: what the backward did.
     """
 
     forward: dict[str, int]
@@ -49,20 +53,26 @@ class Trace:
     output_bytes: int
     kept: Activations
     recomputed: Activations | None
+    forward_combined: tuple[Combined, ...] = ()
+    backward_combined: tuple[Combined, ...] = ()
 
 
-def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, seq: int) -> Trace:
-    """Trace a stage of `layers` at a microbatch of `batch` x `seq` tokens.
+def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, seq: int, tp: int = 1) -> Trace:
+    """Trace a stage of `layers` at a microbatch of `batch` x `seq` tokens, or its part of one shared out over `tp`.
 
     Raises:
         InputError: the model cannot be traced at this shape.
     """
     try:
         skeleton = build_skeleton(config)
+        group = ImaginedTensorGroup(tp)
+        plan = tp_plan_of(skeleton) if tp > 1 else None
         stage = Stage(skeleton, dissect(skeleton), layers)
-        with FakeTensorMode(allow_non_fake_inputs=True), _unpacked_sequences():
+        if plan is not None:
+            share_out(stage, plan, group).cut()
+        with imagined():
             allocate(stage)
-            return _trace_stage(stage, (batch, seq, config.get_text_config().hidden_size))
+            return _trace_stage(stage, (batch, seq, hidden_width(config, stage.anatomy)), group)
     except EvenflowError:
         raise
     except Exception as error:  # any model may do what cannot be traced
@@ -88,12 +98,15 @@ def less(trace: Trace, empty: Trace) -> Trace:
         output_bytes=trace.output_bytes,
         kept=own(trace.kept),
         recomputed=None if trace.recomputed is None else own(trace.recomputed),
+        forward_combined=trace.forward_combined,
+        backward_combined=trace.backward_combined,
     )
 
 
-def _trace_stage(stage: Stage, shape: tuple[int, int, int]) -> Trace:
-    queue = WeightGradients(stage)
-    forward, backward, weights = _count_flops(stage, queue, shape)
+def _trace_stage(stage: Stage, shape: tuple[int, int, int], group: ImaginedTensorGroup | None = None) -> Trace:
+    queue, group = WeightGradients(stage), group or ImaginedTensorGroup(1)
+    forward, backward, weights = _count_flops(stage, queue, shape, group)
+    combined = tuple(group.asked)
     kept, output_bytes = _count_bytes(stage, queue, shape)
     recomputed = None
     if stage.blocks:
@@ -108,11 +121,13 @@ def _trace_stage(stage: Stage, shape: tuple[int, int, int]) -> Trace:
         output_bytes=output_bytes,
         kept=kept,
         recomputed=recomputed,
+        forward_combined=combined[: group.marked],
+        backward_combined=combined[group.marked :],
     )
 
 
 def _count_flops(
-    stage: Stage, queue: WeightGradients, shape: tuple[int, int, int]
+    stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], group: ImaginedTensorGroup
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """FLOPs by operator: of F, I and W.
 
@@ -121,6 +136,7 @@ def _count_flops(
     leaf, ids = _feed(shape)
     with _flop_counter() as forward:
         output = stage(ids if stage.is_first else leaf, ids)
+    group.mark()
     with _flop_counter() as backward, queue.put_off(0):
         if output.requires_grad:
             torch.autograd.backward(output, torch.ones_like(output))
@@ -221,7 +237,8 @@ class _Entry:
         self._before: WeakSet[Any] = WeakSet()
         self._known = live.alive()  # the stage's input
         paths = [path for layer in stage.layers for path in stage.anatomy.layers[layer]]
-        modules = [stage.model.get_submodule(path) for path in paths[:1]]
+        parts = [part_of(stage.model, path) for path in paths[:1]]
+        modules = [part for part in parts if isinstance(part, nn.Module)]
         self._hooks = [module.register_forward_pre_hook(self._note) for module in modules]
 
     def _note(self, *_: object) -> None:
@@ -240,7 +257,12 @@ class _Entry:
 
 
 def _flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, taught the CPU's attention kernel and the sum in place, which it does not know."""
+    """PyTorch's counter, taught what it does not know: the CPU's attention, the sum in place, a mixture's experts.
+
+    Each row of tokens is multiplied with one expert, whichever that is; a backward makes two such products.
+    """
+    experts = torch.ops.transformers.grouped_mm_fallback
+    experts_backward = torch.ops.transformers.grouped_mm_fallback_backward
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return FlopCounterMode(
@@ -250,17 +272,11 @@ def _flop_counter() -> FlopCounterMode:
             backward: lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(
                 gradient, query, key, value
             ),
+            experts: lambda rows, weight, *_, **__: 2 * rows[0] * weight[1] * weight[2],
+            experts_backward: lambda rows, weight, *_, **__: 4 * rows[0] * weight[1] * weight[2],
             torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],
         },
     )
-
-
-def _unpacked_sequences() -> AbstractContextManager[object]:
-    """Answer for the trace what fake tensors cannot: our sequences are not packed, so no mask is needed.
-
-    Without this the trace would hold a mask of seq x seq that a run never makes.
-    """
-    return patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None)
 
 
 def _by_operator(counter: FlopCounterMode) -> dict[str, int]:

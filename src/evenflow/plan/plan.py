@@ -6,20 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evenflow.cost import Costs, LayerCost, LinkCost, Origin, RankCost, StageCost, StageMemory
+from evenflow.plan.axes import Axes, Zero
 from evenflow.spec import Recompute
 
 Posting = Literal["even", "costs"]
-
-
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """Degrees of parallelism: pipeline, tensor, data, context and expert."""
-
-    pp: int = 1
-    tp: int = 1
-    dp: int = 1
-    cp: int = 1
-    ep: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +120,8 @@ class Plan:
         costs: for each group of figures, whether it was measured, analytic or assumed.
         notes: what a person should know about this plan, one line each.
         device: what each rank computes on: `cpu`, or a GPU's name.
+        zero: what replicas share out: nothing, or with 1 the optimizer's state.
+        tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
     """
 
     model: str
@@ -160,6 +152,13 @@ class Plan:
     costs: dict[str, Origin]
     notes: tuple[str, ...]
     device: str = "cpu"
+    zero: Zero = 0
+    tied_bytes: int = 0
+
+    @property
+    def tied(self) -> tuple[tuple[int, ...], ...]:
+        """The groups of stages that share weights."""
+        return tied_stages(len(self.stages), self.tied_bytes)
 
     @property
     def stage_rank(self) -> tuple[int, ...]:
@@ -187,9 +186,16 @@ class Plan:
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
             origin=self.costs,
+            replicas=self.axes.dp,
+            shares=self.axes.dp if self.zero else 1,
         )
 
     @property
     def global_batch_size(self) -> int:
         """Sequences of a step."""
         return self.micro_batch_size * self.microbatches * self.axes.dp
+
+
+def tied_stages(stages: int, tied_bytes: int) -> tuple[tuple[int, ...], ...]:
+    """The groups of stages that share weights: those of the embedding and the head, where they share any."""
+    return ((0, stages - 1),) if tied_bytes and stages > 1 else ()

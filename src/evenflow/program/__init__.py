@@ -38,6 +38,7 @@ from evenflow.program.schedules import (
     default_stage_rank,
     find_schedule,
     misfit,
+    tp_misfit,
 )
 from evenflow.program.table import Table
 from evenflow.program.text import (
@@ -115,6 +116,7 @@ __all__ = [
     "ranks_text",
     "receive_buffers",
     "stages_of",
+    "tp_misfit",
     "verify",
     "verify_plan",
 ]

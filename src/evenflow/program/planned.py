@@ -27,9 +27,11 @@ def plan_program(plan: Plan) -> Program:
         ProgramError: its order is not one of its stages and microbatches.
     """
     work = _work(plan) if plan.posting == "costs" else None
+    reduces, tied = plan.axes.dp > 1, plan.tied
     if plan.order is None:
-        return build_program(plan.schedule, plan.stage_rank, plan.microbatches, work)
-    return lower(parse_order(plan.order), plan.stage_rank, plan.microbatches, work)
+        return build_program(plan.schedule, plan.stage_rank, plan.microbatches, work, reduces=reduces, tied=tied)
+    order = parse_order(plan.order)
+    return lower(order, plan.stage_rank, plan.microbatches, work, reduces=reduces, tied=tied)
 
 
 def verify_plan(plan: Plan) -> Program:

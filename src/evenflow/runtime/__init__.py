@@ -15,13 +15,25 @@ from evenflow.runtime.host_clocks import ClockOffset, clock_offset
 from evenflow.runtime.in_memory import InMemoryNetwork, InMemoryTransport, MadeUpTransport
 from evenflow.runtime.live_bytes import LiveBytes
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
-from evenflow.runtime.optimizer import Optimizer, OptimizerSettings
+from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
+from evenflow.runtime.optimizer import MOMENTS, Optimizer, OptimizerSettings
+from evenflow.runtime.parts import differentiable, local, plain_part
+from evenflow.runtime.reductions import Reductions
 from evenflow.runtime.rendezvous import open_store
+from evenflow.runtime.row_gradients import add_row_gradients
 from evenflow.runtime.staged import StagedTransport
+from evenflow.runtime.tensor_group import (
+    ImaginedTensorGroup,
+    ProcessTensorGroup,
+    TensorGroup,
+    ThreadMeeting,
+    ThreadTensorGroup,
+)
 from evenflow.runtime.transport import AloneTransport, Transfer, Transport, connect
 from evenflow.runtime.weight_gradients import WeightGradients
 
 __all__ = [
+    "MOMENTS",
     "AloneTransport",
     "Clock",
     "ClockOffset",
@@ -29,25 +41,39 @@ __all__ = [
     "CudaMemoryMeter",
     "EdgeGroupTransport",
     "HostClock",
+    "ImaginedTensorGroup",
     "InMemoryNetwork",
     "InMemoryTransport",
     "LiveBytes",
     "MadeUpTransport",
     "MemoryMeter",
+    "Mesh",
     "Optimizer",
     "OptimizerSettings",
+    "PipelineTransport",
+    "ProcessTensorGroup",
+    "Reductions",
     "StagedTransport",
+    "TensorGroup",
+    "ThreadMeeting",
+    "ThreadTensorGroup",
     "Transfer",
     "Transport",
     "WeightGradients",
+    "add_row_gradients",
     "carry",
     "choose_transport",
     "clock_of",
     "clock_offset",
     "connect",
+    "differentiable",
     "edges_of",
+    "job_edges",
+    "local",
+    "make_mesh",
     "memory_meter",
     "open_store",
+    "plain_part",
     "rank_device",
     "rank_devices",
     "synchronize",

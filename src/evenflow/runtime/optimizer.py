@@ -2,49 +2,83 @@
 
 The norm is taken for each parameter and combined in whole-model order, so that it does not depend on which
 rank holds which parameter: every rank fills its own entries of one vector, the ranks' vectors are summed
-(x + 0 is exactly x), and each takes the norm of the same numbers in the same order.
+(x + 0 is exactly x), and each takes the norm of the same numbers in the same order. A gradient that several processes
+hold is entered by one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+from evenflow.runtime.parts import local
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_ROW = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW's settings; weight decay applies to parameters of two or more dimensions."""
+    """AdamW's settings.
+
+    Attributes:
+        beta1: how much of the first moment is kept.
+        beta2: of the second.
+        epsilon: is added to the second one's root.
+        weight_decay: a step takes this share of the weights, times the learning rate; of parameters with two or more
+            dimensions.
+        undecayed: patterns, as of file names, of parameters that are not decayed either.
+        clip_norm: gradients are scaled down to this norm of the whole model's; 0 for never.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    undecayed: tuple[str, ...] = ()
+
+    def decays(self, name: str, dimensions: int) -> bool:
+        """Whether a parameter's weights are decayed."""
+        return dimensions >= 2 and not any(fnmatchcase(name.partition("@")[0], pattern) for pattern in self.undecayed)
 
 
 class Optimizer:
     """AdamW over one rank's parameters.
 
     Args:
-        parameters: this rank's parameters by name.
+        parameters: this rank's parameters by name; `NAME@7` is a piece of one, from its number 7 on.
         all_names: every parameter's name of the whole model, in its order.
         settings: AdamW's settings.
+        uncounted: those whose gradients another process counts in the norm.
+
+    Attributes:
+        kinds: what it keeps of each parameter.
     """
 
+    kinds = MOMENTS
+
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], all_names: Sequence[str], settings: OptimizerSettings
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        all_names: Sequence[str],
+        settings: OptimizerSettings,
+        uncounted: Collection[str] = (),
     ) -> None:
         self.parameters = dict(parameters)
         self.settings = settings
-        self._slots = [(all_names.index(name), parameter) for name, parameter in self.parameters.items()]
+        self._slots = [
+            (all_names.index(name.partition("@")[0]), parameter)
+            for name, parameter in self.parameters.items()
+            if name not in uncounted
+        ]
         self._norms = len(all_names)
-        decayed = [parameter for parameter in self.parameters.values() if parameter.ndim >= 2]
-        plain = [parameter for parameter in self.parameters.values() if parameter.ndim < 2]
+        decayed = [own for name, own in self.parameters.items() if settings.decays(name, own.ndim)]
+        plain = [own for name, own in self.parameters.items() if not settings.decays(name, own.ndim)]
         groups = [(decayed, settings.weight_decay), (plain, 0.0)]
         self._adamw = torch.optim.AdamW(
             [{"params": group, "weight_decay": decay} for group, decay in groups if group],
@@ -56,16 +90,19 @@ class Optimizer:
 
     @torch.no_grad()
     def gradient_norms(self) -> Tensor:
-        """The norm of each of the whole model's gradients [parameters], in host memory; 0 where another rank has it."""
+        """The squared norm of each of the whole model's gradients [parameters], in host memory, as far as it is here.
+
+        A gradient that one process has alone counts to the bit what it is; those that lie in pieces add up.
+        """
         own = [
-            (slot, torch.linalg.vector_norm(parameter.grad))
+            (slot, _squared_norm(local(parameter.grad)))
             for slot, parameter in self._slots
             if parameter.grad is not None
         ]
         norms = torch.zeros(self._norms, dtype=torch.float64)
         if own:  # stacked where they are, so that a device is waited for once, not once a parameter
             slots, values = zip(*own, strict=True)
-            norms[list(slots)] = torch.stack(values).to("cpu", torch.float64)
+            norms.index_add_(0, torch.tensor(slots), torch.stack(values).to("cpu"))
         return norms
 
     @torch.no_grad()
@@ -73,15 +110,15 @@ class Optimizer:
         """Clip this rank's gradients, update its parameters, forget the gradients.
 
         Args:
-            norms: all ranks' gradient norms [parameters].
+            norms: the squared gradient norms [parameters], added over all processes.
             learning_rate: this step's.
 
         Returns:
             The global gradient norm before clipping.
         """
-        norm = float(torch.linalg.vector_norm(norms))
+        norm = float(torch.linalg.vector_norm(norms.sqrt()))
         factor = self.settings.clip_norm / (norm + 1e-6)
-        if factor < 1:
+        if self.settings.clip_norm and factor < 1:
             for parameter in self.parameters.values():
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
@@ -97,14 +134,31 @@ class Optimizer:
             f"{kind}/{name}": self._adamw.state[parameter][kind]
             for name, parameter in self.parameters.items()
             if parameter in self._adamw.state
-            for kind in _MOMENTS
+            for kind in MOMENTS
         }
 
     def set_moments(self, moments: Mapping[str, Tensor], step: int) -> None:
         """Take up the moments that `moments` gave after `step` steps; parameters without any start afresh."""
-        for name, parameter in self.parameters.items():
-            if f"{_MOMENTS[0]}/{name}" in moments:
-                self._adamw.state[parameter] = {
-                    "step": torch.tensor(float(step), device=parameter.device),  # where the fused kernel wants it
-                    **{kind: moments[f"{kind}/{name}"].to(parameter.device, copy=True) for kind in _MOMENTS},
-                }
+        for key, parameter in self.parameters.items():
+            name, _, begin = key.partition("@")
+            if f"{MOMENTS[0]}/{name}" not in moments:
+                continue
+            state = {"step": torch.tensor(float(step), device=parameter.device)}  # where the fused kernel wants it
+            for kind in MOMENTS:
+                whole = moments[f"{kind}/{name}"]
+                own = whole.reshape(-1)[int(begin) :][: parameter.numel()].view_as(parameter) if begin else whole
+                state[kind] = own.to(parameter.device, copy=True)
+            self._adamw.state[parameter] = state
+
+
+def _squared_norm(gradient: Tensor) -> Tensor:
+    """A gradient's squared norm in 64 bits, from those of short rows in 32.
+
+    One sum of a large gradient in 32 bits is off by some 1e-6, and by something else for each way to cut it in pieces.
+    """
+    flat = gradient.reshape(-1)
+    whole = len(flat) // _ROW * _ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1).double()
+    rest = torch.linalg.vector_norm(flat[whole:]).double()
+    squared: Tensor = rows.square().sum() + rest.square()
+    return squared

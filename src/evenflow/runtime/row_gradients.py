@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenflow.runtime.parts import like, local
+
 
 def add_rows(stage: nn.Module) -> None:
     """Have the plain embeddings of `stage` add their gradients' rows; others stay as they are."""
@@ -28,8 +30,13 @@ class _RowEmbedding(nn.Embedding):
         """As `nn.Embedding`."""
         if not torch.is_grad_enabled() or not self.weight.requires_grad:
             return super().forward(input)
-        output: Tensor = _Rows.apply(input, self.weight, self.padding_idx)  # type: ignore[no-untyped-call]  # no types
-        return output
+        return add_row_gradients(input, self.weight, self.padding_idx)
+
+
+def add_row_gradients(ids: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
+    """Rows of a table, or of this process's part of one, with a backward that adds to its gradient by itself."""
+    output: Tensor = _Rows.apply(ids, weight, padding_idx)  # type: ignore[no-untyped-call]  # no types
+    return output
 
 
 class _Rows(torch.autograd.Function):
@@ -39,7 +46,7 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
         ctx.weight, ctx.padding_idx = weight, padding_idx
         ctx.save_for_backward(ids)
-        return functional.embedding(ids, weight)
+        return functional.embedding(ids, local(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
@@ -49,10 +56,11 @@ class _Rows(torch.autograd.Function):
             gradient = gradient.masked_fill((rows == ctx.padding_idx).unsqueeze(-1), 0.0)
         weight: Tensor = ctx.weight
         if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        if weight.is_cuda:
+            weight.grad = like(torch.zeros_like(local(weight)), weight)
+        total = local(weight.grad)
+        if total.is_cuda:
             # Sorts the rows first, so that those named twice are always added in one order; `index_add_` does not.
-            weight.grad.index_put_((rows,), gradient, accumulate=True)
+            total.index_put_((rows,), gradient, accumulate=True)
         else:
-            weight.grad.index_add_(0, rows, gradient)
+            total.index_add_(0, rows, gradient)
         return None, None, None

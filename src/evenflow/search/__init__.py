@@ -8,6 +8,7 @@ from evenflow.search.order_bound import order_bound_s
 from evenflow.search.planner import check_request, make_plan
 from evenflow.search.problem import Problem, Split
 from evenflow.search.replay import Compared, compare_schedules, order_gap, plan_timeline, reschedule
+from evenflow.search.what_if import each_faster, were_faster, were_on_time
 
 __all__ = [
     "AutoSchedule",
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "check_request",
     "compare_schedules",
+    "each_faster",
     "equal_split",
     "make_auto",
     "make_plan",
@@ -27,4 +29,6 @@ __all__ = [
     "plan_work",
     "reschedule",
     "try_split",
+    "were_faster",
+    "were_on_time",
 ]

@@ -102,14 +102,30 @@ def make_auto(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware
 
 
 def find_auto(
-    stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: list[float]
+    stage_rank: tuple[int, ...],
+    microbatches: int,
+    hardware: Hardware,
+    caps: list[float],
+    reduces: bool = False,
+    tied: tuple[tuple[int, ...], ...] = (),
 ) -> AutoSchedule | Unfit:
-    """As `make_auto`, but what is closest is returned where nothing fits."""
-    _check_request(stage_rank, microbatches, hardware, caps)
-    return _Auto(stage_rank, microbatches, hardware, caps).run()
+    """As `make_auto`, but what is closest is returned where nothing fits.
+
+    Args:
+        stage_rank: as for `make_auto`, as are the next three.
+        microbatches: microbatches of the step.
+        hardware: seconds and bytes.
+        caps: bytes that each rank may hold.
+        reduces: whether gradients are added over replicas.
+        tied: groups of stages that share weights.
+    """
+    _check_request(stage_rank, microbatches, hardware, caps, len(tied))
+    return _Auto(stage_rank, microbatches, hardware, caps, reduces, tied).run()
 
 
-def _check_request(stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: Sequence[float]) -> None:
+def _check_request(
+    stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: Sequence[float], ties: int
+) -> None:
     """Once for all candidates, before anything is made from these figures."""
     ranks = max(stage_rank, default=-1) + 1
     if sorted(set(stage_rank)) != list(range(ranks)) or not stage_rank:
@@ -120,7 +136,7 @@ def _check_request(stage_rank: tuple[int, ...], microbatches: int, hardware: Har
     if microbatches < 1:
         raise InputError(f"a step of {microbatches} microbatches has nothing to do; 1 would be the least")
     check_size(len(stage_rank), microbatches)
-    check_hardware(len(stage_rank), ranks, 0, hardware)
+    check_hardware(len(stage_rank), ranks, ties, hardware)
     if len(caps) != ranks:
         raise InputError(f"caps: there are {len(caps)}; the stages are on {ranks} ranks, so {ranks} would do")
     for rank, cap in enumerate(caps):
@@ -165,7 +181,16 @@ class _Candidate:
 
 
 class _Auto:
-    def __init__(self, stage_rank: tuple[int, ...], microbatches: int, hardware: Hardware, caps: list[float]) -> None:
+    def __init__(
+        self,
+        stage_rank: tuple[int, ...],
+        microbatches: int,
+        hardware: Hardware,
+        caps: list[float],
+        reduces: bool,
+        tied: tuple[tuple[int, ...], ...],
+    ) -> None:
+        self.reduces, self.tied = reduces, tied
         self.stage_rank, self.microbatches = stage_rank, microbatches
         self.hardware, self.caps = hardware, caps
         self.work = plan_work(stage_rank, microbatches, hardware, caps)
@@ -327,7 +352,8 @@ class _Auto:
     def _lowered(self, order: Order, posting: Posting) -> Program:
         program = self.programs.get((order, posting))
         if program is None:
-            program = lower(order, self.stage_rank, self.microbatches, self.work if posting == "costs" else None)
+            work = self.work if posting == "costs" else None
+            program = lower(order, self.stage_rank, self.microbatches, work, reduces=self.reduces, tied=self.tied)
             self.programs[order, posting] = program
         return program
 

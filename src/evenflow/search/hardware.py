@@ -1,15 +1,25 @@
 """Hardware of ranks, made in one place from a plan or from a split of its layers, and the work that a schedule is for.
 
-Whatever a plan's costs learn to say (links that differ by direction, ranks of different speed) has to reach the
-simulator, the schedules and the bound alike; it does if all three ask here.
+Whatever a plan's costs learn to say (links that differ by direction, ranks of different speed, replicas) has to reach
+the simulator, the schedules and the bound alike; it does if all three ask here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
-from evenflow.plan import Plan
+from evenflow.cost import (
+    Costs,
+    LinkCost,
+    MemoryModel,
+    StageMemory,
+    all_reduce_s,
+    rank_costs,
+    spread_s,
+    stage_costs,
+)
+from evenflow.plan import Plan, tied_stages
 from evenflow.program import Work, linked_work
 from evenflow.simulate import Hardware
 
@@ -30,26 +40,66 @@ def split_hardware(
         stage_rank: the rank of each stage.
         at_once: how many ranks compute at full speed at once; by default all.
     """
+    stages, tied_bytes = memory.stages(split, stage_rank), memory.model.tied_bytes
+    ranks = list(rank_costs(costs, split, stage_rank))
+    for stage, rank in enumerate(stage_rank if costs.shares > 1 else ()):  # what each has updated goes to all of them
+        gather_s = spread_s(costs.link, costs.shares, stages[stage].parameter_bytes)
+        ranks[rank] = replace(ranks[rank], optimizer_s=ranks[rank].optimizer_s + gather_s)
     return Hardware(
         stages=stage_costs(costs, split),
-        ranks=rank_costs(costs, split, stage_rank),
+        ranks=ranks,
         links=costs.link,
-        memory=memory.stages(split),
+        memory=stages,
         reduce_s=costs.reduce_s,
+        reduce_grad_s=_reduce_grad_s(costs.link, costs.replicas, costs.shares, stages, stage_rank, tied_bytes),
+        reduce_tied_s=_reduce_tied_s(costs.link, costs.replicas, stage_rank, tied_bytes),
         at_once=at_once,
     )
 
 
 def plan_hardware(plan: Plan) -> Hardware:
     """What the simulator needs to know of a plan, from the figures that it holds."""
+    stages, replicas = [stage.memory for stage in plan.stages], plan.axes.dp
+    shares = plan.axes.dp if plan.zero else 1
     return Hardware(
         stages=[stage.cost for stage in plan.stages],
         ranks=[rank.cost for rank in plan.ranks],
         links=plan.link,
-        memory=[stage.memory for stage in plan.stages],
+        memory=stages,
         reduce_s=plan.reduce_s,
+        reduce_grad_s=_reduce_grad_s(plan.link, replicas, shares, stages, plan.stage_rank, plan.tied_bytes),
+        reduce_tied_s=_reduce_tied_s(plan.link, replicas, plan.stage_rank, plan.tied_bytes),
         at_once=plan.at_once,
     )
+
+
+def _reduce_grad_s(
+    link: LinkCost,
+    replicas: int,
+    shares: int,
+    stages: Sequence[StageMemory],
+    stage_rank: Sequence[int],
+    tied_bytes: int,
+) -> tuple[float, ...] | None:
+    """For each stage, adding its gradients over the replicas; copies of tied weights have a sum of their own."""
+    if replicas == 1:
+        return None
+    apart = stage_rank[0] != stage_rank[-1]
+    ends = (0, len(stages) - 1)
+    seconds = spread_s if shares > 1 else all_reduce_s
+    return tuple(
+        seconds(link, replicas, own.parameter_bytes - (tied_bytes if apart and stage in ends else 0))
+        for stage, own in enumerate(stages)
+    )
+
+
+def _reduce_tied_s(
+    link: LinkCost, replicas: int, stage_rank: Sequence[int], tied_bytes: int
+) -> tuple[float, ...] | None:
+    """For each group of tied stages, adding the gradients of all copies, those of every replica."""
+    groups = tied_stages(len(stage_rank), tied_bytes)
+    copies = [replicas * len({stage_rank[stage] for stage in group}) for group in groups]
+    return tuple(all_reduce_s(link, number, tied_bytes) for number in copies) if groups else None
 
 
 def plan_work(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from evenflow.cost import Costs, MemoryModel, rank_costs, stage_costs
+from evenflow.cost import Costs
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import (
     Axes,
@@ -16,6 +16,8 @@ from evenflow.plan import (
     RankPlan,
     Search,
     StagePlan,
+    Zero,
+    check_zero,
     step_bound,
 )
 from evenflow.program import check_size, order_text, stages_of
@@ -37,12 +39,14 @@ def make_plan(
     split: Split | None = None,
     stages_per_rank: int | None = None,
     recompute: Recompute = "none",
+    axes: Axes | None = None,
+    zero: Zero = 0,
 ) -> Plan:
     """Plan `model` on all devices of `cluster`.
 
     Args:
-        model: traced at the batch's microbatch shape.
-        cluster: the devices; every one becomes a pipeline rank.
+        model: traced at the batch's microbatch shape, and for the tp of the axes.
+        cluster: the devices; every one is a process.
         batch: a step's work.
         costs: seconds of each layer.
         schedule: the schedule's name, or `auto`.
@@ -50,33 +54,37 @@ def make_plan(
         split: the layers of each stage where they are given; by default they are searched for.
         stages_per_rank: how many stages each rank holds; by default as many as the schedule asks for.
         recompute: what blocks do again in their backward: nothing, or their whole forward.
+        axes: the devices on each axis; by default every one is a pipeline rank.
+        zero: what replicas share out: nothing, or with 1 the optimizer's state.
 
     Raises:
-        InputError: more stages than layers, an unknown schedule, stages that it cannot run, or an unknown way to
-            recompute.
+        InputError: more stages than layers, an unknown schedule, stages that it cannot run, an unknown way to
+            recompute or stage of ZeRO, axes of another number of devices, or a batch for other replicas.
         ImpossibleError: no split stays under the memory limit; the closest is named, and whether recomputing would do.
     """
     began = time.perf_counter()
-    check_request(model, cluster, batch, schedule, stages_per_rank)
+    axes = axes or Axes(pp=cluster.devices)
+    check_request(model, cluster, batch, schedule, stages_per_rank, axes)
     limit = memory_limit if memory_limit is not None else cluster.device.memory_bytes
     recompute = check_recompute(recompute)
     problem = Problem(
         model=model.under(recompute),
-        costs=costs.under(recompute),
+        costs=costs.under(recompute).over(axes.dp, axes.dp if check_zero(zero) else 1),
         microbatches=batch.microbatches,
         schedule=schedule,
-        stage_rank=place_stages(schedule, cluster.devices, len(model.layers), stages_per_rank),
+        stage_rank=place_stages(schedule, axes.pp, len(model.layers), stages_per_rank, axes.tp),
         limit=limit,
-        at_once=cluster.at_once,
+        at_once=max(cluster.at_once * axes.pp // axes.processes, 1),  # of the ranks of one pipeline
     )
     try:
         solution = solve(problem, split)
     except ImpossibleError as error:
         if recompute == "full" or model.under("full") == model:
             raise
-        full = replace(problem, model=model.under("full"), costs=costs.under("full"))
+        again = costs.under("full").over(problem.costs.replicas, problem.costs.shares)
+        full = replace(problem, model=model.under("full"), costs=again)
         raise ImpossibleError(f"{error}; {_if_recomputed(full, split)}") from None
-    return _assemble(model, cluster, batch, problem, recompute, solution, began)
+    return _assemble(model, cluster, batch, problem, axes, recompute, solution, began)
 
 
 def _if_recomputed(problem: Problem, split: Split | None) -> str:
@@ -93,20 +101,21 @@ def _assemble(
     cluster: Cluster,
     batch: Batch,
     problem: Problem,
+    axes: Axes,
     recompute: Recompute,
     solution: Solution,
     began: float,
 ) -> Plan:
     """The plan that a solution makes."""
     costs, step_s = problem.costs, solution.timeline.step_s
-    lower_bound = step_bound(costs, cluster.at_once, batch.microbatches)
+    lower_bound = step_bound(costs, problem.at_once, batch.microbatches)
     return Plan(
         model=model.name,
         fingerprint=model.fingerprint,
         cluster=cluster.name,
         threads=cluster.threads,
-        at_once=cluster.at_once,
-        axes=Axes(pp=cluster.devices),
+        at_once=problem.at_once,
+        axes=axes,
         schedule=problem.schedule,
         order=None if solution.order is None else order_text(solution.order),
         posting=solution.posting,
@@ -125,55 +134,64 @@ def _assemble(
         peak_flops=costs.peak_flops,
         predicted=predict(
             solution.timeline,
-            mfu=model.flops * batch.microbatches / (cluster.at_once * step_s * costs.peak_flops),
+            mfu=model.flops * batch.microbatches / (problem.at_once * axes.tp * step_s * costs.peak_flops),
             tokens=batch.tokens,
         ),
         bound=Bound(lower_bound, step_s / lower_bound - 1),
         search=Search(solution.considered, time.perf_counter() - began),
         costs=costs.origin,
-        notes=advice(model, costs, cluster.devices),
+        notes=advice(model, costs, axes.pp),
         device=cluster.device.name,
+        zero=1 if costs.shares > 1 else 0,
+        tied_bytes=model.tied_bytes,
     )
 
 
 def check_request(
-    model: Model, cluster: Cluster, batch: Batch, schedule: str, stages_per_rank: int | None = None
+    model: Model,
+    cluster: Cluster,
+    batch: Batch,
+    schedule: str,
+    stages_per_rank: int | None = None,
+    axes: Axes | None = None,
 ) -> None:
     """Refuse what no costs can mend, so that a caller need not measure first.
 
     Raises:
-        InputError: more stages than layers, an unknown schedule, stages that it cannot run, or tied embeddings on
-            different stages.
+        InputError: more stages than layers, an unknown schedule, stages that it cannot run, axes of another number of
+            devices, or a batch for other replicas.
     """
-    layers, devices = len(model.layers), cluster.devices
-    if devices > layers:
+    axes = axes or Axes(pp=cluster.devices)
+    layers, ranks = len(model.layers), axes.pp
+    if axes.processes != cluster.devices:
         raise InputError(
-            f"{devices} stages need at least {devices} layers; {model.name} has {layers}: "
+            f"{axes.pp} x {axes.dp} x {axes.tp} (pp x dp x tp) are {axes.processes} processes, and there are "
+            f"{cluster.devices} devices; as many would do"
+        )
+    if model.tp != axes.tp:
+        raise InputError(f"{model.name} is described for tp {model.tp}, and tp is {axes.tp}; the same would do")
+    if batch.replicas != axes.dp:
+        raise InputError(f"the batch is for {batch.replicas} replicas and dp is {axes.dp}; the same would do")
+    if ranks > layers:
+        raise InputError(
+            f"{ranks} stages need at least {ranks} layers; {model.name} has {layers}: "
             f"{layers} processes or fewer would do"
         )
-    check_size(len(place_stages(schedule, devices, layers, stages_per_rank)), batch.microbatches)
-    if model.tied_embeddings and devices > 1:
-        raise InputError(
-            f"{model.name} ties its embedding to its head, which would live on different stages; "
-            "one process, or tie_word_embeddings = false in its config, would work"
-        )
+    check_size(len(place_stages(schedule, ranks, layers, stages_per_rank, axes.tp)), batch.microbatches)
     if batch.microbatches < 1:
         raise InputError(f"a step of {batch.microbatches} microbatches trains nothing; 1 would be the least")
 
 
 def stage_plans(solution: Solution, problem: Problem) -> tuple[StagePlan, ...]:
     """Each stage of a solution."""
-    memory = MemoryModel(problem.model)
-    costs = stage_costs(problem.costs, solution.split)
-    return tuple(
-        StagePlan(rank, layers, cost, memory.stage(layers))
-        for rank, layers, cost in zip(problem.stage_rank, solution.split, costs, strict=True)
-    )
+    hardware = problem.hardware(solution.split)
+    columns = zip(problem.stage_rank, solution.split, hardware.stages, hardware.memory, strict=True)
+    return tuple(StagePlan(*column) for column in columns)
 
 
 def rank_plans(solution: Solution, problem: Problem) -> tuple[RankPlan, ...]:
     """Each rank of a solution."""
-    costs = rank_costs(problem.costs, solution.split, problem.stage_rank)
+    costs = problem.hardware(solution.split).ranks
     return tuple(
         RankPlan(rank, stages_of(problem.stage_rank, rank), own.busy_s, own.peak_bytes, cost)
         for rank, (own, cost) in enumerate(zip(solution.timeline.ranks, costs, strict=True))

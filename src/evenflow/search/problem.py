@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from evenflow.cost import Costs, HasLayers, MemoryModel
 from evenflow.errors import InputError
-from evenflow.program import AUTO, default_stage_rank, find_schedule, misfit
+from evenflow.plan import tied_stages
+from evenflow.program import AUTO, default_stage_rank, find_schedule, misfit, tp_misfit
 from evenflow.search.hardware import split_hardware
 from evenflow.simulate import Hardware
 
@@ -46,21 +47,42 @@ class Problem:
         return len(self.stage_rank)
 
     @property
+    def tied(self) -> tuple[tuple[int, ...], ...]:
+        """The groups of stages that share weights."""
+        return tied_stages(self.stages, self.model.tied_bytes)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether gradients are added over replicas."""
+        return self.costs.replicas > 1
+
+    @property
+    def memory(self) -> MemoryModel:
+        """The bytes of any run of its layers."""
+        return MemoryModel(self.model, self.costs.shares)
+
+    @property
     def layers(self) -> int:
         """How many layers there are."""
         return len(self.model.layers)
 
     def hardware(self, split: Split) -> Hardware:
         """What the simulator needs to know of a split."""
-        return split_hardware(self.costs, MemoryModel(self.model), split, self.stage_rank, self.at_once)
+        return split_hardware(self.costs, self.memory, split, self.stage_rank, self.at_once)
 
 
-def place_stages(schedule: str, ranks: int, layers: int, stages_per_rank: int | None = None) -> tuple[int, ...]:
+def place_stages(
+    schedule: str, ranks: int, layers: int, stages_per_rank: int | None = None, tp: int = 1
+) -> tuple[int, ...]:
     """The rank of each stage under a schedule, or `auto`.
 
     Raises:
-        InputError: no such schedule, more stages than layers, or a number of stages that the schedule cannot run.
+        InputError: no such schedule, more stages than layers, a number of stages that the schedule cannot run, or
+            stages that are shared out over `tp` processes in a way that it cannot.
     """
+    reason = tp_misfit(schedule, tp)
+    if reason is not None:
+        raise InputError(reason)
     if schedule == AUTO:
         stage_rank = default_stage_rank("zb-2p", ranks, stages_per_rank)
     else:

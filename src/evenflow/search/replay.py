@@ -31,7 +31,7 @@ def plan_timeline(plan: Plan, schedule: str | None = None, with_transfers: bool 
     Args:
         plan: the plan.
         schedule: another schedule than the plan's own.
-        with_transfers: False takes transfers and the norm's reduction as free (`schedule_bound`).
+        with_transfers: False takes transfers and reductions as free (`schedule_bound`).
 
     Raises:
         InputError, ImpossibleError: as `reschedule` does, under another schedule.
@@ -40,7 +40,7 @@ def plan_timeline(plan: Plan, schedule: str | None = None, with_transfers: bool 
         plan = reschedule(plan, schedule)
     hardware = plan_hardware(plan)
     if not with_transfers:
-        hardware = replace(hardware, links=free_transfers(), reduce_s=0.0)
+        hardware = replace(hardware, links=free_transfers(), reduce_s=0.0, reduce_grad_s=None, reduce_tied_s=None)
     return simulate(plan_program(plan), hardware)
 
 
@@ -55,13 +55,14 @@ def reschedule(plan: Plan, schedule: str, stages_per_rank: int | None = None) ->
     """
     began = time.perf_counter()
     ranks = len(plan.ranks)
+    placed = place_stages(schedule, ranks, len(plan.layers), stages_per_rank, plan.axes.tp)
     keeps = stages_per_rank is None and _can_keep(plan, schedule)
     problem = Problem(
         model=plan,
         costs=plan.layer_costs,
         microbatches=plan.microbatches,
         schedule=schedule,
-        stage_rank=plan.stage_rank if keeps else place_stages(schedule, ranks, len(plan.layers), stages_per_rank),
+        stage_rank=plan.stage_rank if keeps else placed,
         limit=plan.memory_limit,
         at_once=plan.at_once,
     )

@@ -76,7 +76,7 @@ def solve(problem: Problem, split: Split | None = None) -> Solution:
 def _solve_named(problem: Problem, split: Split | None) -> Solution:
     # Ranks that share cores hide an uneven split from the step; it is chosen as if each had its own, so that it stays
     # even whatever the system makes of the sharing, and only then predicted as it will be.
-    searched = build_program(_searched_schedule(problem), problem.stage_rank, problem.microbatches)
+    searched = _even_program(problem, _searched_schedule(problem))
     considered = 1
     if split is None:
         best, considered = find_split(problem, searched)
@@ -84,9 +84,16 @@ def _solve_named(problem: Problem, split: Split | None) -> Solution:
     hardware = problem.hardware(split)
     work = plan_work(problem.stage_rank, problem.microbatches, hardware)
     order = compute_order(problem.schedule, problem.stage_rank, problem.microbatches, work)
-    program, posting = posted_program(order, work, hardware, [problem.limit] * problem.ranks)
+    program, posting = posted_program(
+        order, work, hardware, [problem.limit] * problem.ranks, problem.reduces, problem.tied
+    )
     kept = order if SCHEDULES[problem.schedule].by_costs else None
     return Solution(split, program, kept, posting, simulate(program, hardware), considered)
+
+
+def _even_program(problem: Problem, schedule: str) -> Program:
+    """The program of a named schedule that knows no costs."""
+    return build_program(schedule, problem.stage_rank, problem.microbatches, reduces=problem.reduces, tied=problem.tied)
 
 
 def _searched_schedule(problem: Problem) -> str:
@@ -124,7 +131,9 @@ def _best_auto(problem: Problem, splits: list[Split]) -> tuple[tuple[Split, Auto
         if best is not None and bounds[own] >= best[1].step_s:
             break
         caps = [problem.limit] * problem.ranks
-        found = find_auto(problem.stage_rank, problem.microbatches, problem.hardware(own), caps)
+        found = find_auto(
+            problem.stage_rank, problem.microbatches, problem.hardware(own), caps, problem.reduces, problem.tied
+        )
         if isinstance(found, Unfit):
             closest = found if closest is None or found.over < closest.over else closest
             continue
@@ -141,7 +150,7 @@ def _one_in_flight(problem: Problem) -> Program:
     """The program that holds least, under which the split is made where nothing else fits."""
     work = even_work(problem.stage_rank, problem.microbatches)
     order = few_in_flight(work, 1, [False] * problem.stages)
-    return lower(order, problem.stage_rank, problem.microbatches)
+    return lower(order, problem.stage_rank, problem.microbatches, reduces=problem.reduces, tied=problem.tied)
 
 
 def _auto_splits(problem: Problem) -> tuple[list[Split], int]:
@@ -151,7 +160,7 @@ def _auto_splits(problem: Problem) -> tuple[list[Split], int]:
     several = problem.stages > problem.ranks
     for name in _SPLIT_UNDER_SEVERAL if several else _SPLIT_UNDER_ONE:
         if misfit(name, problem.stage_rank) is None:
-            found, simulated = find_split(problem, build_program(name, problem.stage_rank, problem.microbatches))
+            found, simulated = find_split(problem, _even_program(problem, name))
             splits.setdefault(found.split)
             considered += simulated
     return list(splits), considered

@@ -13,7 +13,6 @@ from itertools import chain, islice, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from evenflow.cost import MemoryModel
 from evenflow.plan import StageCaps, least_needs, partition
 from evenflow.program import Program, peak_forms
 from evenflow.search.candidate import Candidate, try_split
@@ -26,7 +25,7 @@ _SECOND = 400  # splits two moves away that are looked at where none at one move
 
 def find_split(problem: Problem, program: Program) -> tuple[Candidate, int]:
     """The best split found for a program, every rank on a processor of its own; and how many were simulated."""
-    memory = MemoryModel(problem.model)
+    memory = problem.memory
     start = _first_split(problem, program)
     best = try_split(start, program, problem.costs, memory)
     considered = 1
@@ -63,7 +62,7 @@ def _first_split(problem: Problem, program: Program) -> Split:
 
 def _needs(problem: Problem, program: Program) -> NDArray[np.float64]:
     """What every run of layers needs on every stage: exact, as each stage is alone on its rank."""
-    memory = MemoryModel(problem.model)
+    memory = problem.memory
     layers = problem.layers
     runs = {(i, j): memory.stage(range(i, j)) for i in range(layers) for j in range(i + 1, layers + 1)}
     needs = np.zeros((program.stages, layers + 1, layers + 1))

@@ -37,9 +37,9 @@ def simulate(program: Program, hardware: Hardware) -> Timeline:
         InputError: the hardware is not that of this program, or a figure of it is no amount.
         ProgramError: the ranks wait for each other for ever.
     """
-    _check(program, hardware)
+    check_program(program, hardware)
     costs = node_costs(program, hardware)
-    starts, ends = _node_times(program, costs, hardware)
+    starts, ends = play_nodes(program, costs, hardware)
     graph, table = program.graph, program.table
     takes_time = graph.row_node >= 0
     clock = ends[graph.row_clock]
@@ -79,13 +79,14 @@ def step_seconds(program: Program, hardware: Hardware, checked: bool = False) ->
         InputError, ProgramError: as `simulate` does.
     """
     if not checked:
-        _check(program, hardware)
-    _, ends = _node_times(program, node_costs(program, hardware), hardware)
+        check_program(program, hardware)
+    _, ends = play_nodes(program, node_costs(program, hardware), hardware)
     finished = ends[list(program.graph.last)]
     return float((finished - ends[1 : len(program.ranks) + 1]).max())
 
 
-def _check(program: Program, hardware: Hardware) -> None:
+def check_program(program: Program, hardware: Hardware) -> None:
+    """Refuse hardware that is not that of `program`."""
     check_hardware(program.stages, len(program.ranks), len(program.tied), hardware)
 
 
@@ -94,7 +95,7 @@ def free_transfers() -> LinkCost:
     return LinkCost(0.0, float("inf"))
 
 
-def _node_times(program: Program, costs: NodeCosts, hardware: Hardware) -> tuple[Floats, Floats]:
+def play_nodes(program: Program, costs: NodeCosts, hardware: Hardware) -> tuple[Floats, Floats]:
     """When each node starts, and when it ends."""
     links = hardware.links
     crowded = hardware.at_once is not None and hardware.at_once < len(program.ranks)

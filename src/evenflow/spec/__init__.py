@@ -6,6 +6,7 @@ from evenflow.spec.machine import Machine, this_machine
 from evenflow.spec.model import (
     RECOMPUTES,
     Activations,
+    Combined,
     Layer,
     LayerKind,
     Model,
@@ -19,6 +20,7 @@ __all__ = [
     "Activations",
     "Batch",
     "Cluster",
+    "Combined",
     "Device",
     "Layer",
     "LayerKind",

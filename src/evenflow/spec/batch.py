@@ -14,19 +14,34 @@ MOST_MICROBATCHES = 100_000  # a program names each of them
 class Batch:
     """One step's work: `global_batch_size` sequences of `seq_length` tokens, `micro_batch_size` at a time.
 
+    Each of the `replicas` has an equal part of the sequences.
+
     Raises:
-        InputError: a size is below one, or the microbatch does not divide the global batch.
+        InputError: a size is below one, or replicas and microbatch do not divide the global batch.
     """
 
     global_batch_size: int
     micro_batch_size: int
     seq_length: int
+    replicas: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.global_batch_size, self.micro_batch_size) < 1:
+        if min(self.global_batch_size, self.micro_batch_size, self.replicas) < 1:
             raise InputError("batch sizes start at 1")
         if self.seq_length < 2:
             raise InputError("a sequence needs at least 2 tokens: one to read and one to predict")
+        if self.global_batch_size % self.replicas:
+            raise InputError(
+                f"a global batch of {self.global_batch_size} does not divide over {self.replicas} replicas (--dp); "
+                f"{_nearest(self.global_batch_size, self.replicas)} would do"
+            )
+        own = self.global_batch_size // self.replicas
+        if own % self.micro_batch_size and self.replicas > 1:
+            raise InputError(
+                f"a global batch of {self.global_batch_size} leaves {own} sequences to each of {self.replicas} "
+                f"replicas (--dp), which do not divide into microbatches of {self.micro_batch_size}; "
+                f"{_listed(divisors(own))} would do"
+            )
         if self.global_batch_size % self.micro_batch_size:
             raise InputError(
                 f"a global batch of {self.global_batch_size} does not divide into microbatches of "
@@ -41,8 +56,8 @@ class Batch:
 
     @property
     def microbatches(self) -> int:
-        """Microbatches of one step."""
-        return self.global_batch_size // self.micro_batch_size
+        """Microbatches of one step, for each replica."""
+        return self.global_batch_size // (self.micro_batch_size * self.replicas)
 
     @property
     def tokens(self) -> int:
@@ -64,6 +79,11 @@ def default_micro_batch_size(global_batch_size: int, pipeline_ranks: int) -> int
     """
     wanted = min(global_batch_size, 4 * pipeline_ranks)
     return max(size for size in divisors(global_batch_size) if global_batch_size // size >= wanted)
+
+
+def _nearest(number: int, by: int) -> str:
+    below = number // by * by
+    return f"{below} or {below + by}" if below else f"{by}"
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -57,10 +57,24 @@ class Activations:
 
 
 @dataclass(frozen=True, slots=True)
+class Combined:
+    """Tensors of the processes that share out a layer, put together; one call for one microbatch.
+
+    Attributes:
+        kind: added up, or collected side by side.
+        size: bytes that each process brings.
+    """
+
+    kind: Literal["add", "collect"]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """The smallest thing the planner moves: the embedding, one decoder block, or norm + head + loss.
 
-    All figures are for one microbatch of the model's `micro_batch_size` x `seq_length`.
+    All figures are for one microbatch of the model's `micro_batch_size` x `seq_length`. Of a model whose tensors are
+    shared out they are one process's, but for `parameters`.
 
     Attributes:
         name: the module's path in the model (`model.layers.3`).
@@ -85,6 +99,8 @@ class Layer:
         weight_bytes: the part of `parameter_bytes` whose gradients W makes.
         recomputed: the bytes where its forward is run again in its backward; None for a layer that keeps its own,
             whatever a plan recomputes.
+        forward_combined: what its forward puts together over the processes that share it.
+        backward_combined: what its backward does, recomputation not included.
     """
 
     name: str
@@ -106,6 +122,8 @@ class Layer:
     kept_gradient_bytes: int = 0
     weight_bytes: int = 0
     recomputed: Activations | None = None
+    forward_combined: tuple[Combined, ...] = ()
+    backward_combined: tuple[Combined, ...] = ()
 
     def under(self, recompute: Recompute) -> Layer:
         """This layer with the bytes that it has under a way to recompute."""
@@ -137,6 +155,9 @@ class Model:
         micro_batch_size: sequences in the traced microbatch.
         seq_length: tokens of each sequence.
         layers: embedding first, head last.
+        tied_bytes: of the weights that the head shares with the embedding; they are counted with the embedding.
+        tp: over how many processes every layer is shared out.
+        whole_flops: of one microbatch where it is shared out: then some of what each process computes, others do too.
     """
 
     name: str
@@ -147,6 +168,9 @@ class Model:
     micro_batch_size: int
     seq_length: int
     layers: tuple[Layer, ...]
+    tied_bytes: int = 0
+    tp: int = 1
+    whole_flops: int = 0
 
     def under(self, recompute: Recompute) -> Model:
         """This model with the bytes that its layers have under a way to recompute; it stays the model it is."""
@@ -159,12 +183,16 @@ class Model:
 
     @property
     def flops(self) -> int:
-        """Forward and backward FLOPs of one microbatch."""
-        return sum(layer.forward_flops + layer.backward_flops for layer in self.layers)
+        """Forward and backward FLOPs of one microbatch, by all that share it; what they repeat counts once."""
+        return self.whole_flops or sum(layer.forward_flops + layer.backward_flops for layer in self.layers)
 
     @property
     def fingerprint(self) -> str:
         """A hash of the layers and the shape, names aside: equal models cost the same to run."""
         facts = asdict(self)
-        del facts["name"]
+        del facts["name"], facts["tied_bytes"]  # the bytes follow from the layers and from what is tied
+        if self.tp == 1:  # what there is nothing of does not change what models were called before
+            del facts["tp"], facts["whole_flops"]
+            for layer in facts["layers"]:
+                del layer["forward_combined"], layer["backward_combined"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -106,14 +106,43 @@ class _Idle:
     seconds: Floats
 
 
-def _find(timeline: Timeline) -> _Idle:
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """Why each row of the program's table began when it did, in columns; moments and lengths are seconds.
+
+    Attributes:
+        rank: whose row it is.
+        start: when it began.
+        end: when it ended.
+        before: when what stands before it on its rank had ended.
+        maker: the row on another rank that it waits for; -1 where it waits for none.
+        until: when what it waits for was made, or for a RELEASE when its peer posted the receive.
+        waited: how long it waited for that.
+        rest: what then remained until it could go on: a transfer or a reduction.
+        is_reduction: whether `rest` is a reduction.
+        overhead: what else its rank spent before it.
+    """
+
+    rank: Ints
+    start: Floats
+    end: Floats
+    before: Floats
+    maker: Ints
+    until: Floats
+    waited: Floats
+    rest: Floats
+    is_reduction: NDArray[np.bool_]
+    overhead: Floats
+
+
+def reasons(timeline: Timeline) -> Reasons:
+    """Why each action began when it did."""
     program = timeline.program
     table = program.table
     start = np.concatenate([np.array(own.starts, dtype=np.float64) for own in timeline.ranks])
     end = np.concatenate([np.array(own.ends, dtype=np.float64) for own in timeline.ranks])
     before = np.concatenate([[own.begin_s, *own.ends[:-1]] for own in timeline.ranks if own.ends])
     gap = np.maximum(start - before, 0.0)  # a simulated start may lie a float's last bits before the end before it
-    rows = np.arange(len(start))
     maker = _makers(program)
     is_step, is_norm = table.is_kind(Step), table.is_kind(Norm)
     is_release = table.is_kind(ReleaseForward, ReleaseBackward)
@@ -141,14 +170,20 @@ def _find(timeline: Timeline) -> _Idle:
     rest = np.where(is_split, span - waited, 0.0)
     overhead = taking + np.where(is_split, 0.0, span) + np.where(is_release, gap, 0.0)
     overhead = np.where(takes_time | is_release, overhead, gap + end - start)
-    causes = np.where(is_step | is_norm, _CAUSES.index("reduction"), _CAUSES.index("transfer"))
+    return Reasons(table.rank, start, end, before, maker, until, waited, rest, is_step | is_norm, overhead)
+
+
+def _find(timeline: Timeline) -> _Idle:
+    why, table = reasons(timeline), timeline.program.table
+    rows, start, end = np.arange(len(why.start)), why.start, why.end
+    causes = np.where(why.is_reduction, _CAUSES.index("reduction"), _CAUSES.index("transfer"))
     nobody = np.full_like(rows, -1)
     ends = np.unique(table.begins)[1:] - 1  # each rank's last row
     tail = np.array([own.end_s - own.ends[-1] for own in timeline.ranks if own.ends])
     parts = (
-        _Idle(rows, np.full_like(rows, _CAUSES.index("waiting")), maker, waited),
-        _Idle(rows, causes, nobody, rest),
-        _Idle(rows, np.full_like(rows, _CAUSES.index("overhead")), nobody, overhead),
+        _Idle(rows, np.full_like(rows, _CAUSES.index("waiting")), why.maker, why.waited),
+        _Idle(rows, causes, nobody, why.rest),
+        _Idle(rows, np.full_like(rows, _CAUSES.index("overhead")), nobody, why.overhead),
         _Idle(ends, np.full_like(ends, _CAUSES.index("waiting")), np.full_like(ends, ends[np.argmax(end[ends])]), tail),
     )
     columns = [np.concatenate([getattr(part, name) for part in parts]) for name in _Idle.__slots__]

@@ -2,7 +2,7 @@
 
 from evenflow.train.hosts import serve
 from evenflow.train.job import Job
-from evenflow.train.planning import follow_plan, make_batch, plan_model
+from evenflow.train.planning import choose_cluster, follow_plan, make_batch, plan_model
 from evenflow.train.progress import Progress, Silent
 from evenflow.train.reopen import saved_model_losses
 from evenflow.train.run import RunResult, train
@@ -12,6 +12,7 @@ __all__ = [
     "Progress",
     "RunResult",
     "Silent",
+    "choose_cluster",
     "follow_plan",
     "make_batch",
     "plan_model",

@@ -2,9 +2,12 @@
 
     RUN/checkpoints/step-00000060/rank-0.safetensors   weights and both moments of rank 0's parameters
                                   rank-1.safetensors
-                                  manifest.json        written last: without it the checkpoint does not count
+                                  manifest.json        all that is no tensor, and each file's size and hash
+                    partial-00000080/                  one that is being written
 
-A checkpoint is written aside and published by renaming its folder; the one before it goes only after that.
+Ranks write their shards into a fresh folder and flush them to the disk. The manifest goes in last, and then the folder
+gets its name: so what has a name is whole, or was damaged later, which its hashes tell. Nothing random is state of its
+own: samples, drawn weights and dropout are functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -12,21 +15,26 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
 from evenflow.errors import InputError
-from evenflow.files import FORMAT_VERSION, write_json
-from evenflow.models import Stage
-from evenflow.runtime import Optimizer
+from evenflow.files import sync_folder, write_json
+from evenflow.train.shards import hash_file
 
+CHECKPOINT_VERSION = 4
 _MANIFEST = "manifest.json"
+_PARTIAL = "partial-"
+_DAMAGED = "damaged-"
+_READERS = 4  # files hashed at once
+
+Setting = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +43,30 @@ class RunState:
 
     Attributes:
         model: the hash of the model's configuration.
-        step: the last step whose update is in the weights.
-        steps: the run's total, which its learning rate spans.
-        seed: of weights and order of samples.
-        global_batch_size: sequences of a step.
-        micro_batch_size: sequences of a microbatch, over which gradients add up in order.
-        seq_length: tokens of a sequence.
-        learning_rate: at its peak.
+        step: the last step whose update is in the weights; learning rate, samples and dropout follow from it.
+        tokens: trained on so far.
+        settings: those that make the run what it is, by the key of the job file.
     """
 
     model: str
     step: int
-    steps: int
-    seed: int
-    global_batch_size: int
-    micro_batch_size: int
-    seq_length: int
-    learning_rate: float
+    tokens: int
+    settings: Mapping[str, Setting]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose files are as they were written.
+
+    Attributes:
+        folder: where it lies.
+        state: what its manifest says.
+        passed_over: newer ones that are damaged, and how.
+    """
+
+    folder: Path
+    state: RunState
+    passed_over: tuple[str, ...] = ()
 
 
 # What a configuration says beside what the model computes.
@@ -68,91 +83,107 @@ def config_hash(config: PretrainedConfig) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def newest_checkpoint(run: Path) -> tuple[Path, RunState] | None:
-    """The newest complete checkpoint of a run.
+def shard_file(rank: int) -> str:
+    """The file of one rank's tensors."""
+    return f"rank-{rank}.safetensors"
+
+
+def partial_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` is being written."""
+    return run / "checkpoints" / f"{_PARTIAL}{step:08d}"
+
+
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run whose files have the hashes that its manifest says; None where there is none.
 
     Raises:
-        InputError: its manifest is not readable.
+        InputError: there are some, and all are damaged: the newest is named, and how.
     """
-    complete = sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{_MANIFEST}"))
-    if not complete:
-        return None
-    path = complete[-1] / _MANIFEST
-    try:
-        facts = json.loads(path.read_text())
-        version = facts.pop("format_version")
-        files = facts.pop("files")
-        state = RunState(**facts)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): the run cannot go on from it") from None
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path} has format_version {version}; this evenflow reads {FORMAT_VERSION}")
-    for name, size in files.items():
-        file = complete[-1] / Path(name).name
-        if not file.is_file() or file.stat().st_size != size:
-            raise InputError(f"{file} is missing or not of {size} bytes: the run cannot go on from it")
-    return complete[-1], state
-
-
-def write_shard(folder: Path, rank: int, stages: Sequence[Stage], optimizer: Optimizer) -> None:
-    """Write one rank's weights and moments."""
-    own_tensors = _own_tensors(stages)
-    tensors = {f"weight/{name}": own.detach().contiguous() for name, own in own_tensors.items()}
-    save_file({**tensors, **optimizer.moments()}, folder / f"rank-{rank}.safetensors")
-
-
-@torch.no_grad()
-def read_shards(folder: Path, step: int, stages: Sequence[Stage], optimizer: Optimizer) -> None:
-    """Take these stages' weights and moments from whichever ranks saved them.
-
-    Raises:
-        InputError: a tensor is missing or misshapen, or a file unreadable.
-    """
-    wanted = {f"weight/{name}": own for name, own in _own_tensors(stages).items()}
-    moments: dict[str, torch.Tensor] = {}
-    found: set[str] = set()
-    for file in sorted(folder.glob("rank-*.safetensors")):
+    damaged: list[str] = []
+    for folder in sorted((path.parent for path in (run / "checkpoints").glob(f"step-*/{_MANIFEST}")), reverse=True):
         try:
-            with safe_open(file, framework="pt") as reader:
-                for name in reader.keys():  # noqa: SIM118 - the reader is no dict
-                    kind, _, parameter = name.partition("/")
-                    if f"weight/{parameter}" not in wanted:
-                        continue
-                    tensor = reader.get_tensor(name)
-                    if tensor.shape != wanted[f"weight/{parameter}"].shape:
-                        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, not the model's")
-                    if kind == "weight":
-                        wanted[name].copy_(tensor)
-                        found.add(name)
-                    else:
-                        moments[name] = tensor
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} is not a readable checkpoint: {error}") from None
-    missing = wanted.keys() - found
-    if missing:
-        raise InputError(f"{folder} lacks {min(missing)} ({len(missing)} of {len(wanted)} tensors); another run's?")
-    optimizer.set_moments(moments, step)
+            state, files = _read_manifest(folder / _MANIFEST)
+            _verify(folder, files)
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        return Checkpoint(folder, state, tuple(damaged))
+    if damaged:
+        older = f", nor from {len(damaged) - 1} older ones" if len(damaged) > 1 else ""
+        raise InputError(f"{damaged[0]}: the run cannot go on from it{older}")
+    return None
 
 
-def _own_tensors(stages: Sequence[Stage]) -> dict[str, torch.Tensor]:
-    """All parameters and saved buffers of one rank, by name."""
-    return {
-        name: tensor
-        for stage in stages
-        for name, tensor in (*stage.named_model_parameters().items(), *stage.named_model_buffers().items())
-    }
+class Checkpoints:
+    """Those of a run under way: published as soon as all ranks have written their part, older ones dropped.
 
+    Args:
+        run: the run's folder.
+        ranks: how many shards make a checkpoint.
+        state: what to write beside the tensors, given the step.
+        keep_last: how many of the newest to keep.
+        keep_every: beside them, those after a multiple of so many steps.
+    """
 
-def publish(partial: Path, run: Path, state: RunState, ranks: int) -> Path:
-    """Complete a checkpoint that all ranks have written, and drop the older ones."""
-    files = {f"rank-{rank}.safetensors": (partial / f"rank-{rank}.safetensors").stat().st_size for rank in range(ranks)}
-    write_json(partial / _MANIFEST, {"format_version": FORMAT_VERSION, **asdict(state), "files": files})
-    final = run / "checkpoints" / f"step-{state.step:08d}"
-    partial.rename(final)
-    for other in (run / "checkpoints").glob("step-*"):
-        if other != final:
-            shutil.rmtree(other, ignore_errors=True)
-    return final
+    def __init__(
+        self, run: Path, ranks: int, state: Callable[[int], RunState], keep_last: int, keep_every: int | None = None
+    ) -> None:
+        self._run = run
+        self._ranks = ranks
+        self._state = state
+        self._keep_last = keep_last
+        self._keep_every = keep_every
+        self._files: dict[int, dict[int, dict[str, Any]]] = {}
+
+    def clear(self) -> None:
+        """Remove what runs before were writing when they ended."""
+        for folder in (self._run / "checkpoints").glob(f"{_PARTIAL}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def take(self, rank: int, message: Mapping[str, Any]) -> int | None:
+        """Take a rank's report of a shard on the disk; the step whose checkpoint has all of them now."""
+        step: int = message["step"]
+        files = self._files.setdefault(step, {})
+        files[rank] = message["file"]
+        return step if len(files) == self._ranks else None
+
+    def seconds(self, step: int) -> tuple[float, float]:
+        """How long the slowest rank took to write its part, and all ranks to hash theirs; until it is published."""
+        files = self._files[step].values()
+        return max(own["seconds"] for own in files), sum(own["hash_s"] for own in files)
+
+    def publish(self, step: int) -> Path:
+        """Complete a checkpoint that all ranks have written, give it its name, and drop older ones."""
+        partial = partial_folder(self._run, step)
+        state = self._state(step)
+        written = self._files.pop(step)
+        files = {written[rank]["name"]: _file_facts(written[rank]) for rank in sorted(written)}
+        manifest = {
+            "format_version": CHECKPOINT_VERSION,
+            "model": state.model,
+            "step": state.step,
+            "tokens": state.tokens,
+            "settings": dict(state.settings),
+            "files": files,
+        }
+        write_json(partial / _MANIFEST, manifest)
+        final = self._run / "checkpoints" / f"step-{step:08d}"
+        if final.exists():  # a run goes on from its newest whole one, so this one is damaged
+            final.rename(_free_name(final.with_name(f"{_DAMAGED}{step:08d}")))
+        partial.rename(final)
+        sync_folder(final.parent)
+        self._drop_older(final)
+        return final
+
+    def _drop_older(self, newest: Path) -> None:
+        found = sorted(path for path in newest.parent.glob("step-*") if _step_of(path) is not None)
+        for folder in found[: -self._keep_last]:
+            step = _step_of(folder)
+            if folder == newest or (self._keep_every and step is not None and step % self._keep_every == 0):
+                continue
+            with suppress(OSError):
+                (folder / _MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not count
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path) -> None:
@@ -163,18 +194,71 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
     """
     if state.model != wanted.model:
         raise InputError(f"{out} was run with another model: its configuration differs from the one given")
-    options: Sequence[tuple[str, object, object]] = (
-        ("--seed", state.seed, wanted.seed),
-        ("--global-batch-size", state.global_batch_size, wanted.global_batch_size),
-        ("--micro-batch-size", state.micro_batch_size, wanted.micro_batch_size),
-        ("--seq-length", state.seq_length, wanted.seq_length),
-        ("--lr", state.learning_rate, wanted.learning_rate),
-        ("--steps", state.steps, wanted.steps),
-    )
-    for option, had, has in options:
+    for key, has in wanted.settings.items():
+        had = state.settings.get(key)
         if had != has:
-            raise InputError(f"{out} was run with {option} {had}, not {has}; {option} {had} goes on with it")
-    if state.step >= state.steps:
-        raise InputError(f"{out} has done all its {state.steps} steps; a new --out would start another run")
+            option = f"--{key.replace('_', '-')}"
+            advice = f"{option} {had} goes on with it" if had is not None else f"without {option} it goes on"
+            raise InputError(f"{out} was run with {option} {had}, not {has}; {advice}")
+    steps = wanted.settings["steps"]
+    if state.step >= int(steps or 0):
+        raise InputError(f"{out} has done all its {steps} steps; a new --out would start another run")
     if last_step <= state.step:
-        raise InputError(f"{out} has done step {state.step}: --stop-at {state.step + 1} to {state.steps} would go on")
+        raise InputError(f"{out} has done step {state.step}: --stop-at {state.step + 1} to {steps} would go on")
+
+
+def _file_facts(written: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bytes": written["size"], "xxh3": written["xxh3"]}
+
+
+def _read_manifest(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:
+    try:
+        facts = json.loads(path.read_text())
+        version = facts["format_version"]
+        if version != CHECKPOINT_VERSION:
+            raise InputError(f"{path} has format_version {version}; this evenflow reads {CHECKPOINT_VERSION}")
+        state = RunState(facts["model"], int(facts["step"]), int(facts["tokens"]), dict(facts["settings"]))
+        files = {str(name): {"bytes": int(own["bytes"]), "xxh3": own["xxh3"]} for name, own in facts["files"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r})") from None
+    return state, files
+
+
+def _verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Hold a checkpoint's files against its manifest, sizes first.
+
+    Raises:
+        InputError: which file, and what is wrong with it.
+    """
+    for name, facts in files.items():
+        file = folder / Path(name).name
+        if not file.is_file() or file.stat().st_size != facts["bytes"]:
+            raise InputError(f"{file} is missing or not of {facts['bytes']} bytes")
+    extra = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in files)
+    if extra:  # its reader takes every shard that lies there
+        raise InputError(f"{folder / extra[0]} is not in the manifest")
+    with ThreadPoolExecutor(_READERS) as pool:
+        for name, found in zip(files, pool.map(_hash_of, (folder / Path(name).name for name in files)), strict=True):
+            if found != files[name]["xxh3"]:
+                raise InputError(
+                    f"{folder / name} is damaged: its hash is {found}, it was written as {files[name]['xxh3']}"
+                )
+
+
+def _hash_of(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _step_of(folder: Path) -> int | None:
+    digits = folder.name.partition("-")[2]
+    return int(digits) if digits.isdecimal() else None
+
+
+def _free_name(path: Path) -> Path:
+    names: Iterator[Path] = (
+        path if number == 1 else path.with_name(f"{path.name}-{number}") for number in range(1, 10**6)
+    )
+    return next(name for name in names if not name.exists())

@@ -114,7 +114,7 @@ def check_ranks(started: int | None, job: Job, planned: int | None = None) -> No
     """
     for what, number in (
         (f"--processes is {job.processes}", job.processes),
-        (f"{job.plan} has {planned} ranks", planned),
+        (f"{job.plan} is for {planned} processes", planned),
     ):
         if started is not None and number is not None and number != started:
             raise InputError(

@@ -8,9 +8,10 @@ from evenflow.cost import Costs, Profile, analytic_costs
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.files import load_plan
 from evenflow.models import ModelSource, describe_model
-from evenflow.plan import Plan
+from evenflow.plan import Axes, Plan, Zero, choose_axes
+from evenflow.program import tp_misfit
 from evenflow.search import make_plan
-from evenflow.spec import Batch, Cluster, Model, Recompute
+from evenflow.spec import Batch, Cluster, Model, Recompute, parse_cluster
 from evenflow.spec.batch import default_micro_batch_size
 from evenflow.spec.cluster import local_cluster
 from evenflow.train.job import Job
@@ -20,14 +21,30 @@ DEFAULT_SCHEDULE = "1f1b"
 DEFAULT_RECOMPUTE: Recompute = "none"
 
 
-def make_batch(global_batch_size: int, micro_batch_size: int | None, seq_length: int, pipeline_ranks: int) -> Batch:
+def choose_cluster(
+    text: str, pp: int | None, tp: int | None, dp: int | None, threads: int | None = None
+) -> tuple[Cluster, Axes]:
+    """The devices that a plan is for, and the axes over them; on this machine as many as the axes ask for.
+
+    Raises:
+        InputError: there is no such cluster, or it does not have the devices.
+    """
+    whole = parse_cluster(text, None, threads)
+    others = (tp or 1) * (dp or 1)
+    here = (pp or max(whole.devices // others, 1)) * others if whole.is_local else whole.devices
+    axes = choose_axes(here, pp, tp, dp)
+    return parse_cluster(text, axes.processes, threads), axes
+
+
+def make_batch(global_batch_size: int, micro_batch_size: int | None, seq_length: int, axes: Axes) -> Batch:
     """The batch, its microbatch chosen where it is not given."""
     if global_batch_size < 1:
         raise InputError(f"--global-batch-size {global_batch_size} trains nothing; 1 would be the least")
     return Batch(
         global_batch_size,
-        micro_batch_size or default_micro_batch_size(global_batch_size, pipeline_ranks),
+        micro_batch_size or default_micro_batch_size(max(global_batch_size // axes.dp, 1), axes.pp),
         seq_length,
+        axes.dp,
     )
 
 
@@ -40,6 +57,8 @@ def plan_model(
     profile: Profile | None = None,
     stages_per_rank: int | None = None,
     recompute: Recompute | None = None,
+    axes: Axes | None = None,
+    zero: Zero = 0,
 ) -> tuple[Model, Plan, Costs]:
     """Describe the model and plan it: from a profile where there is one, else from FLOPs.
 
@@ -47,7 +66,7 @@ def plan_model(
         InputError: the profile is for something else.
         ImpossibleError: nothing fits.
     """
-    model = describe_model(source, batch.micro_batch_size, batch.seq_length)
+    model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp if axes else 1)
     if profile is not None:
         profile.check_fits(model, cluster)
     costs = profile.costs() if profile is not None else analytic_costs(model, cluster)
@@ -60,6 +79,8 @@ def plan_model(
         memory_limit,
         stages_per_rank=stages_per_rank,
         recompute=recompute or DEFAULT_RECOMPUTE,
+        axes=axes,
+        zero=zero,
     )
     return model, plan, costs
 
@@ -71,7 +92,7 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
         InputError: the plan is for another model or shape, or for axes that are not run here.
     """
     plan = load_plan(path)
-    model = describe_model(source, plan.micro_batch_size, plan.seq_length)
+    model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp)
     if model.fingerprint != plan.fingerprint:
         raise InputError(
             f"{path} is a plan for {plan.model} ({len(plan.layer_names)} layers, fingerprint {plan.fingerprint}), "
@@ -82,10 +103,21 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
     own = local_cluster().device.name
     if plan.device != own:
         raise InputError(f"{path} is a plan for {plan.device}; the ranks of this machine compute on {own}")
-    axes = plan.axes
-    if (axes.tp, axes.dp, axes.cp, axes.ep) != (1, 1, 1, 1):
-        raise InputError(f"{path} uses more than the pp axis, which train does not run yet; a plan with pp alone would")
+    check_axes(plan.axes, str(path))
+    reason = tp_misfit(plan.schedule, plan.axes.tp)
+    if reason is not None:
+        raise InputError(f"{path}: {reason}")
     return model, plan
+
+
+def check_axes(axes: Axes, whose: str) -> None:
+    """Refuse axes that are not run here.
+
+    Raises:
+        InputError: which.
+    """
+    if (axes.cp, axes.ep) != (1, 1):
+        raise InputError(f"{whose} has cp {axes.cp} and ep {axes.ep}; train runs pp, tp and dp, so 1 for both would do")
 
 
 def _stages_per_rank(plan: Plan) -> int | float:
@@ -100,7 +132,11 @@ def check_agrees(plan: Plan, job: Job) -> None:
         InputError: which setting, and both values.
     """
     settings = (
-        ("--processes", job.processes, len(plan.ranks)),
+        ("--processes", job.processes, plan.axes.processes),
+        ("--pp", job.pp, plan.axes.pp),
+        ("--tp", job.tp, plan.axes.tp),
+        ("--dp", job.dp, plan.axes.dp),
+        ("--zero", job.zero, plan.zero),
         ("--threads", job.threads, plan.threads),
         ("--schedule", job.schedule, plan.schedule),
         ("--recompute", job.recompute, plan.recompute),

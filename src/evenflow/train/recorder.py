@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evenflow.files import StepMetrics, append_metrics
-from evenflow.plan import Plan
+from evenflow.files import StepMetrics, append_metrics, append_samples
+from evenflow.plan import Coordinates, Plan
 from evenflow.program import Program
 from evenflow.runtime import ClockOffset
 from evenflow.timeline import RankTimeline, Timeline
@@ -58,6 +59,7 @@ class Recorder:
         plan: the plan that runs.
         program: its program.
         metrics_path: where a line for each step is appended.
+        samples_path: where its samples are.
         metrics: all steps so far, those before a resume included.
         done_before: how many of them that is.
     """
@@ -65,6 +67,7 @@ class Recorder:
     plan: Plan
     program: Program
     metrics_path: Path
+    samples_path: Path
     metrics: list[StepMetrics] = field(default_factory=list)
     done_before: int = 0
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
@@ -80,7 +83,7 @@ class Recorder:
         step: int = report["step"]
         reports = self._reports.setdefault(step, {})
         reports[rank] = report
-        if len(reports) < len(self.plan.ranks):
+        if len(reports) < self.plan.axes.processes:
             return None
         del self._reports[step]
         timeline = self._timeline(reports)
@@ -100,8 +103,11 @@ class Recorder:
             step_s=timeline.step_s,
             idle_fraction=timeline.idle_fraction,
             imbalance=timeline.imbalance,
+            mfu=self.plan.predicted.mfu * self.plan.predicted.step_s / timeline.step_s,
             peak_bytes=tuple(own.peak_bytes for own in timeline.ranks),
         )
+        samples = [sample for own in sorted(reports) for sample in reports[own].get("samples", ())]
+        append_samples(self.samples_path, step, samples)
         append_metrics(self.metrics_path, metrics)
         self.metrics.append(metrics)
         return metrics
@@ -123,14 +129,26 @@ class Recorder:
             tokens_per_s=median(step.tokens_per_s for step in settled),
             idle_fraction=median(step.idle_fraction for step in settled),
             imbalance=median(step.imbalance for step in settled),
+            mfu=median(step.mfu for step in settled),
         )
 
     def _timeline(self, reports: dict[int, dict[str, Any]]) -> Timeline:
-        """A step on rank 0's clock, the earliest begin taken as zero."""
+        """The step of the pipeline that took longest; the memory of each rank is the most of all pipelines'."""
+        axes = self.plan.axes
+        places = [Coordinates(0, dp, tp) for dp in range(axes.dp) for tp in range(axes.tp)]
+        pipelines = [self._pipeline(axes.pipeline(at), reports) for at in places]
+        slowest = max(pipelines, key=lambda own: own.step_s)
+        peaks = [max(own.ranks[rank].peak_bytes for own in pipelines) for rank in range(axes.pp)]
+        ranks = zip(slowest.ranks, peaks, strict=True)
+        return replace(slowest, ranks=tuple(replace(own, peak_bytes=peak) for own, peak in ranks))
+
+    def _pipeline(self, processes: Sequence[int], all_reports: dict[int, dict[str, Any]]) -> Timeline:
+        """One pipeline's step on the clock of process 0, the earliest begin taken as zero."""
+        reports = {process: all_reports[process] for process in processes}
         clocks = {rank: _Correction(tuple(self._clocks.get(rank, ()))) for rank in reports}
         zero = min(clocks[rank].correct(report["begin"]) for rank, report in reports.items())
         errors = sorted(clock.error_s for clock in clocks.values())
-        ranks = tuple(self._rank(rank, reports[rank], clocks[rank], zero) for rank in sorted(reports))
+        ranks = tuple(self._rank(rank, reports[own], clocks[own], zero) for rank, own in enumerate(processes))
         return Timeline("measured", self.program, ranks, clock_error_s=sum(errors[-2:]))
 
     def _rank(self, rank: int, report: dict[str, Any], clock: _Correction, zero: float) -> RankTimeline:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 
 from evenflow.draw import report_html
-from evenflow.errors import InputError, StoppedError
-from evenflow.execute import check_split
+from evenflow.errors import FaultError, InputError, StoppedError
+from evenflow.execute import check_shares, check_split, refuse_dropout
 from evenflow.files import (
     RankProcess,
     StepMetrics,
@@ -20,34 +21,48 @@ from evenflow.files import (
     save_ranks,
     save_timelines,
     truncate_metrics,
+    truncate_samples,
     write_text,
 )
 from evenflow.launch import Group, Launcher, ThisHost, notice_torchrun, shared_server
 from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, describe_model, find_model
-from evenflow.plan import Plan
+from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, make_plan, plan_program, plan_timeline
 from evenflow.spec import Batch, Cluster, Model
 from evenflow.spec.cluster import CPU
 from evenflow.spec.gpus import visible_gpus
 from evenflow.timeline import Comparison, Timeline, compare
-from evenflow.train.checkpoint import RunState, check_resumable, config_hash, newest_checkpoint, publish
+from evenflow.train.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    RunState,
+    check_resumable,
+    config_hash,
+    newest_checkpoint,
+)
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
-from evenflow.train.job import Job
-from evenflow.train.planning import DEFAULT_RECOMPUTE, DEFAULT_SCHEDULE, check_agrees, follow_plan, make_batch
-from evenflow.train.prepare import PreparedText, prepare_text, reopen_text
+from evenflow.train.job import Job, lasting_settings
+from evenflow.train.planning import (
+    DEFAULT_RECOMPUTE,
+    DEFAULT_SCHEDULE,
+    check_agrees,
+    check_axes,
+    follow_plan,
+    make_batch,
+)
+from evenflow.train.prepare import PreparedText, open_corpus, prepare_text, reopen_text
 from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
 from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
-from evenflow.train.text import read_documents
+from evenflow.train.trackers import tracked
 
 _GLOBAL_BATCH_SIZE = 16
 _SEQ_LENGTH = 256
-# Names of what is being written: nothing in a run's folder has its own name before it is whole.
+# The name of what is being written: nothing in a run's folder has its own name before it is whole.
 _PARTIAL_MODEL = "model.partial"
-_PARTIAL_STATE = "checkpoints/partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,7 @@ def train(job: Job, progress: Progress | None = None) -> RunResult:
         FaultError: a rank failed or died; the others were ended.
         StoppedError: a signal stopped the run after a step; everything was saved first.
     """
-    progress = progress or Silent()
+    progress = tracked(job, progress or Silent())
     torchrun = notice_torchrun(os.environ)
     if torchrun is not None and not torchrun.leads:
         raise InputError(
@@ -111,7 +126,7 @@ class _Prepared:
     model: Model
     plan: Plan
     text: PreparedText
-    checkpoint: tuple[Path, RunState] | None
+    checkpoint: Checkpoint | None
 
 
 def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher) -> RunResult:
@@ -127,7 +142,8 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
         save_plan(ready.plan, job.out / "plan.json")
         progress.planned(ready.plan, ready.model)
         recorder = _recorder(job, ready)
-        shards = _run_ranks(job, ready, recorder, folder, progress, signals, launcher)
+        checkpoints = _checkpoints(job, ready)
+        shards = _run_ranks(job, ready, recorder, checkpoints, folder, progress, signals, launcher)
     last = recorder.metrics[-1].step
     # The model first: a state that is complete is never resumed, so nothing would make its model afterwards.
     finish_model_folder(
@@ -139,7 +155,7 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
         ready.text.separator_id,
         shards,
     )
-    publish(job.out / _PARTIAL_STATE, job.out, _state(job, ready.plan, source, last), len(ready.plan.ranks))
+    checkpoints.publish(last)
     result = _result(job, ready.plan, recorder)
     if signals.received is not None and last < (job.stop_at or job.steps):
         raise StoppedError(
@@ -157,55 +173,74 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         checkpoint = newest_checkpoint(job.out)
         if checkpoint is None:
             raise InputError(f"--resume: {job.out} has no complete checkpoint; a new --out starts a new run")
+        for damaged in checkpoint.passed_over:
+            progress.said(f"warning: {damaged}; going on from {checkpoint.folder}, after step {checkpoint.state.step}")
     else:
-        read_documents(job.data)  # says at once that there is nothing to read
+        open_corpus(job, source)  # says at once that there is nothing to read
     if job.plan is not None:
         model, plan = follow_plan(job.plan, source)
-        check_ranks(launcher.ranks, job, len(plan.ranks))
+        check_ranks(launcher.ranks, job, plan.axes.processes)
         check_agrees(plan, job)
-        launcher.cluster(len(plan.ranks), plan.threads)  # refuses hosts that differ
-        batch = Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length)
+        launcher.cluster(plan.axes.processes, plan.threads)  # refuses hosts that differ
+        axes, batch = plan.axes, _batch_of(plan)
+        refuse_dropout(source.config, axes.tp)
     else:
         plan = None
-        cluster, batch = _cluster_and_batch(job, source, checkpoint, launcher)
-        model = describe_model(source, batch.micro_batch_size, batch.seq_length)
-        check_request(model, cluster, batch, _schedule(job), job.stages_per_rank)
+        cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
+        refuse_dropout(source.config, axes.tp)
+        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp)
+        check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
-        wanted = _state_of(job, batch, source, step=0)
-        check_resumable(checkpoint[1], wanted, job.stop_at or job.steps, job.out)
+        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch))
+        check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
     signals.check()
     text = _text(job, source, batch.seq_length, progress, signals)
+    if text.sequences.is_masked or text.sequences.separate:
+        raise InputError(
+            f"{job.data} has parts that are only read, or documents that do not see each other, which is not trained "
+            "on yet; --packing stream with records of `text` alone would be"
+        )
     signals.check()
     if plan is None:
-        plan = _plan(job, source, model, cluster, batch, progress, signals, launcher)
-    if job.check and len(plan.ranks) > 1:
-        checked = check_split(source.config)
-        progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
+        plan = _plan(job, source, model, cluster, axes, batch, progress, signals, launcher)
+    _check_model(job, source, plan.axes, progress)
     signals.check()
     return _Prepared(source, model, plan, text, checkpoint)
 
 
+def _check_model(job: Job, source: ModelSource, axes: Axes, progress: Progress) -> None:
+    """Prove that what the ranks will hold equals the whole model."""
+    if job.check and axes.pp > 1:
+        checked = check_split(source.config)
+        progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
+    if job.check and axes.tp > 1:
+        shares = check_shares(source.config)
+        progress.said(f"check: shared out equals whole (worst relative error {shares.worst_error:.1e})")
+
+
 def _cluster_and_batch(
-    job: Job, source: ModelSource, checkpoint: tuple[Path, RunState] | None, launcher: Launcher
-) -> tuple[Cluster, Batch]:
+    job: Job, source: ModelSource, checkpoint: Checkpoint | None, launcher: Launcher
+) -> tuple[Cluster, Axes, Batch]:
     """A resumed run keeps its microbatch, over which gradients add up in order, unless it is told otherwise."""
-    cluster = launcher.cluster(job.processes or launcher.ranks, job.threads)
-    kept = checkpoint[1].micro_batch_size if checkpoint else None
+    axes = job.axes(launcher.ranks, launcher.cluster(None, job.threads).devices)
+    check_axes(axes, "this job")
+    cluster = launcher.cluster(axes.processes, job.threads)
+    kept = checkpoint.state.settings.get("micro_batch_size") if checkpoint else None
     longest = getattr(source.config, "max_position_embeddings", None)
     batch = make_batch(
         job.global_batch_size or _GLOBAL_BATCH_SIZE,
-        job.micro_batch_size or kept,
+        job.micro_batch_size or (kept if isinstance(kept, int) else None),
         job.seq_length or min(_SEQ_LENGTH, longest if isinstance(longest, int) else _SEQ_LENGTH),
-        cluster.devices,
+        axes,
     )
-    return cluster, batch
+    return cluster, axes, batch
 
 
 def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress, signals: StopSignals) -> PreparedText:
     folder = job.out / "tokens"
     if job.resume:
-        return reopen_text(source, folder, seq_length)
-    return prepare_text(source, job.data, folder, seq_length, progress, signals.check)
+        return reopen_text(job, source, folder, seq_length)
+    return prepare_text(job, source, folder, seq_length, progress, signals.check)
 
 
 def _plan(
@@ -213,6 +248,7 @@ def _plan(
     source: ModelSource,
     model: Model,
     cluster: Cluster,
+    axes: Axes,
     batch: Batch,
     progress: Progress,
     signals: StopSignals,
@@ -239,33 +275,33 @@ def _plan(
         job.memory_limit,
         stages_per_rank=job.stages_per_rank,
         recompute=recompute,
+        axes=axes,
+        zero=job.zero_stage,
     )
+
+
+def _batch_of(plan: Plan) -> Batch:
+    return Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length, plan.axes.dp)
 
 
 def _schedule(job: Job) -> str:
     return DEFAULT_SCHEDULE if job.schedule is None else job.schedule  # an empty name is none, and refused
 
 
-def _state(job: Job, plan: Plan, source: ModelSource, step: int) -> RunState:
-    return _state_of(job, Batch(plan.global_batch_size, plan.micro_batch_size, plan.seq_length), source, step)
+def _checkpoints(job: Job, ready: _Prepared) -> Checkpoints:
+    plan, batch = ready.plan, _batch_of(ready.plan)
+    model, settings = config_hash(ready.source.config), lasting_settings(job, batch)
+    tokens = plan.global_batch_size * plan.seq_length
 
+    def state(step: int) -> RunState:
+        return RunState(model, step, step * tokens, settings)
 
-def _state_of(job: Job, batch: Batch, source: ModelSource, step: int) -> RunState:
-    return RunState(
-        model=config_hash(source.config),
-        step=step,
-        steps=job.steps,
-        seed=job.seed,
-        global_batch_size=batch.global_batch_size,
-        micro_batch_size=batch.micro_batch_size,
-        seq_length=batch.seq_length,
-        learning_rate=job.learning_rate,
-    )
+    return Checkpoints(job.out, len(plan.ranks) * plan.axes.tp, state, job.keep_last, job.keep_every)
 
 
 def _say_weights(job: Job, ready: _Prepared, progress: Progress) -> None:
     if ready.checkpoint is not None:
-        progress.said(f"weights: of {ready.checkpoint[0]}, after step {ready.checkpoint[1].step} of {job.steps}")
+        progress.said(f"weights: of {ready.checkpoint.folder}, after step {ready.checkpoint.state.step} of {job.steps}")
     elif ready.source.weight_files and not job.from_scratch:
         progress.said(f"weights: read from {ready.source.folder}")
     else:
@@ -274,9 +310,10 @@ def _say_weights(job: Job, ready: _Prepared, progress: Progress) -> None:
 
 def _recorder(job: Job, ready: _Prepared) -> Recorder:
     path = job.out / "metrics.jsonl"
-    recorder = Recorder(ready.plan, plan_program(ready.plan), path)
+    recorder = Recorder(ready.plan, plan_program(ready.plan), path, job.out / "samples.jsonl")
     if ready.checkpoint is not None:
-        truncate_metrics(path, ready.checkpoint[1].step)
+        truncate_metrics(path, ready.checkpoint.state.step)
+        truncate_samples(recorder.samples_path, ready.checkpoint.state.step)
         recorder.metrics.extend(load_metrics(path))
         recorder.done_before = len(recorder.metrics)
     return recorder
@@ -286,6 +323,7 @@ def _run_ranks(
     job: Job,
     ready: _Prepared,
     recorder: Recorder,
+    checkpoints: Checkpoints,
     folder: RunFolder,
     progress: Progress,
     signals: StopSignals,
@@ -294,9 +332,9 @@ def _run_ranks(
     """Start the ranks and follow them to their end; returns each rank's shard of the model."""
     plan, source, checkpoint = ready.plan, ready.source, ready.checkpoint
     out = job.out.resolve()  # ranks have the fork server's working directory
-    for partial in (_PARTIAL_MODEL, _PARTIAL_STATE):
-        shutil.rmtree(out / partial, ignore_errors=True)
-        (out / partial).mkdir(parents=True)
+    shutil.rmtree(out / _PARTIAL_MODEL, ignore_errors=True)
+    (out / _PARTIAL_MODEL).mkdir(parents=True)
+    checkpoints.clear()
     payload = {
         "plan": str(out / "plan.json"),
         "config": source.config.to_json_string(use_diff=False),
@@ -304,28 +342,32 @@ def _run_ranks(
         "seed": job.seed,
         "gpus": 0 if plan.device == CPU else len(visible_gpus()),
         "tokens": str(out / "tokens"),
+        "packing": ready.text.sequences.packing,
+        "separate": ready.text.sequences.separate,
         "hidden_size": ready.model.hidden_size,
-        "steps": job.steps,
         "last_step": job.stop_at or job.steps,
-        "done_steps": checkpoint[1].step if checkpoint else 0,
-        "checkpoint": str(checkpoint[0].resolve()) if checkpoint else None,
-        "learning_rate": job.learning_rate,
+        "done_steps": checkpoint.state.step if checkpoint else 0,
+        "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
+        "rates": asdict(job.rates()),
+        "optimizer": asdict(job.optimizer()),
         "model_out": str(out / _PARTIAL_MODEL),
-        "checkpoint_out": str(out / _PARTIAL_STATE),
+        "run": str(out),
+        "save_every": job.save_every,
     }
-    with launcher.running("train", "evenflow.train.ranks:run", len(plan.ranks), payload, plan.threads) as group:
+    with launcher.running("train", "evenflow.train.ranks:run", plan.axes.processes, payload, plan.threads) as group:
         processes = enumerate(zip(group.pids, group.hosts, strict=True))
         save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
-        return _watch(group, recorder, folder, progress, signals, job.steps)
+        return _watch(group, recorder, checkpoints, folder, progress, signals, job)
 
 
 def _watch(
     group: Group,
     recorder: Recorder,
+    checkpoints: Checkpoints,
     folder: RunFolder,
     progress: Progress,
     signals: StopSignals,
-    steps: int,
+    job: Job,
 ) -> list[dict[str, int]]:
     """Follow the ranks to their end; returns each rank's shard of the model."""
     shards: dict[int, dict[str, int]] = {}
@@ -343,12 +385,33 @@ def _watch(
             metrics = recorder.take(rank, message)
             if metrics is not None:
                 folder.keep()
-                progress.stepped(metrics, steps)
+                progress.stepped(metrics, job.steps)
+                _check_finite(metrics, recorder, job)
+        elif message["kind"] == "saved":
+            complete = checkpoints.take(rank, message)
+            if complete is not None and not message["last"]:  # the last one waits for the model
+                write_s, hash_s = checkpoints.seconds(complete)
+                progress.saved(checkpoints.publish(complete), write_s, hash_s)
         elif message["kind"] == "clock":
             recorder.take_clock(rank, message)
         elif message["kind"] == "shard":
             shards[rank] = message["sizes"]
     return [shards[rank] for rank in sorted(shards)]
+
+
+def _check_finite(metrics: StepMetrics, recorder: Recorder, job: Job) -> None:
+    """Stop a run whose numbers are none any more, before anything of them is saved.
+
+    Raises:
+        FaultError: the step, what it came to, and where its samples are named.
+    """
+    if not job.stop_on_nan or (isfinite(metrics.loss) and isfinite(metrics.grad_norm)):
+        return
+    raise FaultError(
+        f"step {metrics.step} came to a loss of {metrics.loss:g} and a gradient norm of {metrics.grad_norm:g}; its "
+        f"samples are the last line of {recorder.samples_path}, and nothing of it is saved. A smaller --lr may help, "
+        "with --resume where there is a checkpoint; --no-stop-on-nan goes on"
+    )
 
 
 def _result(job: Job, plan: Plan, recorder: Recorder) -> RunResult:

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from evenflow.train.store import TokenStore
+from evenflow.train.sequences import Sample, Sequences
 
 _WORD = 2**64 - 1
 
@@ -39,14 +39,17 @@ def sample_ids(seed: int, step: int, global_batch_size: int, sequences: int) -> 
     return tuple(ids)
 
 
-def microbatch(
-    store: TokenStore, ids: tuple[int, ...], index: int, micro_batch_size: int, seq_length: int
-) -> NDArray[np.int64]:
-    """Read microbatch `index` (counted from 0) of a step's `ids` as `[micro_batch_size, seq_length]`."""
+def microbatch(sequences: Sequences, ids: tuple[int, ...], index: int, micro_batch_size: int) -> Sample:
+    """Read microbatch `index` (counted from 0) of a step's `ids`, each part as `[micro_batch_size, seq_length]`."""
     own = ids[index * micro_batch_size : (index + 1) * micro_batch_size]
     if index < 0 or len(own) != micro_batch_size:
         raise IndexError(f"{len(ids)} sequences have no microbatch {index} of {micro_batch_size}")
-    return np.stack([store.read(sequence, seq_length) for sequence in own])
+    samples = [sequences.read(sequence) for sequence in own]
+    return Sample(
+        np.stack([sample.ids for sample in samples]),
+        np.stack([sample.labels for sample in samples]),
+        np.stack([sample.positions for sample in samples]),
+    )
 
 
 @lru_cache(maxsize=2)  # a step that crosses into the next epoch needs both

@@ -41,7 +41,7 @@ def fingerprint(path: Path) -> str:
         InputError: nothing is there.
     """
     if path.is_dir():
-        files = [(file.relative_to(path).as_posix(), file) for file in _files_below(path)]
+        files = [(file.relative_to(path).as_posix(), file) for file in files_below(path)]
     elif path.is_file():
         files = [(path.name, path)]
     else:
@@ -66,7 +66,7 @@ def _read_file(path: Path) -> Iterator[str]:
 def _read_folder(folder: Path) -> Iterator[str]:
     files = binary = 0
     found = False
-    for file in _files_below(folder):
+    for file in files_below(folder):
         files += 1
         text = _read_text(file)
         if text is None:
@@ -81,7 +81,14 @@ def _read_folder(folder: Path) -> Iterator[str]:
         )
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """The files of a folder and those in it, in the order of their paths; a file is itself alone.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    if not folder.is_dir():
+        return [folder]
     root = folder.resolve()
     files = []
     # Linked folders are not entered: what lies inside is found anyway, and a link may go round in a circle.

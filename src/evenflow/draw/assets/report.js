@@ -16,7 +16,8 @@
   let width = 0, colours = {}, hatch = null, chosen = null, pointer = null;
 
   const lanes = data.timelines.flatMap((timeline, panel) => timeline.ranks.map((rank, number) => ({
-    panel, number, rank, timeline, top: panel * panelHeight + HEAD + number * (LANE + GAP),
+    panel, number, rank, timeline, path: new Set(rank.path),
+    parsed: rank.actions.map((token) => /^(\d*)([A-Z]+)(\d*)$/.exec(token)), top: panel * panelHeight + HEAD + number * (LANE + GAP),
     busy: rank.actions.reduce((sum, token, i) => sum + (token.match(/[A-Z]+/)[0] in LOOKS ? rank.ends[i] - rank.starts[i] : 0), 0),
     stages: [...new Set(rank.actions.map((token) => parseInt(token, 10)))].filter(Number.isFinite).sort((a, b) => a - b),
   })));
@@ -34,7 +35,7 @@
   function readColours() {
     const style = getComputedStyle(document.documentElement);
     for (const name of ["ink", "quiet", "lane", "edge", "forward", "on-forward", "backward", "on-backward",
-      "input", "on-input", "weight", "on-weight", "optimizer", "hatch", "mark"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
+      "input", "on-input", "weight", "on-weight", "optimizer", "hatch", "mark", "path", "faint"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
     const tile = document.createElement("canvas");
     tile.width = tile.height = 8;
     const stroke = tile.getContext("2d");
@@ -97,7 +98,7 @@
       if (rank.ends[i] < view.from || rank.starts[i] > view.to) continue;
       const x = xOf(rank.starts[i]), wide = xOf(rank.ends[i]) - x;
       const shown = wide > 3 ? wide - 0.8 : Math.max(wide, 0.4);
-      const [, stage, kind, microbatch] = /^(\d*)([A-Z]+)(\d*)$/.exec(rank.actions[i]);
+      const [, stage, kind, microbatch] = lane.parsed[i];
       const look = LOOKS[kind];
       pen.fillStyle = look ? colours[look] : hatch;
       pen.fillRect(x, top, shown, LANE);
@@ -108,6 +109,10 @@
         pen.fillStyle = colours[`on-${look}`];
         pen.fillRect(x, top + LANE * (1 - BELOW) - high, shown, high);
         pen.globalAlpha = 1;
+      }
+      if (lane.path.has(i)) { // the critical path: a dark line along the box's top edge
+        pen.fillStyle = colours.path;
+        pen.fillRect(x, top, Math.max(shown, 1), 3);
       }
       if (look && shown > 6.4 * microbatch.length + 3) word(microbatch, x + shown / 2, middle, `on-${look}`, "center", "11px");
       if (strong && chosen.box === i) {
@@ -162,10 +167,11 @@
     }
     const waited = rank.waits[box];
     if (waited) {
-      const peer = waited[data.causes.length];
-      const parts = data.causes.map((cause, i) => waited[i] > 0 && (cause === "waiting" ? `${time(waited[i])} waiting for rank ${peer}` : `${time(waited[i])} ${cause}`)).filter(Boolean);
+      const peer = waited[data.causes.length], theirs = waited[data.causes.length + 1];
+      const parts = data.causes.map((cause, i) => waited[i] > 0 && (cause === "waiting" ? `${time(waited[i])} waiting for rank ${peer}${theirs ? ` (${theirs})` : ""}` : `${time(waited[i])} ${cause}`)).filter(Boolean);
       lines.push((idle ? "" : "before it: ") + parts.join(", "));
     }
+    if (!idle && lane.path.has(box)) lines.push("on the critical path");
     return lines.join("\n");
   }
 
@@ -204,6 +210,50 @@
     show({ lane, box, idle: false }, xOf(from), lane.top + LANE / 2);
   }
 
+  // Memory over time: one line a rank, each of its own dash, under the limit where that is near enough to be seen.
+  const memory = document.getElementById("memory");
+  const held = data.timelines.flatMap((timeline) => timeline.ranks.map((rank, number) => ({ number, timeline, columns: rank.memory })).filter((one) => one.columns.length));
+  const bytes = (value) => {
+    const [factor, unit] = value >= 2 ** 30 ? [2 ** 30, "GiB"] : value >= 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
+    return `${Number((value / factor).toPrecision(3))} ${unit}`;
+  };
+  function drawMemory() {
+    if (!held.length) return;
+    const ratio = window.devicePixelRatio || 1, high = 260, left = 76, right = 16, base = high - 34, top = 24;
+    const wide = Math.max(memory.parentElement.clientWidth, 280), ink = memory.getContext("2d");
+    memory.width = Math.round(wide * ratio);
+    memory.height = Math.round(high * ratio);
+    memory.style.height = `${high}px`;
+    ink.setTransform(ratio, 0, 0, ratio, 0, 0);
+    ink.font = '12px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif';
+    ink.textBaseline = "middle";
+    const most = held.reduce((sum, one) => Math.max(sum, ...one.columns[1]), 1), near = data.memory_limit <= 4 * most;
+    const ceiling = (near ? Math.max(most, data.memory_limit) : most) * 1.06;
+    const placeX = (seconds) => left + seconds / span * (wide - left - right), placeY = (value) => base - value / ceiling * (base - top);
+    const line = (y, colour, dash) => { ink.strokeStyle = colour; ink.setLineDash(dash); ink.lineWidth = 1.5; ink.beginPath(); ink.moveTo(left, y); ink.lineTo(wide - right, y); ink.stroke(); ink.setLineDash([]); };
+    for (let tick = 0; tick <= 4; tick++) {
+      line(placeY(ceiling * tick / 4), colours.faint, []);
+      ink.fillStyle = colours.quiet; ink.textAlign = "right"; ink.fillText(tick ? bytes(ceiling * tick / 4) : "0", left - 8, placeY(ceiling * tick / 4));
+      ink.textAlign = tick ? tick === 4 ? "right" : "center" : "left"; ink.fillText(time(span * tick / 4), placeX(span * tick / 4), base + 16);
+    }
+    if (near) { line(placeY(data.memory_limit), colours.ink, [10, 4]); ink.fillStyle = colours.ink; ink.textAlign = "left"; ink.fillText(`limit ${bytes(data.memory_limit)}`, left + 4, placeY(data.memory_limit) - 9); }
+    else { ink.fillStyle = colours.quiet; ink.textAlign = "left"; ink.fillText(`the limit, ${bytes(data.memory_limit)}, is ${(data.memory_limit / most).toFixed(1)} times the highest peak: far above this picture`, left, 9); }
+    const shades = [colours.mark, colours.input, colours.ink, colours.quiet], dashes = [[], [6, 3], [2, 3], [9, 3, 2, 3]], seen = [];
+    for (const { number, columns: [moments, sizes] } of held) {
+      ink.strokeStyle = shades[number % 4]; ink.setLineDash(dashes[Math.floor(number / 4 + number) % 4]); ink.lineWidth = 1.6;
+      ink.beginPath();
+      moments.forEach((moment, i) => {
+        if (i) ink.lineTo(placeX(moment), placeY(sizes[i - 1])); else ink.moveTo(placeX(moment), placeY(sizes[0]));
+        ink.lineTo(placeX(moment), placeY(sizes[i]));
+      });
+      ink.stroke(); ink.setLineDash([]);
+      if (held.length <= 8) { // named where its peak is, unless a name stands there already
+        const at = sizes.indexOf(Math.max(...sizes)), y = placeY(sizes[at]) - 8, x = Math.min(placeX(moments[at]) + 4 + 52 * (number % 8), wide - 60);
+        if (!seen.some(([a, b]) => Math.abs(a - x) < 48 && Math.abs(b - y) < 12)) { seen.push([x, y]); ink.fillStyle = shades[number % 4]; ink.textAlign = "left"; ink.fillText(`rank ${number}`, x, y); }
+      }
+    }
+  }
+
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const keys = { "+": acts.in, "=": acts.in, "-": acts.out, ArrowLeft: acts.left, ArrowRight: acts.right, 0: acts.all,
@@ -223,26 +273,28 @@
     }
   }, { passive: false });
 
-  let held = null;
+  let grabbed = null;
   canvas.addEventListener("pointerdown", (event) => {
-    held = { x: event.clientX, from: view.from, to: view.to };
+    grabbed = { x: event.clientX, from: view.from, to: view.to };
     canvas.setPointerCapture(event.pointerId);
     canvas.classList.add("held");
   });
   canvas.addEventListener("pointermove", (event) => {
     const place = canvas.getBoundingClientRect();
     pointer = { x: event.clientX - place.left, y: event.clientY - place.top };
-    if (held && Math.abs(event.clientX - held.x) > 2) {
-      const moved = (event.clientX - held.x) / plotted() * (held.to - held.from);
-      look(held.from - moved, held.to - moved);
+    if (grabbed && Math.abs(event.clientX - grabbed.x) > 2) {
+      const moved = (event.clientX - grabbed.x) / plotted() * (grabbed.to - grabbed.from);
+      look(grabbed.from - moved, grabbed.to - moved);
     }
     show(find(pointer.x, pointer.y), pointer.x, pointer.y);
   });
-  for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => { held = null; canvas.classList.remove("held"); });
+  for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => { grabbed = null; canvas.classList.remove("held"); });
   canvas.addEventListener("pointerleave", () => { pointer = null; show(null); });
   for (const button of document.querySelectorAll("[data-do]")) button.addEventListener("click", () => acts[button.dataset.do]());
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); draw(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); draw(); drawMemory(); });
   readColours();
-  new ResizeObserver(fit).observe(canvas.parentElement);
+  new ResizeObserver(() => { fit(); drawMemory(); }).observe(canvas.parentElement);
+  if (held.length) memory.closest("section").hidden = false;
   fit();
+  drawMemory();
 })();

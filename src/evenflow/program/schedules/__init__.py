@@ -103,6 +103,21 @@ def misfit(name: str, stage_rank: Sequence[int]) -> str | None:
     return None
 
 
+def tp_misfit(name: str, tp: int) -> str | None:
+    """Why stages that are shared out over `tp` processes cannot be run under a schedule; None where they can.
+
+    Their weight gradients are made together with their inputs' (`models.tensor_parallel`), so there is no W.
+    """
+    if tp == 1 or (name != AUTO and not find_schedule(name).halves):
+        return None
+    whole = [own for own, schedule in SCHEDULES.items() if not schedule.halves]
+    title = AUTO if name == AUTO else find_schedule(name).title
+    return (
+        f"{title} puts weight gradients off, and under --tp {tp} they are made together with those of inputs; "
+        f"{', '.join(whole[:-1])} or {whole[-1]} would do"
+    )
+
+
 def compute_order(name: str, stage_rank: Sequence[int] | int, microbatches: int, work: Work | None = None) -> Order:
     """Each rank's compute actions under the schedule called `name`.
 

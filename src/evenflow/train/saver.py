@@ -1,0 +1,196 @@
+"""Saves a rank's state while training goes on: copied to host memory between two steps, written by a thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenflow.errors import FaultError, InputError
+from evenflow.models import Cut, Stage
+from evenflow.runtime import Optimizer, Reductions, local
+from evenflow.train.checkpoint import partial_folder, shard_file
+from evenflow.train.shards import Piece, WrittenFile, read_pieces, saved_names, write_shard
+
+_NICE = 5
+
+
+class Saver:
+    """Writes one rank's shard of a checkpoint, one checkpoint at a time.
+
+    Each weight is written once: by the first replica, and of tied copies by the embedding's rank. The other replicas
+    take part all the same, since what they share out of the optimizer's state is gathered from all of them. Of a tensor
+    that is cut over tp each process writes its part; one whose parts are not contiguous is gathered and written whole.
+
+    Args:
+        run: the run's folder.
+        rank: the number of this shard among those of a checkpoint.
+        stages: the rank's stages.
+        optimizer: over their parameters.
+        reductions: what gathers the state that replicas share out; None where there is nothing to share.
+        writes: whether this process writes, or only gives what others write.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        rank: int,
+        stages: Sequence[Stage],
+        optimizer: Optimizer,
+        reductions: Reductions | None = None,
+        writes: bool = True,
+    ) -> None:
+        self._run = run
+        self._rank = rank
+        self._stages = tuple(stages)
+        self._optimizer = optimizer
+        self._reductions = reductions
+        self._writes = writes
+        self._host: dict[str, Tensor] = {}  # kept from save to save: fresh pages would take longer than the copy
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=_give_way)
+        self._under_way: tuple[int, Future[WrittenFile]] | None = None
+
+    def start(self, step: int) -> list[dict[str, Any]]:
+        """Copy the state after `step`, and begin to write it; the save before is waited for.
+
+        Returns:
+            What is to be told of the save before.
+        """
+        told = self.finish()
+        state = self._state()
+        if not self._writes:
+            return told
+        pieces = {name: self._copied(name, piece) for name, piece in state.items()}
+        self._under_way = step, self._thread.submit(self._write, step, pieces)
+        return told
+
+    def save_last(self, step: int) -> list[dict[str, Any]]:
+        """Write the state after the last step, straight from where it is."""
+        told = self.finish()
+        state = self._state()
+        if not self._writes:
+            return told
+        pieces = {name: _on_host(piece) for name, piece in state.items()}
+        return [*told, self._report(step, self._write(step, pieces), last=True)]
+
+    def done(self) -> list[dict[str, Any]]:
+        """What is to be told by now: a save that was started, once it is on the disk.
+
+        Raises:
+            FaultError: the disk is full or failed.
+        """
+        return self.finish() if self._under_way is not None and self._under_way[1].done() else []
+
+    def finish(self) -> list[dict[str, Any]]:
+        """As `done`, having waited."""
+        if self._under_way is None:
+            return []
+        (step, future), self._under_way = self._under_way, None
+        return [self._report(step, future.result())]
+
+    def _state(self) -> dict[str, Piece]:
+        """What this rank writes; all replicas have to ask for it at once."""
+        moments, elsewhere = self._optimizer.moments(), frozenset[str]()
+        if self._reductions is not None:
+            moments = self._reductions.gathered(moments, self._optimizer.kinds)
+            elsewhere = self._reductions.elsewhere
+        weights = {f"weight/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
+        state = {**weights, **moments}
+        kept = {key: own for key, own in state.items() if key.partition("/")[2] not in elsewhere}
+        pieces = {key: self._piece(key.partition("/")[2], own) for key, own in kept.items()}
+        return {key: piece for key, piece in pieces.items() if piece is not None}
+
+    def _piece(self, name: str, own: Tensor) -> Piece | None:
+        """What this process writes of a tensor; None where another one does."""
+        sharing = next((stage.sharing for stage in self._stages), None)
+        cut = _cuts(self._stages).get(name)
+        if sharing is None or cut is None:
+            return Piece.whole(local(own)) if sharing is None or sharing.index == 0 else None
+        if cut.is_contiguous:
+            return Piece(local(own), cut.offsets, cut.shape)
+        whole = sharing.gathered(cut, own)
+        return Piece.whole(whole) if sharing.index == 0 else None
+
+    def _copied(self, name: str, piece: Piece) -> Piece:
+        kept = self._host.get(name)
+        if kept is None or kept.shape != piece.tensor.shape or kept.dtype != piece.tensor.dtype:
+            kept = self._host[name] = torch.empty(piece.tensor.shape, dtype=piece.tensor.dtype)
+        return Piece(kept.copy_(piece.tensor), piece.offsets, piece.shape)
+
+    def _write(self, step: int, pieces: Mapping[str, Piece]) -> WrittenFile:
+        path = partial_folder(self._run, step) / shard_file(self._rank)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return write_shard(path, pieces)
+        except OSError as error:
+            raise FaultError(f"{path}: the state after step {step} cannot be written: {error.strerror}") from None
+
+    @staticmethod
+    def _report(step: int, written: WrittenFile, last: bool = False) -> dict[str, Any]:
+        return {"kind": "saved", "step": step, "last": last, "file": asdict(written)}
+
+
+@torch.no_grad()
+def read_state(folder: Path, step: int, stages: Sequence[Stage], optimizer: Optimizer) -> None:
+    """Take these stages' weights and moments from whichever ranks saved them.
+
+    Raises:
+        InputError: a tensor is missing or misshapen, or a file unreadable.
+    """
+    saved, cuts = saved_names(folder), _cuts(stages)
+    own = {f"weight/{name}": local(tensor.detach()) for name, tensor in _own_tensors(stages).items()}
+    moments: dict[str, Tensor] = {}
+    for name, parameter in _own_tensors(stages).items():
+        names = [f"{kind}/{name}" for kind in optimizer.kinds]
+        if saved.issuperset(names):  # a parameter that never had a gradient has none, nor has a buffer
+            moments |= {key: torch.empty_like(local(parameter), requires_grad=False) for key in names}
+    if not moments and step:
+        raise InputError(f"{folder} has no moments of these stages' parameters; another run's?")
+    _read_parts(folder, {**own, **moments}, cuts)
+    optimizer.set_moments(moments, step)
+
+
+def _read_parts(folder: Path, tensors: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> None:
+    """Fill tensors, or the parts that this process holds of them; of parts apart the whole is read, one at a time."""
+    wanted: dict[str, Piece] = {}
+    for key, tensor in tensors.items():
+        cut = cuts.get(key.partition("/")[2])
+        if cut is not None and not cut.is_contiguous:
+            whole = tensor.new_empty(cut.shape)
+            read_pieces(folder, {key: Piece.whole(whole)})
+            tensor.copy_(cut.take(whole))
+        else:
+            wanted[key] = Piece.whole(tensor) if cut is None else Piece(tensor, cut.offsets, cut.shape)
+    read_pieces(folder, wanted)
+
+
+def _cuts(stages: Sequence[Stage]) -> dict[str, Cut]:
+    """This process's part of every parameter of these stages that is cut over tp."""
+    return {name: cut for stage in stages if stage.sharing for name, cut in stage.sharing.cuts.items()}
+
+
+def _own_tensors(stages: Sequence[Stage]) -> dict[str, Tensor]:
+    """All parameters and saved buffers of one rank, by name."""
+    return {
+        name: tensor
+        for stage in stages
+        for name, tensor in (*stage.named_model_parameters().items(), *stage.named_model_buffers().items())
+    }
+
+
+def _on_host(piece: Piece) -> Piece:
+    return Piece(piece.tensor.to("cpu"), piece.offsets, piece.shape)
+
+
+def _give_way() -> None:
+    """Let the threads that compute go first, where the system can tell threads apart (Linux)."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -1,0 +1,68 @@
+"""The count of families: equal, refused by construct, left out by rule, and nothing hangs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from benchmarks import families
+from benchmarks.tiny_configs import default_config, quirks, types
+
+
+def test_it_counts_equal_and_refused_and_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    AutoConfig.for_model("qwen2", hidden_size=32, num_attention_heads=2, num_key_value_heads=2).save_pretrained(
+        tmp_path
+    )
+    names = [str(tmp_path / "config.json"), "cohere", "zamba2"]
+    assert families.main([*names, "--json", "--processes", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["equal"] == names[:2]
+    assert "original_hidden_states" in result["refused"]["zamba2"]
+    assert result["wrong"] == []
+
+
+def test_fields_may_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert families.main(["olmoe", "--set", "output_router_logits=true", "--json"]) == 0
+    assert "output_router_logits" in json.loads(capsys.readouterr().out)["refused"]["olmoe"]
+
+
+def test_a_family_that_hangs_or_dies_does_not_keep_the_others() -> None:
+    def judge(name: str, changes: dict[str, Any]) -> families.Verdict:
+        if name == "hangs":
+            time.sleep(60)
+        if name == "dies":
+            raise SystemExit(3)
+        return "equal", name
+
+    began = time.monotonic()
+    verdicts = families.judge_all(judge, ["hangs", "dies", "a", "b"], {}, processes=2, limit_s=2, quiet=True)
+    assert time.monotonic() - began < 30
+    assert verdicts["a"] == ("equal", "a")
+    assert verdicts["b"] == ("equal", "b")
+    assert verdicts["hangs"] == ("refused", "not done after 2 s")
+    assert verdicts["dies"] == ("refused", "its process died")
+
+
+def test_real_dimensions_are_traced(capsys: pytest.CaptureFixture[str]) -> None:
+    assert families.main(["mixtral", "--trace", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["traced"] == ["mixtral"]
+
+
+def test_types_are_left_out_by_a_rule() -> None:
+    taken, left_out = types()
+    assert {"llama", "gpt2", "bloom", "mixtral", "mamba", "gemma3_text"} <= set(taken)
+    assert "encoder-decoder" in left_out["bart"]
+    assert "masked tokens" in left_out["bert"]
+    assert "more than text" in left_out["gemma3"]
+
+
+def test_quirks_are_what_is_at_rest() -> None:
+    found = dict(quirks(default_config("granite")))
+    assert found["embedding_multiplier"] != 1.0
+    assert dict(quirks(default_config("gemma2")))["tie_word_embeddings"] is False
+    assert dict(quirks(default_config("falcon")))["alibi"] is True

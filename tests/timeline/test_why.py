@@ -1,0 +1,66 @@
+"""Why: a rank that is slow by a known amount must be named, with that amount, and with what the step would gain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from evenflow.search import each_faster, plan_program, were_faster, were_on_time
+from evenflow.search.hardware import plan_hardware
+from evenflow.simulate import simulate
+from evenflow.timeline import blames, critical_path, path_seconds, stragglers
+from tests.files.samples import sample_plan
+
+
+def _slowed(plan, rank, speed):
+    """The step with one rank slower, as if it had been measured."""
+    speeds = [1.0] * len(plan.ranks)
+    speeds[rank] = speed
+    predicted = simulate(plan_program(plan), plan_hardware(plan))
+    slow = simulate(plan_program(plan), replace(plan_hardware(plan), speeds=speeds))
+    return predicted, replace(slow, origin="measured")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_slow_rank_is_named_with_its_delay_and_the_step_without_it(ranks, rank):
+    plan = sample_plan(ranks)
+    predicted, measured = _slowed(plan, rank, 0.3)
+    late, *others = stragglers(predicted, measured)
+    delay = measured.ranks[rank].busy_s - predicted.ranks[rank].busy_s
+    assert (late.rank, others) == (rank, [])
+    assert late.late_s == pytest.approx(delay, rel=0.1)
+    assert were_on_time(plan, measured, late).step_s == pytest.approx(predicted.step_s, rel=0.1)
+    assert each_faster(plan, measured)[0].rank == rank
+    assert path_seconds(critical_path(measured), ranks)[rank]["busy"] > 0.8 * measured.ranks[rank].busy_s
+
+
+def test_a_faster_rank_is_what_a_simulation_of_it_says():
+    plan = sample_plan()
+    predicted, _ = _slowed(plan, 3, 1.0)
+    _, faster = _slowed(plan, 3, 1.1)
+    found = were_faster(plan, predicted, 3, 1.1)
+    assert found.step_s == pytest.approx(faster.step_s)
+    assert found.gain == pytest.approx(predicted.step_s / faster.step_s - 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_all_idle_goes_back_to_something_and_the_path_has_no_hole(ranks):
+    for timeline in _slowed(sample_plan(ranks), ranks - 1, 0.7):
+        for own, found in zip(timeline.ranks, blames(timeline), strict=True):
+            idle = sum(one.seconds for one in found)
+            assert own.busy_s + own.optimizer_s + idle == pytest.approx(own.wall_s)
+            assert all(one.cause != "waiting" for one in found)
+        path = critical_path(timeline)
+        assert path[0].start_s == pytest.approx(timeline.ranks[path[0].rank].begin_s)
+        assert path[-1].end_s == pytest.approx(max(own.end_s for own in timeline.ranks))
+        assert all(one.end_s == pytest.approx(two.start_s) for one, two in pairwise(path))
+
+
+def test_a_wait_for_a_rank_that_waits_is_followed():
+    """Rank 2's first input waits for rank 1, which waits for rank 0: half of it goes back to rank 0."""
+    predicted, _ = _slowed(sample_plan(), 0, 1.0)
+    roots = {(one.rank, one.kind) for one in blames(predicted)[2]}
+    assert {(0, "F"), (1, "F")} <= roots

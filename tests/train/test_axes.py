@@ -1,0 +1,78 @@
+"""Replicas train as one process does, from the command's side: same losses, one model, state for any layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import evenflow
+from evenflow.errors import InputError
+from evenflow.train import Job
+from tests.train.test_resume import tensors_of
+
+
+@pytest.fixture
+def job(make_model: Callable[..., Path], text: Path, tmp_path: Path) -> Job:
+    return Job(
+        model=str(make_model(tie_word_embeddings=True)),
+        data=text,
+        out=tmp_path / "run",
+        steps=6,
+        global_batch_size=8,
+        micro_batch_size=2,
+        seq_length=32,
+        learning_rate=1e-3,
+        check=False,
+    )
+
+
+def test_dp_2_x_pp_2_has_the_loss_curve_of_one_process_also_across_a_resume(job: Job, tmp_path: Path) -> None:
+    """A tied model: first pipelines with ZeRO 1, then three processes of one pipeline, then replicas without it."""
+    alone = evenflow.train(replace(job, out=tmp_path / "alone", processes=1))
+    first = evenflow.train(replace(job, pp=2, dp=2, zero=1, stop_at=2))
+    assert [first.plan.axes.pp, first.plan.axes.dp, first.plan.zero] == [2, 2, 1]
+    assert len(json.loads((job.out / "ranks.json").read_text())) == 4
+    assert len(first.metrics[0].peak_bytes) == len(first.measured.ranks) == 2
+    evenflow.train(replace(job, pp=3, stop_at=4, resume=True))
+    last = evenflow.train(replace(job, processes=2, dp=2, resume=True))
+    assert [last.plan.axes.pp, last.plan.axes.dp] == [1, 2]
+    assert [own.loss for own in last.metrics] == pytest.approx([own.loss for own in alone.metrics], rel=1e-5)
+    assert [own.grad_norm for own in last.metrics] == pytest.approx([own.grad_norm for own in alone.metrics], rel=1e-4)
+    assert [own.tokens for own in last.metrics] == [own.tokens for own in alone.metrics]
+    for part in ("model", "checkpoints/step-00000006"):
+        expected, found = tensors_of(alone.out / part), tensors_of(last.out / part)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.linalg.vector_norm(found[name] - value) <= 1e-4 * torch.linalg.vector_norm(value), name
+    model = AutoModelForCausalLM.from_pretrained(last.out / "model")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"processes": 4, "dp": 3}, "--dp 3 does not divide 4 processes"),
+        ({"processes": 8, "pp": 2, "dp": 2}, "--pp 2 --dp 2 needs 2 x 2 = 4 processes, and there are 8; 4 would do"),
+        ({"dp": 3, "pp": 1}, r"a global batch of 8 does not divide over 3 replicas \(--dp\); 6 or 9 would do"),
+        (
+            {"dp": 2, "pp": 1, "micro_batch_size": 8},
+            "leaves 4 sequences to each of 2 replicas .* microbatches of 8; 1, 2, 4 would do",
+        ),
+        ({"tp": 4, "pp": 1}, "--tp 4 does not divide the 2 key and value heads of llama; --tp 1 or 2 would do"),
+        (
+            {"tp": 2, "pp": 1, "schedule": "zb-h1"},
+            "ZB-H1 puts weight gradients off, and under --tp 2 .*; 1f1b, gpipe",
+        ),
+        ({"tp": 2, "pp": 1, "schedule": "auto"}, "auto puts weight gradients off"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_numbers(job: Job, asked: dict[str, int], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        evenflow.train(replace(job, **asked))
+    assert not job.out.exists()

@@ -1,0 +1,165 @@
+"""Checkpoints while a run goes on: what is kept, what a killed or damaged one costs, and that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import evenflow
+from evenflow.files import StepMetrics, load_metrics, load_ranks, load_samples
+from evenflow.train import Job, RunResult, Silent
+from tests.train.test_resume import tensors_of
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    from tests.conftest import TINY_LLAMA
+
+    folder = tmp_path_factory.mktemp("saves")
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(TINY_LLAMA))
+    (folder / "text.txt").write_text("".join(f"{n} times {n} is {n * n}\n" for n in range(900)))
+    return Job(
+        model=str(folder / "model"),
+        data=folder / "text.txt",
+        out=folder / "whole",
+        steps=7,
+        global_batch_size=4,
+        micro_batch_size=2,
+        seq_length=32,
+        processes=2,
+        learning_rate=1e-3,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(job: Job) -> RunResult:
+    return evenflow.train(job)
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def same_end(first: Path, second: Path) -> bool:
+    """Whether two runs ended with the same state, losses and samples."""
+    states = [tensors_of(out / "checkpoints" / "step-00000007") for out in (first, second)]
+    losses = [[own.loss for own in load_metrics(out / "metrics.jsonl")] for out in (first, second)]
+    ledgers = [load_samples(out / "samples.jsonl") for out in (first, second)]
+    return (
+        states[0].keys() == states[1].keys()
+        and all(torch.equal(own, states[1][name]) for name, own in states[0].items())
+        and losses[0] == losses[1]
+        and ledgers[0] == ledgers[1]
+    )
+
+
+class KillsAt(Silent):
+    """Kills a rank once a step is done, as an out-of-memory killer would."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        self.out = out
+        self.step = step
+
+    def stepped(self, metrics: StepMetrics, steps: int) -> None:
+        if metrics.step == self.step:
+            os.kill(load_ranks(self.out / "ranks.json")[1].pid, signal.SIGKILL)
+
+
+def test_the_newest_and_each_nth_are_kept(job: Job, whole: object) -> None:
+    out = job.out.parent / "kept"
+    evenflow.train(replace(job, out=out, save_every=1, keep_last=2, keep_every=3))
+    assert names(out) == ["step-00000003", "step-00000006", "step-00000007"]
+    assert same_end(out, job.out)
+    manifest = json.loads((out / "checkpoints" / "step-00000003" / "manifest.json").read_text())
+    assert (manifest["step"], manifest["tokens"]) == (3, 3 * 4 * 32)
+    assert manifest["files"].keys() == {"rank-0.safetensors", "rank-1.safetensors"}
+    assert manifest["settings"]["lr"] == 1e-3
+
+
+def test_a_killed_run_goes_on_from_its_last_save_in_another_layout(job: Job, whole: object) -> None:
+    out = job.out.parent / "killed"
+    with pytest.raises(evenflow.FaultError, match="rank 1"):
+        evenflow.train(replace(job, out=out, steps=7, save_every=2), KillsAt(out, 5))
+    newest = names(out)[-1]  # the save after step 4 may still have been under way, as it is on a busy machine
+    assert newest == "step-00000004" or (newest == "step-00000002" and "partial-00000004" in names(out))
+    result = evenflow.train(replace(job, out=out, resume=True, processes=1, schedule="gpipe"))
+    assert [own.step for own in result.metrics] == list(range(1, 8))
+    assert names(out) == [newest, "step-00000007"]
+    assert same_end(out, job.out)
+
+
+@pytest.fixture(scope="module")
+def stopped(job: Job) -> Path:
+    """A run that stopped with two checkpoints."""
+    evenflow.train(replace(job, out=job.out.parent / "stopped", save_every=2, stop_at=4))
+    return job.out.parent / "stopped"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "extra", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    job: Job, whole: object, stopped: Path, damage: str, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    newest = out / "checkpoints" / "step-00000004"
+    shard = newest / "rank-1.safetensors"
+    content = bytearray(shard.read_bytes())
+    said = str(shard)
+    if damage == "flipped":
+        content[-1] ^= 1  # the least bit of the last tensor
+        shard.write_bytes(content)
+    elif damage == "cut":
+        shard.write_bytes(content[:-8])
+    elif damage == "missing":
+        shard.unlink()
+    elif damage == "extra":
+        (newest / "rank-2.safetensors").write_bytes(content)
+        said = str(newest / "rank-2.safetensors")
+    else:
+        (newest / "manifest.json").write_text('{"format_version": 4}')
+        said = str(newest / "manifest.json")
+    heard: list[str] = []
+
+    class Listener(Silent):
+        def said(self, text: str) -> None:
+            heard.append(text)
+
+    evenflow.train(replace(job, out=out, resume=True, save_every=2), Listener())
+    warning = next(line for line in heard if line.startswith("warning: "))
+    assert said in warning
+    assert f"going on from {out / 'checkpoints' / 'step-00000002'}, after step 2" in warning
+    assert same_end(out, job.out)
+    assert "damaged-00000004" in names(out)
+
+
+def test_when_all_are_damaged_nothing_is_made_up(job: Job, stopped: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    for shard in (out / "checkpoints").glob("step-*/rank-0.safetensors"):
+        shard.write_bytes(shard.read_bytes()[::-1])
+    with pytest.raises(
+        evenflow.InputError, match=r"step-00000004/rank-0.* hash .*cannot go on from it, nor from 1 older"
+    ):
+        evenflow.train(replace(job, out=out, resume=True))
+
+
+def test_a_run_that_diverges_stops_with_its_samples_named(
+    job: Job, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    wild = replace(job, out=out, learning_rate=1e30, processes=1, steps=6, save_every=1)
+    with pytest.raises(evenflow.FaultError, match=r"came to a loss of .*(nan|inf).*samples\.jsonl"):
+        evenflow.train(wild)
+    metrics = load_metrics(out / "metrics.jsonl")
+    assert metrics[-1].loss != metrics[-1].loss or metrics[-1].grad_norm != metrics[-1].grad_norm
+    assert len(load_samples(out / "samples.jsonl")[metrics[-1].step]) == 4
+    assert not (out / "checkpoints" / f"step-{metrics[-1].step:08d}").exists()
+    assert not (out / "model").exists()
