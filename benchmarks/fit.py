@@ -16,7 +16,7 @@ from benchmarks.published_rows import Unpredictable, read_job
 from evenflow.cost.pinned import Pinned, step_seconds
 from evenflow.cost.roofline import Roofline
 
-_SHARES = ("matmul", "attention", "memory", "link")
+_SHARES = ("matmul", "attention", "memory", "link", "network")
 
 
 def load() -> list[tuple[Row, Pinned, float]]:

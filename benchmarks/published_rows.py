@@ -57,30 +57,44 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
     if cards := _NETWORK.search(row["gpu"]):  # such as 4xOPA100: cards of a node and their Gbit/s
         share = int(cards[1]) * int(cards[2]) / 8 * 1e9 / device.node_devices
         device = replace(device, network_bytes_per_s=share)
+    if limit := re.search(r"(\d+) ?W\b", row["gpu"]):
+        device = replace(device, watts=float(limit[1]))
     tp, pp, cp = reader.number("tp", 1), reader.number("pp", 1), reader.number("cp", 1)
-    dp = reader.number("dp", max(1, reader.number("gpus") // (tp * pp * cp))) if not row["dp"] else int(row["dp"])
+    ep = reader.number("ep", 1)
+    dp = int(row["dp"]) if row["dp"] else max(1, reader.number("gpus") // (tp * pp * cp))
     schedule, recompute = row["schedule"].lower(), row["recompute"].lower()
-    is_virtual = "interleaved" in schedule or schedule.endswith("-i")
-    vpp = reader.number("vpp", 2 if is_virtual else 1) if is_virtual or row["vpp"] else 1
-    micro_batch = reader.number("micro_batch", 1)
+    is_native = "fsdp2" in schedule  # PyTorch's own modules, rather than a trainer's fused ones
+    is_recent = device.half_flops > _FUSED
+    precision, smallest = row["precision"].lower(), reader.number("micro_batch", 1)
     if not recompute:
         reader.imputed.append("recompute")
     return Pinned(
-        architecture=architecture,
-        device=device,
-        tp=tp, pp=pp, dp=dp, cp=cp,
-        ep=reader.number("ep", 1),
-        vpp=vpp,
+        architecture=architecture, device=device, tp=tp, pp=pp, dp=dp, cp=cp, ep=ep,
+        vpp=_stages(reader, schedule, architecture.layers, pp),
         order=_order(schedule),
-        micro_batch=micro_batch,
+        micro_batch=smallest,
         global_batch=reader.number("global_batch"),
         seq=reader.number("seq"),
         redone=_redone(recompute),
-        zero=3 if "fsdp" in schedule or "zero-3" in schedule else 1,
-        is_eighth=any(word in row["precision"].lower() for word in ("fp8", "fp4")),
-        is_flash=device.half_flops > _FUSED or (not recompute and reader.number("seq") >= 2048),
-        is_sequence_parallel="no sp" not in recompute,
+        zero=3 if "fsdp" in schedule or "zero-3" in schedule else 1 if is_recent or "deepspeed" in schedule else 0,
+        is_eighth=any(word in precision for word in ("fp8", "fp4")),
+        is_flash=is_recent or "fsdp" in schedule or (not recompute and reader.number("seq") >= 2048),
+        is_sequence_parallel=is_recent or "+sp" in recompute.replace(" ", ""),
+        is_overlapped=is_recent or "fsdp" in schedule,
+        is_tp_overlapped=is_recent and not is_native,
+        is_loss_fused=not is_native,
+        is_balanced="redis" in schedule,
+        gradient_bytes=6 if "deepspeed" in schedule and "fp16" not in precision else 4,
     ), tuple(reader.imputed)  # fmt: skip
+
+
+def _stages(reader: _Reader, schedule: str, layers: int, pp: int) -> int:
+    """Stages of each rank; where an interleaved order does not say, the fewest that blocks divide into."""
+    is_virtual = "interleaved" in schedule or schedule.endswith("-i")
+    if not is_virtual and not reader.row["vpp"]:
+        return 1
+    each = layers // pp
+    return reader.number("vpp", next((count for count in range(2, each + 1) if each % count == 0), 1))
 
 
 def _architecture(reader: _Reader) -> Architecture:
@@ -93,18 +107,29 @@ def _architecture(reader: _Reader) -> Architecture:
     hidden = reader.number("hidden")
     heads = reader.number("heads", max(1, hidden // 128))
     kv_heads = reader.number("kv_heads", heads)
-    is_gated = known is not None or kv_heads < heads or "llama" in row["model"].lower()
+    is_gated = known.gated if known else kv_heads < heads or "llama" in row["model"].lower()
     experts: Experts | None = known.experts if known else None
     latent: Latent | None = known.latent if known else None
     head_dim = known.head_dim if known and known.hidden == hidden else hidden // heads
     return Architecture(
         row["model"], row["source"], reader.number("layers"), hidden,
         reader.number("ffn", known.ffn if known else 4 * hidden), heads, kv_heads, head_dim,
-        reader.number("vocab", known.vocab if known else _DEFAULT_VOCAB),
-        gated=is_gated, biased=not is_gated, tied=not is_gated,
+        reader.number("vocab", known.vocab if known else _vocabulary(row, hidden)),
+        gated=is_gated, biased=known.biased if known else not is_gated, tied=known.tied if known else not is_gated,
         query_norms=bool(known and known.query_norms), window=known.window if known else None,
         experts=experts, latent=latent,
     )  # fmt: skip
+
+
+def _vocabulary(row: dict[str, str], hidden: int) -> int:
+    """What a model's printed size leaves for its table, where a rounded size can tell; else the usual one."""
+    size = re.search(r"([\d.]+)B\b", row["model"])
+    if size is None or row["ffn"] and int(row["ffn"]) != 4 * hidden:
+        return _DEFAULT_VOCAB
+    last_digit = 10.0 ** -len(size[1].partition(".")[2]) * 1e9
+    left = (float(size[1]) * 1e9 - int(row["layers"]) * (12 * hidden * hidden + 13 * hidden)) / hidden
+    is_told = last_digit / 2 / hidden < 0.25 * left
+    return round(left / 128) * 128 if is_told else _DEFAULT_VOCAB
 
 
 def _preset(name: str) -> Architecture | None:
@@ -130,4 +155,6 @@ def _order(schedule: str) -> Order:
 def _redone(recompute: str) -> Redone:
     if recompute.startswith("full"):
         return "full"
+    if "(op)" in recompute:
+        return "operators"
     return "attention" if "selective" in recompute or "core_attn" in recompute else "none"

@@ -79,6 +79,26 @@ class Fabric:
         # What leaves the node was reduced there (or is spread there after): each device carries its share.
         return near + _one(kind, size / inside, outside, self.network)
 
+    def routed_s(self, size: float, copies: int, ranks: int) -> float:
+        """Tokens on their way to experts: each rank's states, sent to `copies` ranks that are chosen alike.
+
+        A state crosses to another node once, whichever and how many of its ranks want it, and is passed on there, and
+        to a rank once, however many of its experts want it (DeepSeek-AI 2024, arXiv:2412.19437, section 3.2.2).
+
+        Args:
+            size: bytes of one rank's tokens, each once.
+            copies: experts that a token visits.
+            ranks: that share out the experts, next to each other.
+        """
+        if ranks <= 1 or size <= 0:
+            return 0.0
+        inside = max(1, min(ranks, self.node_devices))
+        nodes = math.ceil(ranks / inside)
+        near = size * _reached(ranks, copies) * (inside - 1) / inside / self.node.bytes_per_s
+        far = size * _reached(nodes, copies) * (nodes - 1) / nodes / self.network.bytes_per_s
+        slowest = self.network if nodes > 1 else self.node
+        return max(near, far) + math.log2(ranks) * slowest.latency_s
+
     def _all_to_all(self, size: float, inside: int, ranks: int) -> float:
         near = size * (inside - 1) / ranks / self.node.bytes_per_s
         far = size * (ranks - inside) / ranks / self.network.bytes_per_s
@@ -94,6 +114,11 @@ def _one(kind: Literal["all-reduce", "all-gather", "reduce-scatter"], size: floa
             apart = (ranks - 1) / ranks * size / link.bytes_per_s + 2 * _turns(ranks) * link.latency_s
             return min(spread_s(link, ranks, size), apart)
     assert_never(kind)
+
+
+def _reached(groups: int, copies: int) -> float:
+    """How many of `groups` equal groups of experts a token visits, on average, with `copies` picked at random."""
+    return float(groups * (1 - (1 - 1 / groups) ** copies))
 
 
 def _turns(processes: int) -> int:

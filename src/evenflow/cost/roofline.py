@@ -5,38 +5,47 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import assert_never
 
 from evenflow.spec.accelerators import Accelerator
 from evenflow.spec.operators import Attention, LayerOperator, Matmul, Traffic
 
-_REFERENCE = 312e12  # A100's dense peak in half precision
-_TILE = 128  # rows and columns of the result that one block of threads makes
+_REFERENCE = 312e12 / 400  # A100's dense peak in half precision for each watt of its limit
+# Rows and columns of a result that one processor of the device makes at a time, and the rate of such a tile: smaller
+# ones read their operands more often. A library takes what is quickest for a shape.
+_TILES = ((256, 128, 1.0), (128, 128, 0.92), (128, 64, 0.75))
 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """The few figures that data sheets do not give: assumed, each common to all devices. `benchmarks.fit` fits others.
+    """The few figures that data sheets do not give, each common to all devices: assumed; `benchmarks.fit` fits others.
 
     Attributes:
         matmul: share of the peak that a large product reaches.
         depth: k at which a product reaches half of that.
-        attention: share of the peak that fused attention reaches.
+        attention: share of the peak that fused attention reaches with wide heads.
+        attention_depth: width of a head at which it reaches half of that.
+        attention_backward: how much longer its backward takes than its forward (of 2.5 times the FLOPs).
         memory: share of the memory's peak rate.
-        launch_s: seconds that each operator takes beside.
-        link: share of a link's peak rate.
+        launch_s: seconds that the host takes to start a kernel.
+        link: share of the peak rate of a link inside a node.
+        network: share of the peak rate of a link between nodes.
         latency_s: of a message.
-        throttle: how the share shrinks as peaks grow faster than power does: (A100's peak / peak) to this.
+        throttle: how the share shrinks where a device has more FLOP/s for a watt than A100: (A100's / its own) to this.
     """
 
     matmul: float = 0.72
     depth: float = 256.0
-    attention: float = 0.45
+    attention: float = 0.6
+    attention_depth: float = 64.0
+    attention_backward: float = 3.0
     memory: float = 0.75
-    launch_s: float = 4e-6
-    link: float = 0.7
+    launch_s: float = 10e-6
+    link: float = 0.75
+    network: float = 0.75
     latency_s: float = 8e-6
-    throttle: float = 0.25
+    throttle: float = 0.45
 
     def seconds(self, operators: Sequence[LayerOperator], device: Accelerator, is_eighth: bool = False) -> float:
         """The forward of a layer.
@@ -50,22 +59,38 @@ class Roofline:
 
     def _one(self, operator: LayerOperator, device: Accelerator, is_eighth: bool) -> float:
         rate = device.memory_bytes_per_s * self.memory
+        sustained = self._sustained(device)
         match operator:
             case Matmul(m=m, n=n, k=k, count=count):
                 peak = device.eighth_flops if is_eighth else device.half_flops
-                tiles = math.ceil(m / _TILE) * math.ceil(n / _TILE) * _TILE * _TILE
-                flops = 2 * tiles * k * count
                 moved = 2 * count * (m * k + k * n + m * n)
-                share = self.matmul * k / (k + self.depth) * self._sustained(peak)
-                return max(flops / (peak * share), moved / rate) + self.launch_s
+                share = self._product(k) * _filling(m, n, count, device.processors)
+                return max(2 * m * n * k * count / (peak * sustained * share), moved / rate)
+            case Attention() if operator.is_fused:
+                width = operator.score_dim / (operator.score_dim + self.attention_depth)
+                return operator.seen_flops / (device.half_flops * sustained * self.attention * width)
             case Attention():
-                return (
-                    operator.seen_flops / (device.half_flops * self.attention * self._sustained(device.half_flops))
-                    + self.launch_s
-                )
+                product = operator.flops / (device.half_flops * sustained * self._product(operator.score_dim))
+                return product + operator.score_bytes / rate
             case Traffic(moved_bytes=moved):
-                return moved / rate + self.launch_s
+                return moved / rate
         assert_never(operator)
 
-    def _sustained(self, peak: float) -> float:
-        return float(min(1.0, (_REFERENCE / peak) ** self.throttle))
+    def _product(self, k: int) -> float:
+        return self.matmul * k / (k + self.depth)
+
+    def _sustained(self, device: Accelerator) -> float:
+        """The part of the peak clock that a device keeps up under its power limit."""
+        return float(min(1.0, (_REFERENCE * device.watts / device.half_flops) ** self.throttle))
+
+
+@cache
+def _filling(m: int, n: int, count: int, processors: int) -> float:
+    """The part of a device that a product of `m` x `n` results keeps at work: tiles go round by round."""
+    best = 0.0
+    for rows, columns, rate in _TILES:
+        for height, width in ((rows, columns), (columns, rows)):
+            tiles = math.ceil(m / height) * math.ceil(n / width) * count
+            rounds = math.ceil(tiles / processors)
+            best = max(best, rate * m * n * count / (rounds * processors * height * width))
+    return best

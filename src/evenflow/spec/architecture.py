@@ -140,8 +140,13 @@ class Architecture:
         blocks = sum(self.block_parameters(block) for block in range(self.layers))
         return self.embedding_parameters + blocks + self.head_parameters
 
-    def block(self, block: int, micro_batch: int, seq: int, shards: Shards) -> tuple[LayerOperator, ...]:
-        """Operators of one block's forward on one rank, for a microbatch of `micro_batch` x `seq` tokens."""
+    def block(
+        self, block: int, micro_batch: int, seq: int, shards: Shards, is_fused: bool = True
+    ) -> tuple[LayerOperator, ...]:
+        """Operators of one block's forward on one rank, for a microbatch of `micro_batch` x `seq` tokens.
+
+        `is_fused`: attention keeps no scores.
+        """
         tokens = micro_batch * seq // shards.cp
         window = self.window if block % 2 == 0 else None
         scores, values = self.head_dim, self.head_dim
@@ -149,12 +154,15 @@ class Architecture:
             scores, values = self.latent.plain_dim + self.latent.rotary_dim, self.latent.value_dim
         heads = max(1, self.heads // shards.tp)
         found: list[LayerOperator] = [
-            Attention(micro_batch, heads, seq // shards.cp, seq, scores, values, window),
-            Traffic(_BYTES * tokens * self.hidden * 10),  # two norms and two residuals, each read and written
+            Attention(micro_batch, heads, seq // shards.cp, seq, scores, values, window, is_fused),
+            # two norms and two residuals, each read and written
+            Traffic(_BYTES * tokens * self.hidden * 10 // (shards.tp if shards.is_sequence_parallel else 1)),
         ]
-        for index, (inputs, outputs) in enumerate(self.attention_matrices()):
-            is_cut_by_input = index == len(self.attention_matrices()) - 1
-            found.append(_cut(tokens, inputs, outputs, shards.tp, is_cut_by_input))
+        *enters, (inputs, outputs) = self.attention_matrices()
+        if self.latent is None:  # queries, keys and values are one product
+            enters = [(self.hidden, sum(width for _, width in enters))]
+        found += [_cut(tokens, *matrix, shards.tp, is_cut_by_input=False) for matrix in enters]
+        found.append(_cut(tokens, inputs, outputs, shards.tp, is_cut_by_input=True))
         return tuple(found) + self._feed_forward(block, tokens, shards)
 
     def _feed_forward(self, block: int, tokens: int, shards: Shards) -> tuple[LayerOperator, ...]:

@@ -8,11 +8,15 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """Over how many ranks a layer is cut: heads and widths (tp), the sequence (cp), experts (ep)."""
+    """Over how many ranks a layer is cut: heads and widths (tp), the sequence (cp), experts (ep).
+
+    `is_sequence_parallel`: what `tp` leaves whole (norms, residuals) is cut by the sequence (Korthikanti et al. 2022).
+    """
 
     tp: int = 1
     cp: int = 1
     ep: int = 1
+    is_sequence_parallel: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Attention:
         score_dim: width of a query.
         value_dim: width of a value.
         window: keys that a query sees, None for all before it.
+        is_fused: no scores go to memory (flash attention); else they are made over the whole square, and masked.
     """
 
     sequences: int
@@ -51,6 +56,7 @@ class Attention:
     score_dim: int
     value_dim: int
     window: int | None = None
+    is_fused: bool = True
 
     @property
     def flops(self) -> int:
@@ -62,6 +68,13 @@ class Attention:
         """Those of the pairs that a causal query sees."""
         width = self.keys if self.window is None else min(self.window, self.keys)
         return self.flops * (width / self.keys) * (1 - width / (2 * self.keys))
+
+    @property
+    def score_bytes(self) -> int:
+        """What the forward moves of scores that are not fused, in half precision: written by their product, read and
+        written by softmax and by dropout (with its mask of a byte), and read once more.
+        """
+        return 0 if self.is_fused else 13 * self.sequences * self.heads * self.queries * self.keys
 
 
 @dataclass(frozen=True, slots=True)

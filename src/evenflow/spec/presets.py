@@ -15,17 +15,20 @@ def _gpt(name: str, source: str, layers: int, hidden: int, heads: int, vocab: in
     )  # fmt: skip
 
 
-_LLAMA_2 = "Touvron et al. 2023, arXiv:2307.09288, and the models' config.json"
-_LLAMA_3 = "Grattafiori et al. 2024, arXiv:2407.21783, table 3"
-_MIXTRAL = "Jiang et al. 2024, arXiv:2401.04088, table 1, and the models' config.json"
-_QWEN_3 = "Yang et al. 2025, arXiv:2505.09388, tables 1 and 2, and the models' config.json"
+# Lightning-AI/litgpt's config.py copies the config.json whose address it gives beside each model.
+_LITGPT = "; Lightning-AI/litgpt litgpt/config.py"
+_LLAMA_2 = "Touvron et al. 2023, arXiv:2307.09288; meta-llama/Llama-2-*-hf config.json" + _LITGPT
+_LLAMA_3 = "Grattafiori et al. 2024, arXiv:2407.21783, table 3; meta-llama/Meta-Llama-3.1-* config.json" + _LITGPT
+_MIXTRAL = "Jiang et al. 2024, arXiv:2401.04088; mistralai/Mixtral-* config.json" + _LITGPT
+_QWEN_3 = "Yang et al. 2025, arXiv:2505.09388; Qwen/Qwen3-* config.json" + _LITGPT
+_DEEPSEEK = "deepseek-ai/DeepSeek-V3 inference/configs; deepwiki.com/deepseek-ai/DeepSeek-V3/6.1-configuration-options"
 
 PRESETS: dict[str, Architecture] = {
     preset.name: preset
     for preset in (
-        _gpt("gpt3-175b", "Brown et al. 2020, arXiv:2005.14165, table 2.1", 96, 12288, 96, 50257, 2048),
-        _gpt("gpt-1t", "Narayanan et al. 2021, arXiv:2104.04473, table 1", 128, 25600, 160, 51200, 2048),
-        _gpt("bloom-176b", "BigScience 2022, arXiv:2211.05100, table 3 (ALiBi)", 70, 14336, 112, 250880, 0),
+        _gpt("gpt3-175b", "Brown et al. 2020, arXiv:2005.14165, table 2.1; NVIDIA/Megatron-LM examples/gpt3", 96, 12288, 96, 50257, 2048),
+        _gpt("gpt-1t", "Narayanan et al. 2021, arXiv:2104.04473; calculon-ai/calculon models/megatron-1T.json", 128, 25600, 160, 51200, 2048),
+        _gpt("bloom-176b", "bigscience-workshop/bigscience train/tr11-176B-ml/README.md (ALiBi)", 70, 14336, 112, 250880, 0),
         Architecture("llama-2-7b", _LLAMA_2, 32, 4096, 11008, 32, 32, 128, 32000),
         Architecture("llama-2-13b", _LLAMA_2, 40, 5120, 13824, 40, 40, 128, 32000),
         Architecture("llama-2-70b", _LLAMA_2, 80, 8192, 28672, 64, 8, 128, 32000),
@@ -48,16 +51,21 @@ PRESETS: dict[str, Architecture] = {
             query_norms=True, experts=Experts(128, 8, 768),
         ),
         Architecture(
-            "gpt-oss-120b", "OpenAI 2025, arXiv:2508.10925, section 2, and its config.json",
+            "gpt-oss-120b", "OpenAI 2025, arXiv:2508.10925; openai/gpt-oss-120b config.json, transformers' GptOssConfig",
             36, 2880, 2880, 64, 8, 64, 201088, window=128, experts=Experts(128, 4, 2880),
         ),
         Architecture(
-            "deepseek-v3", "DeepSeek-AI 2024, arXiv:2412.19437, section 4.2",
+            "deepseek-v3", "DeepSeek-AI 2024, arXiv:2412.19437; " + _DEEPSEEK + "; transformers' DeepseekV3Config",
             61, 7168, 18432, 128, 128, 192, 129280,
             experts=Experts(256, 8, 2048, shared_ffn=2048, dense_layers=3), latent=Latent(1536, 512, 128, 64, 128),
         ),
         Architecture(
-            "nemotron-4-340b", "NVIDIA 2024, arXiv:2406.11704, table 1",
+            "deepseek-v2", "DeepSeek-AI 2024, arXiv:2405.04434; " + _DEEPSEEK + " (236B)",
+            60, 5120, 12288, 128, 128, 192, 102400,
+            experts=Experts(160, 6, 1536, shared_ffn=3072, dense_layers=1), latent=Latent(1536, 512, 128, 64, 128),
+        ),
+        Architecture(
+            "nemotron-4-340b", "NVIDIA 2024, arXiv:2406.11704; NVIDIA/NeMo Nemotron4Config340B",
             96, 18432, 73728, 96, 8, 192, 256000, gated=False,
         ),
     )

@@ -1,0 +1,21 @@
+"""A step's seconds and a rank's bytes where every axis of a layout is given: closed forms, for any size of job."""
+
+from evenflow.cost.pinned.bytes import RankBytes, activation_bytes, peak_bytes, rank_bytes, worst_rank
+from evenflow.cost.pinned.job import Holding, Order, Pinned, Redone
+from evenflow.cost.pinned.seconds import BlockSeconds, block_seconds, layer_seconds, step_seconds
+
+__all__ = [
+    "BlockSeconds",
+    "Holding",
+    "Order",
+    "Pinned",
+    "RankBytes",
+    "Redone",
+    "activation_bytes",
+    "block_seconds",
+    "layer_seconds",
+    "peak_bytes",
+    "rank_bytes",
+    "step_seconds",
+    "worst_rank",
+]
