@@ -11,6 +11,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -39,16 +40,28 @@ def job_of(row: dict[str, str]) -> Pinned:
     )  # fmt: skip
 
 
-def compare(rows: Sequence[dict[str, str]], roofline: Roofline) -> list[dict[str, object]]:
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """A row's predicted milliseconds, and their relative errors against what was measured."""
+
+    mode: str
+    forward_ms: float
+    backward_ms: float
+    forward_error: float
+    backward_error: float
+
+
+def compare(rows: Sequence[dict[str, str]], roofline: Roofline) -> list[LayerTime]:
     """Predicted and measured milliseconds of each row, with relative errors."""
-    found: list[dict[str, object]] = []
+    found: list[LayerTime] = []
     for row in rows:
-        ours = [1e3 * seconds for seconds in layer_seconds(job_of(row), roofline)]
-        theirs = [float(row["forward_ms"]), float(row["backward_ms"])]
-        found.append({
-            "mode": row["mode"], "forward_ms": ours[0], "backward_ms": ours[1],
-            "errors": [one / other - 1 for one, other in zip(ours, theirs, strict=True)],
-        })  # fmt: skip
+        forward, backward = (1e3 * seconds for seconds in layer_seconds(job_of(row), roofline))
+        found.append(
+            LayerTime(
+                row["mode"], forward, backward,
+                forward / float(row["forward_ms"]) - 1, backward / float(row["backward_ms"]) - 1,
+            )
+        )  # fmt: skip
     return found
 
 
@@ -61,14 +74,13 @@ def main() -> None:
     with arguments.csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
     found = compare(rows, Roofline())
-    errors = [abs(error) for one in found for error in one["errors"]]  # type: ignore[attr-defined]
+    errors = [abs(error) for one in found for error in (one.forward_error, one.backward_error)]
     if arguments.json:
-        print(json.dumps({"rows": found, "median": median(errors), "worst": max(errors)}))
+        print(json.dumps({"rows": [asdict(one) for one in found], "median": median(errors), "worst": max(errors)}))
         return
     for one in found:
-        forward, backward = one["errors"]  # type: ignore[misc]
-        print(f"{one['mode']:20} forward {one['forward_ms']:5.2f} ms ({forward:+.1%}), "
-              f"backward {one['backward_ms']:5.2f} ms ({backward:+.1%})")  # fmt: skip
+        print(f"{one.mode:20} forward {one.forward_ms:5.2f} ms ({one.forward_error:+.1%}), "
+              f"backward {one.backward_ms:5.2f} ms ({one.backward_error:+.1%})")  # fmt: skip
     print(f"median {median(errors):.1%}, worst {max(errors):.1%}")
 
 

@@ -1,8 +1,14 @@
 """A row of published figures as a job, by stated rules for what it leaves out; its measured columns are not read.
 
-The rules, each named where it was used: ffn is 4 x hidden (8/3 where kv_heads < heads); kv_heads is heads; vocab is
-51200; micro_batch is 1; vpp is 2 for interleaved orders; recompute is none,
-and attention then fused from 2048 tokens on (always since H100); dp is what global batch and devices leave.
+What is imputed is named beside the prediction. Dimensions: ffn is 4 x hidden; kv_heads is heads; heads are of 128; the
+vocabulary is what the model's printed size leaves for it, else 51200. Layout: micro_batch is 1; an interleaved order
+has the fewest stages a rank that its blocks divide into; dp is what devices leave; recompute is none.
+
+What no column says follows from the device, since software and machines came together. Since H100: fused attention,
+sequence parallelism, ZeRO 1, and exchanges beside the computation (of replicas, of tp in the forward, and of experts
+where a rank has several stages). Before: none of these, but what the row names (FSDP, `+SP`, DeepSpeed), and fused
+attention where recompute is not stated and sequences have 2048 tokens or more. FSDP2 takes PyTorch's own loss, and
+DeepSpeed holds gradients in half precision, and in bf16 their sums in fp32 beside them.
 """
 
 from __future__ import annotations
@@ -18,6 +24,8 @@ from evenflow.spec.presets import PRESETS
 
 _DEFAULT_VOCAB = 51200
 _FUSED = 400e12  # devices since H100 are taken to run fused attention
+# DeepSpeed's own sizes of its two buckets, 5e8 numbers each, as Pythia's logs print them (wandb.ai/eleutherai/pythia).
+_BUCKETS = 2 * 5e8 * 2
 _NETWORK = re.compile(r"(\d+)x(?:OPA|HDR|NDR|EDR)(\d+)")
 
 
@@ -71,7 +79,7 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
     return Pinned(
         architecture=architecture, device=device, tp=tp, pp=pp, dp=dp, cp=cp, ep=ep,
         vpp=_stages(reader, schedule, architecture.layers, pp),
-        order=_order(schedule),
+        order=_order(schedule, row["vpp"]),
         micro_batch=smallest,
         global_batch=reader.number("global_batch"),
         seq=reader.number("seq"),
@@ -82,9 +90,11 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
         is_sequence_parallel=is_recent or "+sp" in recompute.replace(" ", ""),
         is_overlapped=is_recent or "fsdp" in schedule,
         is_tp_overlapped=is_recent and not is_native,
+        is_ep_overlapped=is_recent and _order(schedule, row["vpp"]) == "interleaved-1f1b",
         is_loss_fused=not is_native,
         is_balanced="redis" in schedule,
-        gradient_bytes=6 if "deepspeed" in schedule and "fp16" not in precision else 4,
+        gradient_bytes=4 if "deepspeed" not in schedule else 2 if "fp16" in precision else 6,
+        bucket_bytes=_BUCKETS if "deepspeed" in schedule else 0.0,
     ), tuple(reader.imputed)  # fmt: skip
 
 
@@ -124,7 +134,7 @@ def _architecture(reader: _Reader) -> Architecture:
 def _vocabulary(row: dict[str, str], hidden: int) -> int:
     """What a model's printed size leaves for its table, where a rounded size can tell; else the usual one."""
     size = re.search(r"([\d.]+)B\b", row["model"])
-    if size is None or row["ffn"] and int(row["ffn"]) != 4 * hidden:
+    if size is None or (row["ffn"] and int(row["ffn"]) != 4 * hidden):
         return _DEFAULT_VOCAB
     last_digit = 10.0 ** -len(size[1].partition(".")[2]) * 1e9
     left = (float(size[1]) * 1e9 - int(row["layers"]) * (12 * hidden * hidden + 13 * hidden)) / hidden
@@ -142,14 +152,15 @@ def _preset(name: str) -> Architecture | None:
     return None
 
 
-def _order(schedule: str) -> Order:
+def _order(schedule: str, vpp: str) -> Order:
     if "zb-2p" in schedule:
         return "zb-2p"
     if "zb-1p" in schedule:
         return "zb-1p"
     if "v-half" in schedule:
         return "v-half"
-    return "interleaved-1f1b" if "interleaved" in schedule or schedule.endswith("-i") else "1f1b"
+    is_virtual = "interleaved" in schedule or schedule.endswith("-i") or (vpp.isdecimal() and int(vpp) > 1)
+    return "interleaved-1f1b" if is_virtual else "1f1b"
 
 
 def _redone(recompute: str) -> Redone:

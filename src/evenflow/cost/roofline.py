@@ -19,7 +19,10 @@ _TILES = ((256, 128, 1.0), (128, 128, 0.92), (128, 64, 0.75))
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """The few figures that data sheets do not give, each common to all devices: assumed; `benchmarks.fit` fits others.
+    """The few figures that data sheets do not give, each common to all devices.
+
+    They are what `benchmarks.fit` finds on half of the published rows, rounded: analytic figures made with them are
+    no measurement of the device at hand.
 
     Attributes:
         matmul: share of the peak that a large product reaches.
@@ -35,17 +38,17 @@ class Roofline:
         throttle: how the share shrinks where a device has more FLOP/s for a watt than A100: (A100's / its own) to this.
     """
 
-    matmul: float = 0.72
-    depth: float = 256.0
-    attention: float = 0.6
-    attention_depth: float = 64.0
+    matmul: float = 0.75
+    depth: float = 72.0
+    attention: float = 0.5
+    attention_depth: float = 60.0
     attention_backward: float = 3.0
-    memory: float = 0.75
-    launch_s: float = 10e-6
-    link: float = 0.75
-    network: float = 0.75
+    memory: float = 0.85
+    launch_s: float = 24e-6
+    link: float = 0.71
+    network: float = 0.9
     latency_s: float = 8e-6
-    throttle: float = 0.45
+    throttle: float = 0.54
 
     def seconds(self, operators: Sequence[LayerOperator], device: Accelerator, is_eighth: bool = False) -> float:
         """The forward of a layer.
@@ -80,7 +83,9 @@ class Roofline:
         return self.matmul * k / (k + self.depth)
 
     def _sustained(self, device: Accelerator) -> float:
-        """The part of the peak clock that a device keeps up under its power limit."""
+        """The part of the peak clock that a device keeps up under its power limit; all where that is not known."""
+        if not device.watts:
+            return 1.0
         return float(min(1.0, (_REFERENCE * device.watts / device.half_flops) ** self.throttle))
 
 

@@ -2,7 +2,7 @@
 
 from evenflow.draw.findings import Findings, blame_text, finding_lines
 from evenflow.draw.html import report_html
-from evenflow.draw.model_tables import model_table, profile_table
+from evenflow.draw.model_tables import device_table, model_table, profile_table
 from evenflow.draw.png import timeline_png
 from evenflow.draw.report_table import report_table
 from evenflow.draw.svg import timeline_svg
@@ -13,6 +13,7 @@ __all__ = [
     "Findings",
     "blame_text",
     "comparison_table",
+    "device_table",
     "finding_lines",
     "idle_table",
     "model_table",

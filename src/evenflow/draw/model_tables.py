@@ -13,6 +13,7 @@ from evenflow.draw.scale import bytes_scale, count_scale, seconds_scale
 from evenflow.draw.tables import new_table, title
 from evenflow.draw.words import plain, ranges
 from evenflow.spec import Layer, Model
+from evenflow.spec.accelerators import Accelerator
 from evenflow.units import format_bytes, format_count, format_flops, format_percent, format_seconds
 
 _MOST_ROWS = 12
@@ -174,3 +175,19 @@ def _same(one: Layer, other: Layer) -> bool:
 
 def _percent(part: float, whole: float) -> str:
     return format_percent(part / whole) if whole else "-"
+
+
+def device_table(device: Accelerator) -> RenderableType:
+    """A catalogue entry: each figure, and whether it was measured, is a data sheet's or is assumed."""
+    table = new_table("<figure", "value", "<origin")
+    rows = (
+        ("half_flops", "products in half precision", format_flops(device.half_flops) + "/s"),
+        ("single_flops", "products in fp32", format_flops(device.single_flops) + "/s"),
+        ("memory_bytes", "memory", format_bytes(device.memory_bytes)),
+        ("memory_bytes_per_s", "copies in memory", format_bytes(device.memory_bytes_per_s) + "/s"),
+        ("node_bytes_per_s", device.node_wire or "link in the node", format_bytes(device.node_bytes_per_s) + "/s"),
+        ("network_bytes_per_s", device.network_wire or "network", format_bytes(device.network_bytes_per_s) + "/s"),
+    )
+    for name, what, value in rows:
+        table.add_row(what, value, device.origin(name))
+    return Group(title(device.name, f"{device.node_devices} of them here"), table, Text(device.source))

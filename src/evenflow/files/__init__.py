@@ -1,5 +1,6 @@
 """Every file we read or write: a versioned schema at the edge, plain values inside, atomic writing."""
 
+from evenflow.files.device import device_json, load_device, save_device
 from evenflow.files.document import FORMAT_VERSION, json_text, sync_folder, write_bytes, write_json, write_text
 from evenflow.files.job import (
     JobPart,
@@ -35,10 +36,12 @@ __all__ = [
     "append_samples",
     "check_job",
     "check_settings",
+    "device_json",
     "job_schema",
     "job_settings",
     "job_text",
     "json_text",
+    "load_device",
     "load_job",
     "load_metrics",
     "load_plan",
@@ -51,6 +54,7 @@ __all__ = [
     "model_json",
     "plan_json",
     "profile_json",
+    "save_device",
     "save_plan",
     "save_profile",
     "save_ranks",

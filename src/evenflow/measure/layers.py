@@ -266,9 +266,11 @@ def _time_update(
     return median(norms[1:]), median(updates[1:])
 
 
-def time_matmul(clock: Clock, device: torch.device = _CPU, size: int = 1024) -> float:
+def time_matmul(
+    clock: Clock, device: torch.device = _CPU, size: int = 1024, dtype: torch.dtype = torch.float32
+) -> float:
     """Floating-point operations a second of a large matrix product."""
-    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds: list[float] = []
     for _ in range(8):
         start = clock()

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PretrainedConfig
@@ -75,6 +76,11 @@ def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, se
             return _trace_stage(stage, (batch, seq, hidden_width(config, stage.anatomy)), group)
     except EvenflowError:
         raise
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise InputError(
+            f"{config.model_type} cannot be traced: what it runs hangs on values that only a run has ({error.func}), "
+            "as where tokens are sorted by the experts that they are routed to"
+        ) from None
     except Exception as error:  # any model may do what cannot be traced
         text = first_line(error)
         raise InputError(f"{config.model_type} cannot be traced at {batch} x {seq} tokens: {text}") from None

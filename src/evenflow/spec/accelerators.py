@@ -1,7 +1,7 @@
 """Devices by their makers' data sheets: dense peak rates, memory, power, and links inside a node and between nodes.
 
-Looked up on 2026-11-25, where data sheets themselves were not at hand in pages that copy them; the address stands beside
-each device. What no page confirmed is named in `assumed`. Peaks are without sparsity.
+Looked up on 2026-11-25, where data sheets themselves were not at hand in pages that copy them; the address stands
+beside each device. What no page confirmed is named in `assumed`. Peaks are without sparsity.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Accelerator:
 
 
 def _of(
-    name: str, flops: tuple[float, float, float], memory: tuple[float, float], built: tuple[float, int], wires: tuple[str, str],
-    devices: int, source: str, assumed: Sequence[str] = (),
+    name: str, flops: tuple[float, float, float], memory: tuple[float, float], built: tuple[float, int],
+    wires: tuple[str, str], devices: int, source: str, assumed: Sequence[str] = (),
 ) -> Accelerator:  # fmt: skip
     """TFLOP/s (half, fp8, fp32), GB and GB/s, watts and processors, as data sheets print them."""
     half, eighth, single = flops
@@ -88,7 +88,7 @@ ACCELERATORS: dict[str, Accelerator] = {
     device.name: device
     for device in (
         _of("V100", (125, 125, 15.7), (32, 900), (300, 80), ("NVLink 2", "InfiniBand EDR"), 8,
-            "NVIDIA V100 data sheet us-1165301-r5, SXM2; Lightning-AI/pytorch-lightning fabric/utilities/throughput.py; "
+            "NVIDIA V100 data sheet us-1165301-r5, SXM2; Lightning-AI/pytorch-lightning utilities/throughput.py; "
             "maosong.website/p/nvidia-gpu-specs", ["memory_bytes"]),
         _of("A100-40GB", (312, 312, 19.5), (40, 1555), (400, 108), ("NVLink 3", "InfiniBand HDR"), 8, _A100),
         _of("A100-80GB", (312, 312, 19.5), (80, 2039), (400, 108), ("NVLink 3", "InfiniBand HDR"), 8, _A100),
@@ -106,12 +106,14 @@ ACCELERATORS: dict[str, Accelerator] = {
             "NVIDIA HGX B200; verda.com/blog/gb300-nvl72-architecture; memory's rate from pytorch/ao pull 4002; "
             "mlcommons/inference_results_v6.0 closed/Nebius/systems/nebius_b200_n1.json (180 GB, NDR)"),
         _of("B300", (2250, 4500, 75), (270, 7700), (1100, 148), ("NVLink 5", "InfiniBand XDR"), 8,
-            "NVIDIA HGX B300; verda.com/blog/gb300-nvl72-architecture; glennklockwood.com/garden/processors/B300"),
+            "NVIDIA HGX B300; verda.com/blog/gb300-nvl72-architecture; glennklockwood.com/garden/processors/B300",
+            ["processors"]),
         _of("GB200", (2500, 5000, 90), (186, 8000), (1200, 148), ("NVLink 5", "InfiniBand NDR"), 72,
             "NVIDIA GB200 NVL72; glennklockwood.com/garden/processors/B200 (1,200 W); "
-            "mlcommons/inference_results_v6.1 closed/Crusoe/systems (186 GB)"),
+            "mlcommons/inference_results_v6.1 closed/Crusoe/systems (186 GB)", ["processors"]),
         _of("GB300", (2500, 5000, 80), (279, 8000), (1400, 148), ("NVLink 5", "InfiniBand XDR"), 72,
-            "NVIDIA GB300 NVL72; verda.com/blog/gb300-nvl72-architecture; glennklockwood.com/garden/processors/B300"),
+            "NVIDIA GB300 NVL72; verda.com/blog/gb300-nvl72-architecture; glennklockwood.com/garden/processors/B300",
+            ["processors"]),
         _of("L4", (121, 242.5, 30.3), (24, 300), (72, 60), ("PCIe 4 x16", "Ethernet 100"), 8,
             "NVIDIA L4 data sheet (242 and 485 with sparsity); grokipedia.com/page/NVIDIA_L4_vs_L40S, fpsbench.com"),
         _of("RTX-4090", (165.2, 330.3, 82.6), (24, 1008), (450, 128), ("PCIe 4 x16", "Ethernet 100"), 8,

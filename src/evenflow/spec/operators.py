@@ -71,8 +71,10 @@ class Attention:
 
     @property
     def score_bytes(self) -> int:
-        """What the forward moves of scores that are not fused, in half precision: written by their product, read and
-        written by softmax and by dropout (with its mask of a byte), and read once more.
+        """What the forward moves of scores that are not fused, in half precision.
+
+        Their product writes them, softmax and dropout (with its mask of a byte) read and write them, and the product
+        with values reads them.
         """
         return 0 if self.is_fused else 13 * self.sequences * self.heads * self.queries * self.keys
 

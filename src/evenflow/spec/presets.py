@@ -21,14 +21,18 @@ _LLAMA_2 = "Touvron et al. 2023, arXiv:2307.09288; meta-llama/Llama-2-*-hf confi
 _LLAMA_3 = "Grattafiori et al. 2024, arXiv:2407.21783, table 3; meta-llama/Meta-Llama-3.1-* config.json" + _LITGPT
 _MIXTRAL = "Jiang et al. 2024, arXiv:2401.04088; mistralai/Mixtral-* config.json" + _LITGPT
 _QWEN_3 = "Yang et al. 2025, arXiv:2505.09388; Qwen/Qwen3-* config.json" + _LITGPT
+_GPT_3 = "Brown et al. 2020, arXiv:2005.14165, table 2.1; NVIDIA/Megatron-LM examples/gpt3"
+_GPT_1T = "Narayanan et al. 2021, arXiv:2104.04473; calculon-ai/calculon models/megatron-1T.json"
+_BLOOM = "bigscience-workshop/bigscience train/tr11-176B-ml/README.md (ALiBi)"
+_GPT_OSS = "OpenAI 2025, arXiv:2508.10925; openai/gpt-oss-120b config.json, transformers' GptOssConfig"
 _DEEPSEEK = "deepseek-ai/DeepSeek-V3 inference/configs; deepwiki.com/deepseek-ai/DeepSeek-V3/6.1-configuration-options"
 
 PRESETS: dict[str, Architecture] = {
     preset.name: preset
     for preset in (
-        _gpt("gpt3-175b", "Brown et al. 2020, arXiv:2005.14165, table 2.1; NVIDIA/Megatron-LM examples/gpt3", 96, 12288, 96, 50257, 2048),
-        _gpt("gpt-1t", "Narayanan et al. 2021, arXiv:2104.04473; calculon-ai/calculon models/megatron-1T.json", 128, 25600, 160, 51200, 2048),
-        _gpt("bloom-176b", "bigscience-workshop/bigscience train/tr11-176B-ml/README.md (ALiBi)", 70, 14336, 112, 250880, 0),
+        _gpt("gpt3-175b", _GPT_3, 96, 12288, 96, 50257, 2048),
+        _gpt("gpt-1t", _GPT_1T, 128, 25600, 160, 51200, 2048),
+        _gpt("bloom-176b", _BLOOM, 70, 14336, 112, 250880, 0),
         Architecture("llama-2-7b", _LLAMA_2, 32, 4096, 11008, 32, 32, 128, 32000),
         Architecture("llama-2-13b", _LLAMA_2, 40, 5120, 13824, 40, 40, 128, 32000),
         Architecture("llama-2-70b", _LLAMA_2, 80, 8192, 28672, 64, 8, 128, 32000),
@@ -51,7 +55,7 @@ PRESETS: dict[str, Architecture] = {
             query_norms=True, experts=Experts(128, 8, 768),
         ),
         Architecture(
-            "gpt-oss-120b", "OpenAI 2025, arXiv:2508.10925; openai/gpt-oss-120b config.json, transformers' GptOssConfig",
+            "gpt-oss-120b", _GPT_OSS,
             36, 2880, 2880, 64, 8, 64, 201088, window=128, experts=Experts(128, 4, 2880),
         ),
         Architecture(

@@ -2,7 +2,7 @@
 
 from evenflow.cost.pinned.bytes import RankBytes, activation_bytes, peak_bytes, rank_bytes, worst_rank
 from evenflow.cost.pinned.job import Holding, Order, Pinned, Redone
-from evenflow.cost.pinned.seconds import BlockSeconds, block_seconds, layer_seconds, step_seconds
+from evenflow.cost.pinned.seconds import BlockSeconds, block_seconds, fabric_of, layer_seconds, step_seconds
 
 __all__ = [
     "BlockSeconds",
@@ -13,6 +13,7 @@ __all__ = [
     "Redone",
     "activation_bytes",
     "block_seconds",
+    "fabric_of",
     "layer_seconds",
     "peak_bytes",
     "rank_bytes",

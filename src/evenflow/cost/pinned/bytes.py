@@ -15,6 +15,8 @@ _MASTER = 12  # fp32 weight and two moments
 # by how much the allocator's reserved memory exceeds what is allocated. Assumed.
 CONTEXT_BYTES = 2e9
 RESERVED_MARGIN = 0.08
+# What a block that was computed again holds in its backward: what it kept, and gradients of about half of that.
+_WITH_GRADIENTS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class RankBytes:
     @property
     def allocated(self) -> float:
         """By tensors."""
-        return sum(getattr(self, name) for name in self.__slots__)
+        return float(sum(getattr(self, name) for name in self.__slots__))
 
     @property
     def reserved(self) -> float:
@@ -62,10 +64,11 @@ def activation_bytes(job: Pinned) -> tuple[float, float]:
     operand = 1 if job.is_eighth else _HALF  # inputs of products are kept as they entered
     cut = tokens * (_HALF * (heads + width * (2 if it.gated else 1)) + operand * (context + width)) / job.tp
     kept = tokens * it.hidden * ((3 * _HALF + 2 * operand) / whole + operand * routed / job.tp) + cut
-    if not job.is_flash and job.redone == "none":
-        kept += 5 * job.micro_batch * it.heads * job.seq * job.seq / job.tp
+    scores = 0.0 if job.is_flash else 5 * job.micro_batch * it.heads * job.seq * job.seq / job.tp
+    if job.redone == "none":
+        kept += scores
     if job.redone == "full":
-        return _HALF * tokens * it.hidden / whole, kept
+        return _HALF * tokens * it.hidden / whole, _WITH_GRADIENTS * (kept + scores)
     if job.redone == "operators":
         products = (it.attention_matrices()[0][1] + it.attention_matrices()[1][1] + width) / job.tp
         return _HALF * tokens * (3 * it.hidden / whole + context / job.tp + products), kept
@@ -113,13 +116,15 @@ def rank_bytes(job: Pinned, rank: int) -> RankBytes:
 
 
 def _buffers(job: Pinned, holding: Holding) -> float:
-    """Parameters of the block at work and of the next one, gathered, and a block's gradient being added (ZeRO 3)."""
-    if job.zero < 3:
-        return 0.0
+    """Buckets, hidden states on their way, and under ZeRO 3 parameters of two blocks and a gradient being added."""
     it = job.architecture
+    hidden = _HALF * job.micro_batch * job.seq / job.cp * it.hidden / (job.tp if job.is_sequence_parallel else 1)
+    waiting = job.bucket_bytes + (2 * hidden * job.vpp if job.pp > 1 else 0.0)
+    if job.zero < 3:
+        return waiting
     block = it.block_parameters(it.layers - 1) - (it.expert_parameters() if it.is_mixture(it.layers - 1) else 0)
     ends = it.vocab * it.hidden * (holding.has_embedding + holding.has_head)
-    return (_HALF * (2 * block + ends) + 4 * max(block, ends / 2)) / job.tp
+    return waiting + (_HALF * (2 * block + ends) + 4 * max(block, ends / 2)) / job.tp
 
 
 def worst_rank(job: Pinned) -> int:

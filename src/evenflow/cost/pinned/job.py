@@ -47,9 +47,12 @@ class Pinned:
         is_sequence_parallel: norms and residuals are shared out over `tp`.
         is_overlapped: what replicas exchange goes on beside the computation.
         is_tp_overlapped: so does what `tp` exchanges in the forward, piece by piece with the products next to it.
+        is_ep_overlapped: what `ep` exchanges goes on beside another microbatch's computation (DeepSeek-AI 2024,
+            arXiv:2412.19437, section 3.2.1; Megatron-LM does it where a rank has several stages).
         is_loss_fused: the loss makes no copies of the logits in fp32 but one; else as PyTorch's own functions do it.
         is_balanced: blocks are shared out by FLOPs, the head's included; else equally.
         gradient_bytes: that a parameter's gradient takes.
+        bucket_bytes: of buffers in which gradients and parameters wait to be sent together.
     """
 
     architecture: Architecture
@@ -71,9 +74,11 @@ class Pinned:
     is_sequence_parallel: bool
     is_overlapped: bool = True
     is_tp_overlapped: bool = False
+    is_ep_overlapped: bool = False
     is_loss_fused: bool = True
     is_balanced: bool = False
     gradient_bytes: int = 4
+    bucket_bytes: float = 0.0
 
     @property
     def microbatches(self) -> int:

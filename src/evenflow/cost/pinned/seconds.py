@@ -79,7 +79,9 @@ def _block(job: Pinned, roofline: Roofline, block: int) -> BlockSeconds:
     least = roofline.launch_s * (_MIXTURE_KERNELS if job.architecture.is_mixture(block) else _KERNELS)
     shared = _tp_seconds(job, fabric)
     forward = max(products + attention + traffic + casts, least)
-    exchanged = _exchanged(job, fabric, attention)
+    exchanged = _keys_seconds(job, fabric, attention)
+    routed = _routed_seconds(job, fabric)
+    exchanged += max(0.0, routed - forward) if job.is_ep_overlapped else routed
     # In the forward what `tp` exchanges stands alone unless it goes piece by piece; in the backward each sum of input
     # gradients goes on beside the product that makes the weight's (Korthikanti et al. 2022, section 4.2.2).
     exposed = max(0.0, shared - products) if job.is_tp_overlapped else shared
@@ -111,16 +113,20 @@ def _tp_seconds(job: Pinned, fabric: Fabric) -> float:
     return 2 * fabric.seconds("all-reduce", _HALF * tokens * job.architecture.hidden, job.tp)
 
 
-def _exchanged(job: Pinned, fabric: Fabric, attention: float) -> float:
-    """What `cp` and `ep` exchange: keys and values beside attention, tokens on their way to experts and back."""
+def _keys_seconds(job: Pinned, fabric: Fabric, attention: float) -> float:
+    """Keys and values of the whole sequence, gathered over `cp` beside attention."""
     it = job.architecture
-    tokens = job.micro_batch * job.seq / job.cp
-    keys = 2 * _HALF * tokens * job.cp * it.kv_heads * it.head_dim / job.tp
-    total = max(0.0, fabric.seconds("all-gather", keys, job.cp, job.tp) - attention)
-    if it.experts is not None:
-        size = _HALF * tokens * it.hidden / job.tp
-        total += 2 * fabric.routed_s(size, it.experts.active, job.ep * min(job.tp, job.ep))
-    return total
+    size = 2 * _HALF * job.micro_batch * job.seq * it.kv_heads * it.head_dim / job.tp
+    return max(0.0, fabric.seconds("all-gather", size, job.cp, job.tp) - attention)
+
+
+def _routed_seconds(job: Pinned, fabric: Fabric) -> float:
+    """Tokens on their way to experts and back."""
+    it = job.architecture
+    if it.experts is None:
+        return 0.0
+    size = _HALF * job.micro_batch * job.seq / job.cp * it.hidden / job.tp
+    return 2 * fabric.routed_s(size, it.experts.active, job.ep)
 
 
 def step_seconds(job: Pinned, roofline: Roofline) -> float:
