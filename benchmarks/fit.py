@@ -16,6 +16,7 @@ from benchmarks.published_rows import Unpredictable, read_job
 from evenflow.cost.pinned import Pinned, step_seconds
 from evenflow.cost.roofline import Roofline
 
+_HALVES = (("fitted", False), ("tested", True))
 # What is possible, and not only shortest on these rows: figures that rows hardly tell apart would run to where they
 # mean nothing (a latency of nothing paid for by a slow link).
 _RANGES = {
@@ -69,14 +70,16 @@ def fit(rows: list[tuple[Row, Pinned, float]]) -> Roofline:
 
 
 def main() -> None:
+    """Print the figures found, and the errors on both halves of those in use and of those found."""
     rows = load()
-    fitted = fit([one for one in rows if not is_tested(one[0])])
-    print(fitted)
-    for name, half in (("fitted", False), ("tested", True)):
-        own = [one for one in rows if is_tested(one[0]) == half]
-        errors = sorted(abs(step_seconds(job, fitted) / seconds - 1) for _, job, seconds in own)
-        print(f"{name} half: {len(own)} rows, median error {100 * errors[len(errors) // 2]:.1f}%, "
-              f"mean of sources' log errors {loss(own, fitted):.3f}")  # fmt: skip
+    halves = {name: [one for one in rows if is_tested(one[0]) == half] for name, half in _HALVES}
+    used, found = Roofline(), fit(halves["fitted"])
+    print(found)
+    for kind, roofline in (("in use", used), ("found", found)):
+        for name, own in halves.items():
+            errors = sorted(abs(step_seconds(job, roofline) / seconds - 1) for _, job, seconds in own)
+            print(f"{kind}, {name} half: {len(own)} rows, median error {100 * errors[len(errors) // 2]:.1f}%, "
+                  f"mean of sources' log errors {loss(own, roofline):.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":

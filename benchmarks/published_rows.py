@@ -8,7 +8,8 @@ What no column says follows from the device, since software and machines came to
 sequence parallelism, ZeRO 1, and exchanges beside the computation (of replicas, of tp in the forward, and of experts
 where a rank has several stages). Before: none of these, but what the row names (FSDP, `+SP`, DeepSpeed), and fused
 attention where recompute is not stated and sequences have 2048 tokens or more. FSDP2 takes PyTorch's own loss, and
-DeepSpeed holds gradients in half precision, and in bf16 their sums in fp32 beside them.
+DeepSpeed exchanges nothing of tp beside products and holds gradients in half precision, and in bf16 their sums in fp32
+beside them.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
         is_sequence_parallel=is_recent or "+sp" in recompute.replace(" ", ""),
         is_overlapped=is_recent or "fsdp" in schedule,
         is_tp_overlapped=is_recent and not is_native,
+        is_gradient_overlapped="deepspeed" not in schedule,
         is_ep_overlapped=is_recent and _order(schedule, row["vpp"]) == "interleaved-1f1b",
         is_loss_fused=not is_native,
         is_balanced="redis" in schedule,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from evenflow.cli import COMMANDS, main
+from evenflow.files import load_device
 
 PLAN_KEYS = {
     "format_version", "model", "axes", "schedule", "micro_batch_size", "microbatches", "stages", "ranks",
@@ -110,6 +111,19 @@ def test_profile_then_plan_with_it(
     assert plan["costs"]["layers"] == "measured"
     assert main([str(part) for part in ["plan", make_model(), *options, "--micro-batch-size", 4]]) == 2
     assert "the profile is for another microbatch" in capfd.readouterr().err
+
+
+def test_this_machine_as_a_device_of_the_catalogue(
+    run_json: Callable[..., Any], make_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "device.json"
+    device = run_json("profile", "--device", "--processes", 2, "--out", file)
+    assert load_device(file).half_flops == device["half_flops"] > 1e6
+    assert {"single_flops", "memory_bytes_per_s", "node_bytes_per_s"} <= set(device["measured"])
+    assert "network_bytes_per_s" in device["assumed"]
+    assert main(["profile"]) == 2
+    assert "a MODEL, or --device for this machine, would do" in capfd.readouterr().err
+    assert main(["profile", str(make_model()), "--device"]) == 2
 
 
 def test_tables_for_people(make_model: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:

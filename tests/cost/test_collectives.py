@@ -28,3 +28,11 @@ def test_bytes_over_bandwidth(kind, ranks, stride, seconds):
 def test_a_tree_is_taken_where_latency_rules():
     slow = Fabric(LinkCost(1.0, 1e9), LinkCost(1.0, 1e9), node_devices=64)
     assert slow.seconds("all-reduce", 8.0, 64) == pytest.approx(12.0, rel=1e-3)
+
+
+def test_tokens_cross_to_a_node_once():
+    # of 2 nodes a token with 8 experts reaches both: half of the states cross, whatever their copies
+    seconds = FABRIC.routed_s(1000.0, 8, 16)
+    assert seconds == pytest.approx(1000.0 * 2 * (1 - 0.5**8) / 2 / 10.0)
+    assert FABRIC.routed_s(1000.0, 8, 1) == 0.0
+    assert FABRIC.routed_s(1000.0, 1, 8) == pytest.approx(1000.0 * 7 / 8 / 100.0)

@@ -18,7 +18,7 @@ PRINTED = {
     "gpt3-175b": 175, "gpt-1t": 1008, "bloom-176b": 176.2, "llama-2-7b": 6.74, "llama-2-13b": 13.0,
     "llama-2-70b": 69.0, "llama-3.1-8b": 8.03, "llama-3.1-70b": 70.6, "llama-3.1-405b": 405.8, "mixtral-8x7b": 46.7,
     "mixtral-8x22b": 140.6, "qwen3-32b": 32.8, "qwen3-235b-a22b": 235, "qwen3-30b-a3b": 30.5, "gpt-oss-120b": 116.8,
-    "deepseek-v3": 671, "nemotron-4-340b": 341,
+    "deepseek-v3": 671, "deepseek-v2": 236, "nemotron-4-340b": 341,
 }  # fmt: skip
 
 

@@ -21,8 +21,8 @@ _TILES = ((256, 128, 1.0), (128, 128, 0.92), (128, 64, 0.75))
 class Roofline:
     """The few figures that data sheets do not give, each common to all devices.
 
-    They are what `benchmarks.fit` finds on half of the published rows, rounded: analytic figures made with them are
-    no measurement of the device at hand.
+    They are close to what `benchmarks.fit` finds on half of the published rows, and it prints the errors of both on
+    both halves. What is computed with them is analytic: no measurement of the device at hand.
 
     Attributes:
         matmul: share of the peak that a large product reaches.

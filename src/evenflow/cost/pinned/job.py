@@ -47,6 +47,8 @@ class Pinned:
         is_sequence_parallel: norms and residuals are shared out over `tp`.
         is_overlapped: what replicas exchange goes on beside the computation.
         is_tp_overlapped: so does what `tp` exchanges in the forward, piece by piece with the products next to it.
+        is_gradient_overlapped: so does what `tp` exchanges in the backward, beside the products that make weights'
+            gradients (Korthikanti et al. 2022, section 4.2.2).
         is_ep_overlapped: what `ep` exchanges goes on beside another microbatch's computation (DeepSeek-AI 2024,
             arXiv:2412.19437, section 3.2.1; Megatron-LM does it where a rank has several stages).
         is_loss_fused: the loss makes no copies of the logits in fp32 but one; else as PyTorch's own functions do it.
@@ -74,6 +76,7 @@ class Pinned:
     is_sequence_parallel: bool
     is_overlapped: bool = True
     is_tp_overlapped: bool = False
+    is_gradient_overlapped: bool = True
     is_ep_overlapped: bool = False
     is_loss_fused: bool = True
     is_balanced: bool = False

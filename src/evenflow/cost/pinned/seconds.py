@@ -82,8 +82,6 @@ def _block(job: Pinned, roofline: Roofline, block: int) -> BlockSeconds:
     exchanged = _keys_seconds(job, fabric, attention)
     routed = _routed_seconds(job, fabric)
     exchanged += max(0.0, routed - forward) if job.is_ep_overlapped else routed
-    # In the forward what `tp` exchanges stands alone unless it goes piece by piece; in the backward each sum of input
-    # gradients goes on beside the product that makes the weight's (Korthikanti et al. 2022, section 4.2.2).
     exposed = max(0.0, shared - products) if job.is_tp_overlapped else shared
     again = {
         "none": 0.0, "attention": attention, "operators": products / 2 + traffic, "full": forward + exposed + exchanged,
@@ -92,7 +90,7 @@ def _block(job: Pinned, roofline: Roofline, block: int) -> BlockSeconds:
     inputs = max(products + slower * attention + 2 * traffic + casts, least)
     return BlockSeconds(
         forward_s=forward + exposed + exchanged,
-        input_s=inputs + max(0.0, shared - products) + exchanged + again,
+        input_s=inputs + (max(0.0, shared - products) if job.is_gradient_overlapped else shared) + exchanged + again,
         weight_s=products,
     )
 
