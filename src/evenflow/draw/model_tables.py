@@ -178,7 +178,7 @@ def _percent(part: float, whole: float) -> str:
 
 
 def device_table(device: Accelerator) -> RenderableType:
-    """A catalogue entry: each figure, and whether it was measured, is a data sheet's or is assumed."""
+    """A catalogue entry: each figure, and whether it was measured, is analytic (its data sheet's) or is assumed."""
     table = new_table("<figure", "value", "<origin")
     rows = (
         ("half_flops", "products in half precision", format_flops(device.half_flops) + "/s"),

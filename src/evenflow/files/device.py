@@ -29,23 +29,25 @@ class DeviceDocument(Document):
     processors: Count
     node_wire: str
     network_wire: str
-    assumed: tuple[str, ...]
-    measured: tuple[str, ...]
+    assumed: list[str]
+    measured: list[str]
 
     @classmethod
     def of(cls, device: Accelerator) -> DeviceDocument:
         """The file that says what `device` is."""
-        return cls(**{name: getattr(device, name) for name in Accelerator.__slots__})
+        facts = {name: getattr(device, name) for name in Accelerator.__slots__}
+        return cls(**{**facts, "assumed": list(device.assumed), "measured": list(device.measured)})
 
     def value(self) -> Accelerator:
         """The device that this file says."""
-        return Accelerator(**{name: getattr(self, name) for name in Accelerator.__slots__})
+        facts = {name: getattr(self, name) for name in Accelerator.__slots__}
+        return Accelerator(**{**facts, "assumed": tuple(self.assumed), "measured": tuple(self.measured)})
 
 
 def device_json(device: Accelerator) -> dict[str, Any]:
     """The device as `profile --device --json` prints it and device.json holds it."""
     with refused_as(f"the device {device.name}"):
-        return DeviceDocument.of(device).model_dump(mode="json")
+        return DeviceDocument.of(device).model_dump()
 
 
 def save_device(device: Accelerator, path: Path) -> None:

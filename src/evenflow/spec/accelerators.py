@@ -15,7 +15,7 @@ from evenflow.errors import InputError
 from evenflow.spec.wires import WIRES
 
 _TERA = 1e12
-FigureOrigin = Literal["measured", "data sheet", "assumed"]
+FigureOrigin = Literal["measured", "analytic", "assumed"]  # analytic: as the data sheet works it out
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Accelerator:
         """Where one of its figures comes from."""
         if figure in self.measured:
             return "measured"
-        return "assumed" if figure in self.assumed else "data sheet"
+        return "assumed" if figure in self.assumed else "analytic"
 
 
 def _of(
