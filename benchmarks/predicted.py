@@ -1,6 +1,6 @@
 """Predicted against measured on this machine: 12 different jobs, planned from a measured profile and then run.
 
-    python -m benchmarks.predicted            # about seven minutes
+    python -m benchmarks.predicted            # about ten minutes
     python -m benchmarks.predicted --only 3   # the first three
 
 Jobs differ in model, split, schedule, recomputation, microbatches and number of processes (1 to 4). Each is profiled
@@ -50,7 +50,10 @@ def _llama(hidden: int, blocks: int, vocabulary: int, heads: int = 8) -> tuple[s
 
 
 def _gpt(hidden: int, blocks: int, vocabulary: int) -> tuple[str, dict[str, int]]:
-    return "gpt2", {"n_embd": hidden, "n_layer": blocks, "n_head": 8, "vocab_size": vocabulary, "n_positions": 512}
+    return "gpt2", {
+        "n_embd": hidden, "n_layer": blocks, "n_head": 8, "vocab_size": vocabulary, "n_positions": 512,
+        "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
 
 
 CASES = (
