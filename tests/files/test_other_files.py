@@ -15,6 +15,7 @@ from evenflow.files import (
     RankProcess,
     StepTimelines,
     append_metrics,
+    append_samples,
     json_text,
     load_metrics,
     load_profile,
@@ -27,6 +28,7 @@ from evenflow.files import (
     save_ranks,
     save_timelines,
     truncate_metrics,
+    truncate_samples,
     write_json,
 )
 from evenflow.program import evaluation_program
@@ -165,6 +167,23 @@ def test_metrics_come_back_and_are_cut_for_a_resume(tmp_path):
     truncate_metrics(path, 3)
     append_metrics(path, steps[3])
     assert load_metrics(path) == steps[:4]
+
+
+def test_a_ledger_of_any_length_is_cut_for_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr("evenflow.files.document._MOST_BYTES", 100)  # which no file of ours may have, but this one
+    path = tmp_path / "samples.jsonl"
+    for step in range(1, 21):
+        append_samples(path, step, range(step))
+    whole = path.read_text()
+    with path.open("a") as file:
+        file.write('{"step": 21, "sam')  # what a killed run was writing
+    truncate_samples(path, 20)
+    assert path.read_text() == whole
+    truncate_samples(path, 7)
+    assert path.read_text() == "".join(whole.splitlines(keepends=True)[:7])
+    path.write_text('{"step": "one"}\n')
+    with pytest.raises(InputError, match=r"samples\.jsonl: line 1: step"):
+        truncate_samples(path, 7)
 
 
 def test_a_diverged_loss_is_null(tmp_path):

@@ -141,7 +141,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             lambda number, every=every: every[first + number].to(device),
             1e-3,
             predicted=sum(own.predicted for own in every),
-            draw=draw_of(payload["seed"], step, at.dp),
+            draw=draw_of(payload["seed"], step),
         )
         results.append([result.loss, result.grad_norm])
     moments = reductions.gathered(optimizer.moments(), MOMENTS)

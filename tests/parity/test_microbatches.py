@@ -125,3 +125,5 @@ def test_dropout_is_the_same_under_any_layout(run_split: Callable[..., SplitRun]
         run = run_split(config, cut(LAYERS, ranks), steps=3, recompute=recompute, schedule=schedule)
         assert (run.losses, run.norms) == (alone.losses, alone.norms)
         assert all(torch.equal(run.weights[key], own) for key, own in alone.weights.items())
+    replicas = run_split(config, cut(LAYERS, 2), steps=3, axes={"pp": 2, "dp": 2}, microbatches=MICROBATCHES // 2)
+    assert replicas.losses == pytest.approx(alone.losses, rel=1e-6)

@@ -167,6 +167,9 @@ def test_parquet_and_datasets_on_disk(tmp_path: Path) -> None:
         corpus = Corpus(tmp_path / path)
         assert [document.text for document in corpus.documents()] == texts
         assert corpus.done == corpus.total == 3000
+    datasets.DatasetDict({"test": table, "validation": table}).save_to_disk(tmp_path / "no-train")
+    with pytest.raises(InputError, match=r"without a split 'train'; it has test, validation"):
+        Corpus(tmp_path / "no-train")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no PAR1")
     with pytest.raises(InputError, match=r"bad\.parquet: cannot be read"):
         Corpus(tmp_path / "bad.parquet")

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_dropout(config, tp)
     check_tensor_parallel(config, tp)
     result = check_split(config)
-    shares = check_shares(config) if tp > 1 else None
+    shares = check_shares(config, tp) if tp > 1 else None
     if arguments.json:
         facts: dict[str, Any] = {
             "equal": True,

@@ -39,6 +39,7 @@ class TerminalProgress:
         self._console = Console(stderr=True, highlight=False)
         self._quiet_plan = quiet_plan
         self._bar: Progress | None = None
+        self._bar_of = ""  # what the bar shows
         self._next_share = _SAID_SHARE
 
     def tokenised(self, done: int, total: int, tokens: int) -> None:
@@ -50,7 +51,7 @@ class TerminalProgress:
                 self.said(f"tokenising: {share:.0%}, {tokens:,} tokens")
             return
         figures = f"{tokens:,} tokens"
-        bar = self._bar or self._start_bar("tokenising", total, figures)
+        bar = self._bar_for("tokenising", total, figures)
         bar.update(bar.task_ids[0], completed=min(done, total), figures=figures)
         if done >= total:
             self.closed()
@@ -74,7 +75,7 @@ class TerminalProgress:
                 left = (steps - metrics.step) * metrics.step_s
                 self.said(f"step {metrics.step}/{steps}  {figures}  {left:.0f} s left")
             return
-        bar = self._bar or self._start_bar("training", steps, figures)
+        bar = self._bar_for("training", steps, figures)
         bar.update(bar.task_ids[0], completed=metrics.step, figures=figures)
 
     def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
@@ -82,7 +83,12 @@ class TerminalProgress:
         del hash_s
         self.said(f"saved: {checkpoint}, written in {format_seconds(write_s)}")
 
-    def _start_bar(self, what: str, total: int, figures: str) -> Progress:
+    def _bar_for(self, what: str, total: int, figures: str) -> Progress:
+        """The bar of one kind of work; that of another, which may have ended early, is left as it stands."""
+        if self._bar is not None and self._bar_of == what:
+            return self._bar
+        self.closed()
+        self._bar_of = what
         self._bar = Progress(
             TextColumn(what),
             BarColumn(),

@@ -52,7 +52,7 @@ def check_split(config: PretrainedConfig) -> CheckResult:
     Raises:
         InputError: they differ (where, by how much), the model skips whole blocks at random, or it cannot be tried.
     """
-    _refuse_layerdrop(config)
+    refuse_layerdrop(config)
     small, layers, whole = small_whole(config)
     wanted = [*((0, cut) for cut in range(1, layers)), (0, 2, layers - 1)]
     cuts = tuple(cut for cut in wanted if list(cut) == sorted(set(cut)))
@@ -72,8 +72,12 @@ def check_split(config: PretrainedConfig) -> CheckResult:
     return CheckResult(cuts, worst, where)
 
 
-def _refuse_layerdrop(config: PretrainedConfig) -> None:
-    """Which blocks are skipped is drawn between blocks, where no layer has a seed of its own."""
+def refuse_layerdrop(config: PretrainedConfig) -> None:
+    """Which blocks are skipped is drawn between blocks, where no layer has a seed of its own.
+
+    Raises:
+        InputError: the model does so, and which field says so.
+    """
     for name, value in dropouts(config).items():
         if value > 0 and name.endswith("layerdrop"):
             raise InputError(

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from evenflow.errors import InputError, NotEqualError, first_line
-from evenflow.execute.check import PREDICTED, check_batches, relative_error, small_whole, stir
+from evenflow.execute.check import PREDICTED, check_batches, refuse_layerdrop, relative_error, small_whole, stir
 from evenflow.execute.runner import StageRunner
 from evenflow.models import (
     Microbatch,
@@ -53,13 +53,19 @@ class SharesResult:
     worst_tensor: str
 
 
-def check_shares(config: PretrainedConfig, size: int = 2) -> SharesResult:
-    """Compare a small copy of a model, shared out over `size` threads, with the whole of it.
+def check_shares(config: PretrainedConfig, tp: int) -> SharesResult:
+    """Compare a small copy of a model, shared out over threads, with the whole of it.
+
+    Args:
+        config: the model's.
+        tp: over how many processes it is to be shared out. The small copy, which may have fewer heads, is shared out
+            over the least factor of that.
 
     Raises:
         InputError: it has no plan for that, its code does not run on parts, or it cannot be tried.
         NotEqualError: it differs (where, by how much).
     """
+    size = next(factor for factor in range(2, tp + 1) if tp % factor == 0)
     small, layers, whole = small_whole(config)
     check_tensor_parallel(small, size)
     meeting = ThreadMeeting(size)
@@ -84,14 +90,16 @@ def check_shares(config: PretrainedConfig, size: int = 2) -> SharesResult:
     return SharesResult(size, len(sharing.cuts), len(whole) - 1, worst, where)
 
 
-def refuse_dropout(config: PretrainedConfig, tp: int) -> None:
-    """Refuse a model that drops out while its tensors are shared out.
+def refuse_dropout(config: PretrainedConfig, tp: int, pp: int = 1) -> None:
+    """Refuse a model that drops out while its tensors are shared out, or that skips blocks at random while it is split.
 
     What one process would draw over all heads, each would draw over its own: another mask, and the same for all.
 
     Raises:
         InputError: it does, and which field says so.
     """
+    if pp > 1:
+        refuse_layerdrop(config)
     for name, value in dropouts(config).items() if tp > 1 else ():
         if value > 0:
             raise InputError(

@@ -20,7 +20,7 @@ from torch import Tensor
 from evenflow.errors import EvenflowError, InputError, PeerLostError, RankError, first_line
 from evenflow.execute.buffers import BufferPool
 from evenflow.execute.runner import StageRunner
-from evenflow.models import Microbatch, Stage
+from evenflow.models import Microbatch, Stage, draw_of
 from evenflow.program import (
     Action,
     Backward,
@@ -125,6 +125,8 @@ class Executor:
         self.optimizer = optimizer
         self.reductions = reductions
         self._replicas = mesh.axes.dp if mesh else 1
+        self._first_microbatch = mesh.at.dp * program.microbatches if mesh else 0  # of the global batch
+        self._name = f"rank {rank}" if mesh is None else mesh.process_name
         self._counts_loss = mesh is None or mesh.at.tp == 0  # which all shards of a stage know
         self.runners = {
             number: StageRunner(stage, program.microbatches, not program.forward_only)
@@ -164,7 +166,7 @@ class Executor:
             shape: (batch, seq) of this step's microbatches, the same on every rank; by default that of the step before.
             predicted: tokens that the whole global batch predicts; by default those of this pipeline, where there is
                 no other.
-            draw: what dropout is drawn from: one number of seed, step and replica, the same on every rank.
+            draw: what dropout is drawn from: one number of seed and step, the same for all.
 
         Raises:
             RankError: an action failed; whatever it left is lost, so this executor runs no more.
@@ -323,7 +325,8 @@ class Executor:
         if self.program.forward_only:
             output = runner.evaluate(microbatch, hidden, batch)
         else:
-            output = runner.forward(microbatch, hidden, batch, draw)
+            own_draw = None if draw is None else draw_of(draw, self._first_microbatch + microbatch)
+            output = runner.forward(microbatch, hidden, batch, own_draw)
         if stage < self._last_stage:
             self._outputs[stage, microbatch] = output
         if self.program.forward_only:
@@ -414,11 +417,11 @@ class Executor:
         """Raise what names this rank and the action at fault; a lost peer stays one, since its cause is elsewhere."""
         where = action_text(action) if action else "the end of its step"
         if isinstance(error, PeerLostError):
-            raise PeerLostError(f"rank {self.rank} in {where}: {error}") from error
+            raise PeerLostError(f"{self._name} in {where}: {error}") from error
         if isinstance(error, EvenflowError):
             raise error
         cause = f"{type(error).__name__}: {first_line(error)}"
-        raise RankError(f"rank {self.rank} failed in {where}: {cause}") from error
+        raise RankError(f"{self._name} failed in {where}: {cause}") from error
 
 
 def _microbatch(given: Microbatch | Tensor) -> Microbatch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from evenflow.models import Microbatch, Stage, draw_of
+from evenflow.models import Microbatch, Stage
 from evenflow.runtime import WeightGradients, local
 
 
@@ -60,15 +60,14 @@ class StageRunner:
             microbatch: its number.
             hidden: token ids [batch, seq] on the first stage, hidden states [batch, seq, hidden] elsewhere.
             batch: the microbatch itself.
-            draw: what the step's dropout is drawn from, the same number on every stage.
+            draw: what the microbatch's dropout is drawn from, the same number on every stage.
 
         Returns:
             The output, detached: hidden states, or on the last stage the mean loss over its learned tokens.
         """
         leaf = None if self.stage.is_first else hidden.detach().requires_grad_()
         share = batch.predicted / self._predicted if self.stage.is_last else 0.0
-        own_draw = None if draw is None else draw_of(draw, microbatch)
-        output = self._run(hidden if leaf is None else leaf, batch, own_draw)
+        output = self._run(hidden if leaf is None else leaf, batch, draw)
         self._flights[microbatch] = _Flight(get_gradient_edge(output), share, leaf)
         detached: Tensor = output.detach().contiguous()  # as it is sent; a block may put the sequence first
         self._note_loss(microbatch, detached, share)

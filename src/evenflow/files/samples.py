@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from evenflow.files.document import Part, checked, json_text, parse_json, read_text, refuse_place, write_text
+from evenflow.errors import InputError
+from evenflow.files.document import Part, checked, json_text, parse_json, read_text, refuse_place
 from evenflow.files.parts import Count, Index
 
 
@@ -37,18 +39,36 @@ def load_samples(path: Path) -> dict[int, tuple[int, ...]]:
         InputError: a line is not a step (the line is named).
     """
     lines = enumerate(read_text(path).split("\n")[:-1], 1)
-    parts = [checked(SamplesPart, parse_json(line, f"{path}: line {n}"), f"{path}: line {n}") for n, line in lines]
+    parts = [_part(line, f"{path}: line {number}") for number, line in lines]
     return {part.step: tuple(part.samples) for part in parts}
 
 
 def truncate_samples(path: Path, last_step: int) -> None:
-    """Drop the steps after `last_step`, atomically: a resumed run takes them again.
+    """Drop the steps after `last_step`: a resumed run takes them again.
+
+    The file, which grows with the run, is read a line at a time and cut off in one act.
 
     Raises:
-        InputError: the file has a line that is not a step.
+        InputError: the file cannot be read or written, or has a line that is not a step (the line is named).
+        FaultError: the disk failed.
     """
-    kept = {step: samples for step, samples in load_samples(path).items() if step <= last_step}
-    write_text(path, "".join(_line(step, samples) for step, samples in kept.items()))
+    kept, where = 0, str(path)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}: line {number}"
+                if not line.endswith(b"\n") or _part(line.decode(), where).step > last_step:
+                    break
+                kept += len(line)
+        os.truncate(path, kept)
+    except OSError as error:
+        refuse_place(path, error)
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: is not UTF-8 text") from None
+
+
+def _part(line: str, where: str) -> SamplesPart:
+    return checked(SamplesPart, parse_json(line, where), where)
 
 
 def _line(step: int, samples: Sequence[int]) -> str:

@@ -41,7 +41,8 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             transport.sum(together)
 
     # Of ranks that share a GPU the first times its layers, alone: what they take of it together is the simulator's.
-    if not gpus or local_rank < gpus:
+    # Those that share out a layer have to time it together.
+    if not gpus or local_rank - local_rank % payload["tp"] < gpus:
         channel.send({"kind": "doing", "what": "timing layers"})
         layers, *stage = time_layers(
             read_config(payload["model"]),

@@ -1,8 +1,9 @@
 """Dropout that is the same under every layout: each layer draws from a seed of its own.
 
 A whole model draws one layer after another from one generator, so what a layer draws would depend on the layers before
-it on its rank. Here the generators are set anew where a layer begins, from what names the work: seed, step and replica
-(one number for all ranks), microbatch and layer. A recomputed block draws again from the state in which it began.
+it on its rank. Here the generators are set anew where a layer begins, from what names the work: seed and step (one
+number for all), the microbatch's number in the global batch, and the layer. A recomputed block draws again from the
+state in which it began.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from transformers import PretrainedConfig
 
 
 def dropouts(config: PretrainedConfig) -> dict[str, float]:
-    """A config's dropout probabilities by name; those of heads that a causal LM has not are left out."""
+    """A config's and its text config's dropout probabilities by name; not those of heads that a causal LM has not."""
     return {
         name: value
-        for name, value in vars(config).items()
+        for name, value in {**vars(config), **vars(config.get_text_config())}.items()
         if isinstance(value, float)
         and ("dropout" in name or name.endswith(("pdrop", "layerdrop", "_jitter_noise")))
         and not name.startswith(("classifier", "summary"))
@@ -28,8 +29,7 @@ def dropouts(config: PretrainedConfig) -> dict[str, float]:
 
 def drops_out(model: nn.Module, config: PretrainedConfig) -> bool:
     """Whether anything in a model may draw at random while it trains."""
-    parts = (config, config.get_text_config())
-    return any(value > 0 for part in parts for value in dropouts(part).values()) or any(
+    return any(value > 0 for value in dropouts(config).values()) or any(
         isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules()
     )
 

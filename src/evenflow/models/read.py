@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
     """
     wanted = _wanted(stage)
     found: set[str] = set()
+    parts: set[str] = set()  # what was read as this process's part alone
     with ExitStack() as stack:
-        made = _collect(stage, files, wanted, stack)
+        made = _collect(stage, files, wanted, stack, parts)
         for name, (conversion, file) in made.items():
             try:
                 tensors = conversion.convert(name, model=stage.model, config=stage.model.config)
@@ -43,7 +45,7 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
             for target, value in tensors.items():
                 if target in wanted:
                     tensor: Tensor = value[0] if isinstance(value, list) else value
-                    _copy(wanted[target], tensor, target, file, _cut_of(stage, target))
+                    _copy(wanted[target], tensor, target, file, _cut_of(stage, target), name in parts)
                     found.add(stage.anatomy.tied.get(target, target))
     parameters = stage.named_model_parameters()
     missing = [name for name in parameters if name not in found]
@@ -64,7 +66,7 @@ def _wanted(stage: Stage) -> dict[str, Tensor]:
 
 
 def _collect(
-    stage: Stage, files: Sequence[Path], wanted: Mapping[str, Tensor], stack: ExitStack
+    stage: Stage, files: Sequence[Path], wanted: Mapping[str, Tensor], stack: ExitStack, parts: set[str]
 ) -> dict[str, tuple[Any, Path]]:
     """For each tensor of the stage, how it is made and from which tensors of the files, which are not read yet."""
     conversions = get_model_conversion_mapping(stage.model)
@@ -90,7 +92,9 @@ def _collect(
         elif any(target in wanted for target in targets):
             conversion, _ = made.setdefault(renamed, (fresh, file))
             own = _cut_of(stage, renamed) if pattern is None else None  # what is made from several is read whole
-            conversion.add_tensor(renamed, key, pattern or key, _reading(reader, key, file, own))
+            conversion.add_tensor(
+                renamed, key, pattern or key, _reading(reader, key, file, own, partial(parts.add, renamed))
+            )
     return made
 
 
@@ -107,12 +111,13 @@ def _cut_of(stage: Stage, name: str) -> Cut | None:
     return None if stage.sharing is None else stage.sharing.cuts.get(stage.anatomy.tied.get(name, name))
 
 
-def _reading(reader: Any, key: str, file: Path, cut: Cut | None) -> Callable[[], Tensor]:
+def _reading(reader: Any, key: str, file: Path, cut: Cut | None, tell_part: Callable[[], None]) -> Callable[[], Tensor]:
     """How a tensor is read: whole, or the part that a process holds, where the file has the shape that is cut."""
 
     def read() -> Tensor:
         try:
             if cut is not None and tuple(reader.get_slice(key).get_shape()) == cut.shape:
+                tell_part()
                 return cut.read(reader.get_slice(key))
             tensor: Tensor = reader.get_tensor(key)
         except (OSError, SafetensorError) as error:
@@ -141,8 +146,8 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
 
 
-def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path, cut: Cut | None) -> None:
+def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path, cut: Cut | None, is_part: bool) -> None:
     shape = parameter.shape if cut is None else cut.shape
-    if tensor.shape not in (shape, parameter.shape):
+    if not is_part and tensor.shape != shape:
         raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, the config says {list(shape)}")
-    parameter.copy_(tensor if cut is None or tensor.shape == parameter.shape else cut.take(tensor))
+    parameter.copy_(tensor if cut is None or is_part else cut.take(tensor))

@@ -124,7 +124,10 @@ class Stage(nn.Module):
         if self.is_first:
             ids = hidden
         else:
-            self._gate.received = layout.entering(hidden)
+            # Under tp, what entered hangs on the tensor that it entered from, and would hold that, were it a leaf:
+            # neither would ever be freed.
+            own = hidden.view_as(hidden) if self.sharing is not None and hidden.is_leaf else hidden
+            self._gate.received = layout.entering(own)
             if ids is None:
                 ids = labels if labels is not None else hidden.new_zeros(hidden.shape[:2], dtype=torch.long)
         self._seeds.draw = draw
@@ -138,7 +141,12 @@ class Stage(nn.Module):
         else:
             output = result.loss
         finally:
-            self._gate.received = None
+            passed_by, self._gate.received = self._gate.received is not None, None
+        if passed_by or output is None:
+            raise InputError(
+                f"{self.model.config.model_type} passed by the blocks of layers {self.layers[0]} to {self.layers[-1]}, "
+                "as models do that skip blocks at random; a single process trains it whole"
+            )
         return output if self.is_last else layout.travelling(output, len(ids))
 
     def _positions(self, positions: Tensor) -> dict[str, Tensor]:

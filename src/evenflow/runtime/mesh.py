@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from evenflow.errors import PeerLostError, first_line
 from evenflow.plan import Axes, Coordinates
@@ -44,6 +44,14 @@ class Mesh:
     shards: TensorGroup | None = None
     tied: tuple[dist.ProcessGroup | None, ...] = ()
 
+    @property
+    def process_name(self) -> str:
+        """This process as messages call it: by its number, and its place where there are more axes than pp."""
+        at, process = self.at, self.axes.process(self.at)
+        places = {"dp": (self.axes.dp, at.dp), "tp": (self.axes.tp, at.tp)}
+        others = [f", {axis} {place}" for axis, (size, place) in places.items() if size > 1]
+        return f"rank {process} (pp {at.pp}{''.join(others)})" if others else f"rank {process}"
+
 
 def make_mesh(
     axes: Axes,
@@ -70,7 +78,7 @@ def make_mesh(
     if axes.processes == 1:
         return Mesh(axes, at, tied=(None,) * len(tied_ranks))
     try:
-        mesh = init_device_mesh("cpu", (axes.pp, axes.dp, axes.tp), mesh_dim_names=("pp", "dp", "tp"))
+        mesh = _mesh_of_axes(axes, process, timeout_s)
         tied = tuple(_tied_group(axes, at, sorted(set(ranks)), timeout_s) for ranks in tied_ranks)
         tp = _tp_mesh(axes, at, mesh, device, own_gpus, timeout_s) if axes.tp > 1 else None
     except RuntimeError as error:
@@ -83,6 +91,18 @@ def make_mesh(
         shards=ProcessTensorGroup(tp.get_group()) if tp is not None else None,
         tied=tied,
     )
+
+
+def _mesh_of_axes(axes: Axes, process: int, timeout_s: float) -> DeviceMesh:
+    """The mesh of all axes, over groups that wait for `timeout_s`; those that torch makes for one wait half an hour."""
+    order = torch.arange(axes.processes).view(axes.pp, axes.dp, axes.tp)
+    own: list[dist.ProcessGroup] = []
+    for dim in range(order.ndim):
+        for line in order.movedim(dim, -1).reshape(-1, order.shape[dim]).tolist():
+            group = dist.new_group(line, timedelta(seconds=timeout_s), "gloo")
+            if process in line:
+                own.append(group)
+    return DeviceMesh.from_group(own, "cpu", mesh=order, mesh_dim_names=("pp", "dp", "tp"))
 
 
 def _tp_mesh(

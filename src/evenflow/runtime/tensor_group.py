@@ -17,6 +17,8 @@ from torch import Tensor
 from evenflow.runtime.lost import naming_the_lost
 from evenflow.spec import Combined
 
+_PATIENCE_S = 120.0  # of threads for each other: layers that ask for different things would wait for ever
+
 
 class TensorGroup(Protocol):
     """Those that hold one stage together; every call is made by all of them, in the same order."""
@@ -55,7 +57,7 @@ class ProcessTensorGroup:
         Raises:
             PeerLostError: one of them is gone.
         """
-        carried = tensor.cpu() if self._through_host else tensor
+        carried = tensor.cpu() if self._through_host else tensor.to("cuda")
         with naming_the_lost():
             dist.all_reduce(carried, group=self._group)
         if carried is not tensor:
@@ -146,12 +148,12 @@ class ThreadMeeting:
         """Bring one thread's tensor; copies of all.
 
         Raises:
-            threading.BrokenBarrierError: another thread failed.
+            threading.BrokenBarrierError: another thread failed, or asks for less than this one.
         """
         self._brought[index] = tensor.detach()
-        self._barrier.wait()
+        self._barrier.wait(_PATIENCE_S)
         found = [own.clone() for own in self._brought if own is not None]
-        self._barrier.wait()  # nobody may change what others still copy
+        self._barrier.wait(_PATIENCE_S)  # nobody may change what others still copy
         return found
 
     def give_up(self) -> None:

@@ -19,6 +19,13 @@ def is_dataset(folder: Path) -> bool:
     )
 
 
+def splits_of(folder: Path) -> list[str] | None:
+    """The splits of a DatasetDict on disk; None where the folder is none."""
+    if not (folder / "dataset_dict.json").is_file():
+        return None
+    return sorted(own.parent.name for own in folder.glob("*/state.json"))
+
+
 def count_parquet(file: Path) -> int:
     """The rows of a parquet file.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.errors import InputError
-from evenflow.train.arrow import count_arrow, count_parquet, is_dataset, read_arrow, read_parquet
+from evenflow.train.arrow import count_arrow, count_parquet, is_dataset, read_arrow, read_parquet, splits_of
 from evenflow.train.chat import ChatTemplate
 from evenflow.train.document import Document
 from evenflow.train.text import files_below, fingerprint, read_documents
@@ -167,6 +167,11 @@ def _form_of(path: Path) -> str:
     if path.is_dir():
         if is_dataset(path):
             return "dataset"
+        if (splits := splits_of(path)) is not None:
+            raise InputError(
+                f"--data {path} is a dataset without a split 'train'; it has {', '.join(splits) or 'none'}, and "
+                f"--data {path / splits[0] if splits else 'another'} would do"
+            )
         kinds = {_SUFFIXES.get(file.suffix, "text") for file in files_below(path)} or {"text"}
         if len(kinds) > 1:  # records would be read as text, or text passed over, and nobody would see it
             raise InputError(

@@ -110,7 +110,7 @@ def _train(
         rate = rates.at(step)
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
         batch = _Batch(sequences, plan, payload["seed"], step, at.dp, device)
-        draw = draw_of(payload["seed"], step, at.dp)
+        draw = draw_of(payload["seed"], step)
         result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw)
         samples = batch.samples() if held[0].is_first and at.tp == 0 else []
         channel.send({**_step_report(step, result, rate), "peak": meter.peak_bytes(), "samples": samples})

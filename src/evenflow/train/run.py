@@ -183,11 +183,11 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         check_agrees(plan, job)
         launcher.cluster(plan.axes.processes, plan.threads)  # refuses hosts that differ
         axes, batch = plan.axes, _batch_of(plan)
-        refuse_dropout(source.config, axes.tp)
+        refuse_dropout(source.config, axes.tp, axes.pp)
     else:
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
-        refuse_dropout(source.config, axes.tp)
+        refuse_dropout(source.config, axes.tp, axes.pp)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
@@ -214,7 +214,7 @@ def _check_model(job: Job, source: ModelSource, axes: Axes, progress: Progress) 
         checked = check_split(source.config)
         progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
     if job.check and axes.tp > 1:
-        shares = check_shares(source.config)
+        shares = check_shares(source.config, axes.tp)
         progress.said(f"check: shared out equals whole (worst relative error {shares.worst_error:.1e})")
 
 
