@@ -109,6 +109,10 @@ def _train(
         read_state(Path(payload["checkpoint"]), done, held, optimizer)
     shard = at.pp * axes.tp + at.tp
     saver = Saver(Path(payload["run"]), shard, held, optimizer, reductions, writes=at.dp == 0)
+    if done:
+        hashes = saver.hashes()
+        if at.dp == 0:
+            channel.send({"kind": "state", "hashes": hashes})
     _compare_clocks(channel, host, rank, axes.processes)
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})

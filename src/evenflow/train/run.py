@@ -41,7 +41,7 @@ from evenflow.train.checkpoint import (
     config_hash,
     newest_checkpoint,
 )
-from evenflow.train.checks import check_model
+from evenflow.train.checks import check_apart, check_model
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
 from evenflow.train.job import Job, lasting_settings
@@ -207,10 +207,11 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
     signals.check()
     text = _text(job, source, batch.seq_length, progress, signals)
     prepare_held_out(job, source, text, job.out, progress, signals.check)
+    check_apart(job, source, text, progress)
     signals.check()
     if plan is None:
         plan = _plan(job, source, model, cluster, axes, batch, progress, signals, launcher)
-    check_model(job, source, plan.axes, text.sequences.separate, progress)
+    check_model(job, source, plan.axes, progress)
     signals.check()
     return _Prepared(source, model, plan, text, checkpoint)
 
@@ -390,6 +391,10 @@ def _watch(
             if complete is not None and not message["last"]:  # the last one waits for the model
                 write_s, hash_s = checkpoints.seconds(complete)
                 progress.saved(checkpoints.publish(complete), write_s, hash_s)
+        elif message["kind"] == "state":
+            found = checkpoints.take_hashes(rank, message["hashes"])
+            if found is not None:
+                progress.said(f"state: {found} is the hash of what the ranks have read, put together")
         elif message["kind"] == "clock":
             recorder.take_clock(rank, message)
         elif message["kind"] == "shard":
