@@ -35,7 +35,8 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
     found: set[str] = set()
     with ExitStack() as stack:
         made = _collect(stage, files, wanted, stack)
-        for name, (conversion, file) in made.items():
+        for name in list(made):
+            conversion, file = made.pop(name)  # it keeps what it has read
             try:
                 tensors = conversion.convert(name, model=stage.model, config=stage.model.config)
             except Exception as error:  # any operation of any family

@@ -225,7 +225,7 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
     stage = build_stage(config, plan.stages[number].layers, recompute=plan.recompute)
     if mesh.shards is not None:
         share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
-    add_z_loss(stage, payload["z_loss"])
+    add_z_loss(stage, payload.get("z_loss", 0.0))
     draw_weights(stage, payload["seed"])
     if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])
