@@ -12,17 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from evenflow.launch import Channel, shared_server
 from evenflow.models import build_stage, draw_weights, read_config, read_weights, write_index, write_weights
-from evenflow.runtime import MemoryMeter
 from evenflow.spec import this_machine
 
 MIB = 2**20
@@ -89,12 +89,46 @@ def load(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """One process: build a stage, read its weights, say what that took."""
     torch.set_num_threads(1)
     config = read_config(payload["config"])
-    meter = MemoryMeter()
-    stage = build_stage(config, payload["split"][rank])
-    draw_weights(stage, 0)
-    read_weights(stage, sorted(Path(payload["folder"]).glob("*.safetensors")))
+    with AnonymousPeak() as peak:
+        stage = build_stage(config, payload["split"][rank])
+        draw_weights(stage, 0)
+        read_weights(stage, sorted(Path(payload["folder"]).glob("*.safetensors")))
     share = sum(own.nbytes for own in stage.named_model_parameters().values())
-    channel.send({"kind": "loaded", "share_bytes": share, "peak_bytes": meter.peak_bytes()})
+    channel.send({"kind": "loaded", "share_bytes": share, "peak_bytes": peak.bytes})
+
+
+class AnonymousPeak:
+    """The most anonymous memory (RssAnon) that this process holds within, above what it held before.
+
+    It is looked at every millisecond: the kernel keeps a peak only of all pages, those of mapped files among them, and
+    the files are mapped while they are read.
+    """
+
+    def __enter__(self) -> Self:
+        self._base = self._most = _anonymous()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def bytes(self) -> int:
+        """So far."""
+        return self._most - self._base
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.001):
+            self._most = max(self._most, _anonymous())
+        self._most = max(self._most, _anonymous())
+
+
+def _anonymous() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
 
 
 def _write_model(folder: Path, config: PretrainedConfig, split: list[list[int]]) -> None:
