@@ -81,7 +81,7 @@ def test_a_failed_message_is_a_lost_peer_not_a_first_cause(method: str) -> None:
 
 def test_what_a_person_did_wrong_keeps_its_own_words() -> None:
     executor = make_executor(build_program("1f1b", 1, 2), 0, MadeUpTransport())
-    with pytest.raises(InputError, match=r"^microbatch 0 is \[2, 8\], and this step's are \[2, 16\]"):
+    with pytest.raises(InputError, match=r"^microbatch 0 is \[2, 8\], and was to be \[2, 16\]"):
         executor.run_step(lambda k: tokens(k)[:, :8], 1e-3)
 
 

@@ -19,8 +19,8 @@ VOCABULARY = 11  # which neither 2 nor 3 divide
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("items", [None, 5])
-def test_parts_have_the_loss_and_gradients_of_the_whole(size: int, items: int | None) -> None:
+@pytest.mark.parametrize(("items", "z_loss"), [(None, 0.0), (5, 0.0), (5, 0.02)])
+def test_parts_have_the_loss_and_gradients_of_the_whole(size: int, items: int | None, z_loss: float) -> None:
     """Also where labels are masked, and where logits are so large that their exponentials are not."""
     torch.manual_seed(0)
     logits = torch.randn(2, 6, VOCABULARY) * torch.tensor([1.0, 300.0]).view(2, 1, 1)
@@ -28,6 +28,8 @@ def test_parts_have_the_loss_and_gradients_of_the_whole(size: int, items: int | 
     labels[0, 2:4] = -100
     whole = logits.clone().requires_grad_()
     expected = ForCausalLMLoss(whole, labels, VOCABULARY, num_items_in_batch=items)
+    divisors = whole[:, :-1].logsumexp(-1)[labels[:, 1:] != -100]
+    expected = expected + z_loss * divisors.square().sum() / (items or len(divisors))
     expected.backward()
     meeting = ThreadMeeting(size)
 
@@ -35,7 +37,13 @@ def test_parts_have_the_loss_and_gradients_of_the_whole(size: int, items: int | 
         cut = Cut(tuple(logits.shape), 2, 1, size, index)
         part = cut.take(logits).requires_grad_()
         loss = shared_loss(
-            ThreadTensorGroup(meeting, index), cut.begin, part, labels, VOCABULARY, num_items_in_batch=items
+            ThreadTensorGroup(meeting, index),
+            cut.begin,
+            part,
+            labels,
+            VOCABULARY,
+            num_items_in_batch=items,
+            z_loss=z_loss,
         )
         loss.backward()
         assert part.grad is not None

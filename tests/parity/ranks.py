@@ -18,6 +18,7 @@ from evenflow.launch import Channel
 from evenflow.models import (
     NOT_LEARNED,
     Microbatch,
+    add_z_loss,
     build_skeleton,
     build_stage,
     draw_of,
@@ -60,8 +61,9 @@ def tokens_of(step: int, microbatch: int, batch: int, seq: int, vocabulary: int)
 
 
 def microbatch_of(step: int, number: int, payload: dict[str, Any], vocabulary: int) -> Microbatch:
-    """What a test asks for: `masked` labels (of microbatch 1 all), `packed` documents."""
+    """What a test asks for: `lengths` that differ, `masked` labels (of microbatch 1 all), `packed` documents."""
     batch, seq = payload["shape"]
+    seq = payload.get("lengths", {}).get(str(number), seq)
     ids = tokens_of(step, number, batch, seq, vocabulary)
     labels = positions = None
     if payload.get("masked"):
@@ -105,6 +107,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     for stage in stages.values():
         if mesh.shards is not None:
             share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
+        add_z_loss(stage, payload.get("z_loss", 0.0))
         draw_weights(stage, payload["seed"])
         stage.to(device)
         if stage.sharing is not None and mesh.tp is not None:
@@ -142,6 +145,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             1e-3,
             predicted=sum(own.predicted for own in every),
             draw=draw_of(payload["seed"], step),
+            lengths=[own.ids.shape[1] for own in every[first : first + program.microbatches]],
         )
         results.append([result.loss, result.grad_norm])
     moments = reductions.gathered(optimizer.moments(), MOMENTS)

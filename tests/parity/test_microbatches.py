@@ -20,6 +20,7 @@ from tests.parity.ranks import microbatch_of
 from tests.parity.test_whole import cut
 
 MICROBATCHES = 4
+LENGTHS = {"0": 9, "2": 16, "3": 7}  # of microbatches; microbatch 1 has all 16 tokens too
 LAYERS = TINY_LLAMA["num_hidden_layers"] + 2
 DROPPING = {
     "llama": {**TINY_LLAMA, "attention_dropout": 0.2},
@@ -52,7 +53,9 @@ def whole(payload: dict[str, Any], by_tokens: bool = True) -> tuple[float, dict[
     for own in batches:
         labels = own.ids if own.labels is None else own.labels
         rest = {"num_items_in_batch": items} if by_tokens else {}
-        loss = model(own.ids, position_ids=own.positions, labels=labels, use_cache=False, **rest).loss
+        result = model(own.ids, position_ids=own.positions, labels=labels, use_cache=False, **rest)
+        divisors = result.logits[:, :-1].logsumexp(-1)[labels[:, 1:] != NOT_LEARNED]
+        loss = result.loss + payload.get("z_loss", 0.0) * divisors.square().sum() / items
         if not by_tokens:
             loss = loss.nan_to_num() / MICROBATCHES
         if labels[:, 1:].ne(-100).any():
@@ -69,10 +72,14 @@ def worst(run: SplitRun, gradients: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "payload",
-    [{"masked": True}, {"packed": True}, {"masked": True, "packed": True, "schedule": "zb-h1"}],
-    ids=["masked", "packed", "both"],
+    [
+        {"masked": True},
+        {"packed": True},
+        {"masked": True, "packed": True, "schedule": "zb-h1", "lengths": LENGTHS, "z_loss": 0.01},
+    ],
+    ids=["masked", "packed", "all"],
 )
-def test_masked_and_packed_microbatches_equal_transformers(
+def test_masked_packed_and_uneven_microbatches_equal_transformers(
     run_split: Callable[..., SplitRun], payload: dict[str, Any]
 ) -> None:
     loss, gradients = whole(payload)
@@ -82,6 +89,18 @@ def test_masked_and_packed_microbatches_equal_transformers(
         assert run.losses[0] == pytest.approx(loss, rel=1e-6)
         assert worst(run, gradients) <= 1e-6
         assert (run.losses, run.norms) == (alone.losses, alone.norms)
+
+
+@pytest.mark.parity
+def test_lengths_and_z_loss_under_every_axis(run_split: Callable[..., SplitRun]) -> None:
+    """Logits in parts, and microbatches that are long for one replica where they are short for the other."""
+    payload = {"lengths": LENGTHS, "z_loss": 0.01, "masked": True}
+    loss, gradients = whole(payload)
+    assert loss > whole({**payload, "z_loss": 0.0})[0] + 0.1
+    run = run_split(TINY_LLAMA, cut(LAYERS, 2), microbatches=2, axes={"pp": 2, "dp": 2}, **payload)
+    assert (run.losses[0], worst(run, gradients)) == (pytest.approx(loss, rel=1e-5), pytest.approx(0, abs=1e-5))
+    run = run_split(TINY_LLAMA, cut(LAYERS, 1), axes={"pp": 1, "tp": 2}, **payload)
+    assert (run.losses[0], worst(run, gradients)) == (pytest.approx(loss, rel=1e-5), pytest.approx(0, abs=1e-5))
 
 
 @pytest.mark.parity

@@ -65,13 +65,3 @@ def test_one_command_makes_a_directory_that_transformers_opens(
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-
-
-def test_what_is_only_read_is_refused_before_anything_starts(
-    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "answers.jsonl"
-    data.write_text(json.dumps({"prompt": "one? ", "answer": "1"}) + "\n")
-    assert main(["train", str(model), "--data", str(data), "--out", str(tmp_path / "out"), "--seq-length", "16"]) == 2
-    assert "has parts that are only read" in capfd.readouterr().err
-    assert not (tmp_path / "out").exists()

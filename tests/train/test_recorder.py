@@ -37,6 +37,7 @@ def report(rank: int, step: int) -> dict[str, Any]:
         "loss": 1.0,
         "grad_norm": 1.0,
         "lr": 0.1,
+        "tokens": 32,
         "begin": shown(rank, begin + own.begin_s),
         "spans": spans,
         "peak": 1,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evenflow.train.sampler import microbatch, sample_ids
+from evenflow.errors import InputError
+from evenflow.train.sampler import hold_out, microbatch, sample_ids, step_samples
 from evenflow.train.sequences import Sequences
 from evenflow.train.store import build_store
 from evenflow.train.tokenizer import train_bpe
@@ -28,6 +29,18 @@ def test_each_epoch_is_a_permutation(batch: int, sequences: int) -> None:
     assert len(walk) == 4 * sequences * batch
     for start in range(0, len(walk), sequences):
         assert sorted(walk[start : start + sequences]) == list(range(sequences))
+
+
+def test_what_is_held_out_is_drawn_by_seed_and_never_trained_on() -> None:
+    trained, held_out = hold_out(3, 40, 0.1)
+    assert len(held_out) == 4
+    assert sorted([*trained.tolist(), *held_out.tolist()]) == list(range(40))
+    epoch = [own for step in range(1, 10) for own in step_samples(3, step, 4, trained)]
+    assert sorted(epoch) == trained.tolist()
+    assert hold_out(4, 40, 0.1)[1].tolist() != held_out.tolist() == hold_out(3, 40, 0.1)[1].tolist()
+    assert [len(own) for own in hold_out(0, 2, 0.001)] == [len(own) for own in hold_out(0, 2, 0.999)] == [1, 1]
+    with pytest.raises(InputError, match="the data makes one sequence"):
+        hold_out(0, 1, 0.5)
 
 
 def test_the_batch_size_does_not_change_the_order() -> None:

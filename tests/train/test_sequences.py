@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evenflow.errors import InputError
 from evenflow.train.document import Document
 from evenflow.train.packing import pack
-from evenflow.train.sequences import NOT_LEARNED, Sequences
+from evenflow.train.sampler import lengths, microbatch
+from evenflow.train.sequences import NOT_LEARNED, PackingKind, Sequences
 from evenflow.train.store import TokenStore, build_store
 from evenflow.train.tokenizer import train_bpe
 from tests.conftest import TINY_LLAMA
@@ -69,6 +71,34 @@ def test_only_answers_are_learned_and_nothing_at_a_document_s_start(store: Token
     assert store.learned is not None
     assert learned == int(store.learned.sum())  # each question has tokens before its answer
     assert seen >= len(TALKS)  # the ends of documents, and padding
+
+
+@pytest.mark.parametrize(
+    ("packing", "separate"), [("stream", False), ("stream", True), ("whole", True), ("padded", False)]
+)
+def test_what_is_predicted_is_counted_without_reading(store: TokenStore, packing: PackingKind, separate: bool) -> None:
+    """Every replica counts the tokens of all: were one off, gradients would have another scale than the loss."""
+    for learned in (store.learned, None):
+        sequences = Sequences(replace(store, learned=learned), 24, packing, separate)
+        for number in range(len(sequences)):
+            sample = sequences.read(number)
+            assert sequences.predicted(number) == int((sample.labels[1:] != NOT_LEARNED).sum())
+            assert sequences.length(number) == len(sample.ids) <= 24
+
+
+def test_padded_documents_are_as_long_as_the_longest_of_their_microbatch(store: TokenStore) -> None:
+    sequences = Sequences(store, 64, "padded", separate=True)
+    assert (len(sequences), sequences.separate) == (len(TALKS), False)
+    ids = (3, 20, 7, 11)
+    for index, longest in enumerate(lengths(sequences, ids, 2)):
+        rows = microbatch(sequences, ids, index, 2)
+        own = [sequences.read(number) for number in ids[2 * index : 2 * index + 2]]
+        assert rows.ids.shape == rows.labels.shape == rows.positions.shape == (2, longest)
+        assert longest == max(len(sample.ids) for sample in own)
+        for row, sample in enumerate(own):
+            assert (rows.ids[row, : len(sample.ids)] == sample.ids).all()
+            assert (rows.labels[row, len(sample.ids) :] == NOT_LEARNED).all()
+    assert len(set(lengths(sequences, ids, 2))) == 2
 
 
 def test_a_document_ends_are_learned_so_that_a_model_stops(store: TokenStore) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from evenflow.draw import plan_table
+from evenflow.draw import held_out_text, plan_table
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
 from evenflow.spec import Model
@@ -68,6 +68,8 @@ class TerminalProgress:
 
     def stepped(self, metrics: StepMetrics, steps: int) -> None:
         """Move the bar, or print a line now and then."""
+        if metrics.eval_loss is not None:
+            self.said(f"evaluation after step {metrics.step}: {held_out_text(metrics)}")
         figures = f"loss {metrics.loss:.3f}  {metrics.tokens_per_s:,.0f} tokens/s"
         if not sys.stderr.isatty():
             every = max(steps // _PLAIN_LINES, 1)

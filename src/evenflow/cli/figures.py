@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evenflow.timeline import Comparison, Figure, Timeline
 
 if TYPE_CHECKING:
     from evenflow.draw import Findings
+    from evenflow.files import StepMetrics
     from evenflow.plan import Plan
     from evenflow.train import RunResult
 
@@ -31,6 +33,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
         "out": str(result.out),
         "steps": last.step,
         "loss": _finite(last.loss),
+        **_evaluated(result.metrics),
         "tokens_per_s": result.typical.tokens_per_s,
         "step_s": result.typical.step_s,
         "idle_fraction": result.typical.idle_fraction,
@@ -38,6 +41,14 @@ def run_json(result: RunResult) -> dict[str, Any]:
         "peak_bytes": list(last.peak_bytes),
         "comparison": comparison_json(result.comparison),
     }
+
+
+def _evaluated(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
+    """What the last evaluation found; nothing where there was none."""
+    last = next((own for own in reversed(metrics) if own.eval_loss is not None), None)
+    if last is None or last.eval_loss is None or last.eval_perplexity is None:
+        return {}
+    return {"eval_loss": _finite(last.eval_loss), "eval_perplexity": _finite(last.eval_perplexity)}
 
 
 def _figure(figure: Figure) -> dict[str, float | None]:

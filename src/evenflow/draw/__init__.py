@@ -8,6 +8,7 @@ from evenflow.draw.report_table import report_table
 from evenflow.draw.svg import timeline_svg
 from evenflow.draw.tables import comparison_table, idle_table, plan_table, schedules_table
 from evenflow.draw.trace import timeline_trace
+from evenflow.draw.words import held_out_text
 
 __all__ = [
     "Findings",
@@ -15,6 +16,7 @@ __all__ = [
     "comparison_table",
     "device_table",
     "finding_lines",
+    "held_out_text",
     "idle_table",
     "model_table",
     "plan_table",

@@ -13,7 +13,7 @@ from evenflow.draw.findings import Findings
 from evenflow.draw.island import timeline_island
 from evenflow.draw.page_tables import idle_section, memory_section, stage_section
 from evenflow.draw.page_why import advice_section, blame_section, layers_section, path_section, schedules_section
-from evenflow.draw.words import error_text, origins_text, points_text, shape_text
+from evenflow.draw.words import error_text, held_out_text, origins_text, points_text, shape_text
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
 from evenflow.timeline import Figure, Timeline, compare
@@ -138,9 +138,17 @@ def _curves(plan: Plan, metrics: Sequence[StepMetrics]) -> str:
         format_count,
         reference=plan.predicted.tokens_per_s,
     )
+    found = [own for own in metrics if own.eval_loss is not None]
+    held_out = ""
+    if found:
+        points = [(own.step, own.eval_loss) for own in found if own.eval_loss is not None]
+        curve = curve_svg(points, "held-out loss", lambda value: f"{value:.4g}")
+        held_out = (
+            f"<div><h3>after training steps <span class=quiet>{held_out_text(found[-1])}</span></h3>{curve}</div>\n"
+        )
     return (
         f'<section>\n<h2>The run, {len(metrics)} steps</h2>\n<div class="curves">\n'
-        f"<div><h3>loss <span class=quiet>last {last.loss:.4g}</span></h3>{loss}</div>\n"
+        f"<div><h3>loss <span class=quiet>last {last.loss:.4g}</span></h3>{loss}</div>\n{held_out}"
         f"<div><h3>tokens/s <span class=quiet>last {format_count(last.tokens_per_s)}, dashed: predicted "
         f"{format_count(plan.predicted.tokens_per_s)}</span></h3>{rate}</div>\n</div>\n</section>"
     )

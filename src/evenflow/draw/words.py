@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evenflow.files import StepMetrics
 from evenflow.plan import Plan
 from evenflow.timeline import Figure
 
@@ -62,6 +63,12 @@ def origins_text(plan: Plan) -> str:
     for group, origin in plan.costs.items():
         groups.setdefault(origin, []).append(plain(group))
     return "; ".join(f"{', '.join(names)} {origin}" for origin, names in groups.items())
+
+
+def held_out_text(metrics: StepMetrics) -> str:
+    """What an evaluation found: `held-out loss 3.2189, perplexity 25`."""
+    assert metrics.eval_loss is not None, "there was one"
+    return f"held-out loss {metrics.eval_loss:.4f}, perplexity {metrics.eval_perplexity:.4g}"
 
 
 def shape_text(plan: Plan) -> str:

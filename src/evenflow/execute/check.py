@@ -8,8 +8,9 @@ same microbatches, and loss and every gradient must agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ PREDICTED = _MICROBATCHES * _SHAPE[0] * (_SHAPE[1] - 1)  # tokens of all microba
 _SEED = 11
 _STIR = 0.02
 _MOST_PARAMETERS = 30_000_000
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,18 @@ def refuse_layerdrop(config: PretrainedConfig) -> None:
 
 
 def small_whole(config: PretrainedConfig) -> tuple[PretrainedConfig, int, dict[str, Tensor]]:
-    """The small copy, its layers and its results; where narrowing does not make a model, its own widths are kept."""
+    """The small copy, its layers and its results."""
+    return small_copy(config, lambda small, layers: _run(small, (0,), layers))
+
+
+def small_copy(
+    config: PretrainedConfig, run: Callable[[PretrainedConfig, int], Result]
+) -> tuple[PretrainedConfig, int, Result]:
+    """The small copy, its layers and what it came to; where narrowing does not make a model, its own widths are kept.
+
+    Raises:
+        InputError: it cannot be run either way.
+    """
     reason = ""
     for widths in (True, False):
         try:
@@ -96,7 +110,7 @@ def small_whole(config: PretrainedConfig) -> tuple[PretrainedConfig, int, dict[s
             if parameters > _MOST_PARAMETERS:
                 reason = reason or f"{parameters:,} parameters are left"
                 continue
-            return small, layers, _run(small, (0,), layers)
+            return small, layers, run(small, layers)
         except Exception as error:  # an architecture may refuse sizes in any way; the last word is passed on
             reason = reason or first_line(error)
     raise InputError(f"{config.model_type} cannot be tried on a small copy: {reason}; --no-check goes on without")

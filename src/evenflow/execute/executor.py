@@ -8,7 +8,7 @@ action's span is recorded; waiting for an input is the gap before the action tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,6 +80,7 @@ class _Running:
     learning_rate: float
     want_stop: bool
     draw: int | None
+    shapes: Sequence[tuple[int, ...]]  # of what crosses stages, by microbatch
     norms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     losses: tuple[float, ...] = ()
     loss: float = 0.0
@@ -154,6 +155,7 @@ class Executor:
         want_stop: bool = False,
         shape: tuple[int, int] | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         predicted: int | None = None,
         draw: int | None = None,
     ) -> StepResult:
@@ -164,6 +166,7 @@ class Executor:
             learning_rate: this step's; an evaluation has none.
             want_stop: ask all ranks to stop after this step.
             shape: (batch, seq) of this step's microbatches, the same on every rank; by default that of the step before.
+            lengths: seq of each microbatch, the same on every rank, where they differ; none is longer than the shape's.
             predicted: tokens that the whole global batch predicts; by default those of this pipeline, where there is
                 no other.
             draw: what dropout is drawn from: one number of seed and step, the same for all.
@@ -186,7 +189,7 @@ class Executor:
             )
         for runner in self.runners.values():
             runner.begin_step(predicted)
-        running = _Running(tokens, learning_rate, want_stop, draw)
+        running = _Running(tokens, learning_rate, want_stop, draw, self._shapes(lengths))
         evaluates = self.program.forward_only
         mark = self.clock.mark
         action: Action | None = None
@@ -206,6 +209,10 @@ class Executor:
         self._finished = moments[-1] if moments and not evaluates else ended
         spans = tuple(zip(moments[::2], moments[1::2], strict=True))
         return StepResult(running.loss, running.grad_norm, running.stop, begin, self._finished, spans, running.losses)
+
+    def starts_now(self) -> None:
+        """The next step begins now: what was done since the last one is none of its time."""
+        self._finished = time.perf_counter()
 
     def _bind(self, action: Action) -> _Do:
         """What an action comes to on this rank, decided once: a step then only calls it.
@@ -256,7 +263,7 @@ class Executor:
                 assert_never(action)
 
     def _do_forward(self, stage: int, microbatch: int, running: _Running) -> None:
-        batch = self._tokens(microbatch, running.tokens)
+        batch = self._tokens(microbatch, running)
         hidden = batch.ids if stage == 0 else self._input(stage, microbatch)
         self.clock.mark()
         self._forward(stage, microbatch, hidden, batch, running.draw)
@@ -291,12 +298,20 @@ class Executor:
         self.clock.mark()
         self.reductions.start(action)
 
-    def _tokens(self, microbatch: int, tokens: Tokens) -> Microbatch:
-        batch = _microbatch(tokens(microbatch))
-        if batch.ids.shape != self._boundary[:-1]:
+    def _shapes(self, lengths: Sequence[int] | None) -> Sequence[tuple[int, ...]]:
+        """What crosses stages of each microbatch; receive buffers are those of the longest that there may be."""
+        batch, longest, width = self._boundary
+        given = [longest] * self.program.microbatches if lengths is None else lengths
+        assert len(given) == self.program.microbatches, f"{len(given)} lengths of {self.program.microbatches}"
+        assert max(given) <= longest, f"a microbatch of {max(given)} tokens where {longest} are the most"
+        return [(batch, length, width) for length in given]
+
+    def _tokens(self, microbatch: int, running: _Running) -> Microbatch:
+        batch, shape = _microbatch(running.tokens(microbatch)), running.shapes[microbatch][:-1]
+        if batch.ids.shape != shape:
             raise InputError(
-                f"microbatch {microbatch} is {list(batch.ids.shape)}, and this step's are {list(self._boundary[:-1])}; "
-                "run_step takes another `shape`, which all ranks have to be given"
+                f"microbatch {microbatch} is {list(batch.ids.shape)}, and was to be {list(shape)}; run_step takes "
+                "another `shape`, or `lengths`, which all ranks have to be given"
             )
         return batch
 
@@ -370,10 +385,10 @@ class Executor:
         key: _Key,
         rank: int,
         tag: int,
-        running: _Running,  # noqa: ARG002 - as all
+        running: _Running,
     ) -> None:
         self.clock.mark()
-        buffer = self.pool.take()
+        buffer = self.pool.take(running.shapes[key[1]])
         receives[key] = self.transport.receive(buffer, rank, tag), buffer
 
     def _release(

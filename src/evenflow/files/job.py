@@ -113,6 +113,10 @@ class JobPart(Part):
         str, Field(description="patterns of parameters not to decay, such as '*embed*,*.gate.*' (default none)")
     ] = ""
     clip_norm: Annotated[float, Field(ge=0, le=1e9, description="norm to clip gradients at; 0 for never")] = 1.0
+    z_loss: Annotated[
+        float,
+        Field(ge=0, le=1, description="weight of the squared log of the softmax's divisor in the loss; 0 for none"),
+    ] = 0.0
     dtype: Annotated[Literal["fp32"], Field(description="training type")] = "fp32"
 
     processes: Annotated[
@@ -168,15 +172,34 @@ class JobPart(Part):
         str, Field(description="a record's conversation, of which the assistant's part is learned")
     ] = "messages"
     packing: Annotated[
-        Literal["stream", "whole"] | None,
+        Literal["stream", "whole", "padded"] | None,
         Field(
             description="stream: documents one after another, cut where a sequence ends; whole: uncut, and padding "
-            "where none fits (default: whole where parts of them are not learned)"
+            "where none fits; padded: each alone, padded to the longest of its microbatch (default: whole where parts "
+            "of them are not learned)"
         ),
     ] = None
     separate_documents: Annotated[
         bool | None,
         Field(description="documents in one sequence do not see each other (default: with packing whole)"),
+    ] = None
+
+    eval_every: Annotated[
+        Count | None,
+        Field(
+            description="evaluate after every so many steps and the last one (default: never)",
+            json_schema_extra={"group": "evaluation"},
+        ),
+    ] = None
+    eval_share: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="of the sequences, held out of training for that (default 0.05, if asked for)"),
+    ] = None
+    eval_data: Annotated[
+        PathText | None, Field(description="evaluate on this instead, a file or a folder as data is")
+    ] = None
+    eval_micro_batch_size: Annotated[
+        Count | None, Field(description="sequences of a microbatch of an evaluation (default: as in training)")
     ] = None
 
     resume: Annotated[
@@ -213,7 +236,7 @@ class JobPart(Part):
 
 
 _AXES = frozenset(("pp", "tp", "dp"))
-_PATHS = ("data", "out", "plan")
+_PATHS = ("data", "out", "plan", "eval_data")
 _RENAMED = {"lr": "learning_rate"}
 _NOT_A_SETTING = ("format_version", "dtype")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import nan
+from math import exp, inf, nan
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,9 @@ from pydantic import Field
 
 from evenflow.files.document import Part, checked, json_text, parse_json, read_text, refuse_place, write_text
 from evenflow.files.parts import MOST_FIGURE, Amount, Bytes, Count, Figure, Tokens
+
+_MOST_EXPONENT = 700.0
+_MAY_DIVERGE = frozenset(("loss", "grad_norm", "eval_loss", "eval_perplexity"))  # null in the file where they have
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class StepMetrics:
         imbalance: max busy / mean busy over ranks.
         mfu: model FLOPs over those that its devices could have done.
         peak_bytes: for each rank, the most memory it held so far.
+        eval_loss: mean over the predicted tokens that are held out, after this step; None where it was not looked at.
     """
 
     step: int
@@ -42,6 +46,14 @@ class StepMetrics:
     imbalance: float
     mfu: float
     peak_bytes: tuple[int, ...]
+    eval_loss: float | None = None
+
+    @property
+    def eval_perplexity(self) -> float | None:
+        """What `eval_loss` is in choices of a token; infinite where that is too large a number."""
+        if self.eval_loss is None:
+            return None
+        return exp(self.eval_loss) if self.eval_loss < _MOST_EXPONENT else inf
 
 
 class MetricsPart(Part):
@@ -58,28 +70,35 @@ class MetricsPart(Part):
     imbalance: Figure
     mfu: Figure
     peak_bytes: list[Bytes]
+    eval_loss: Figure | None = None
+    eval_perplexity: Figure | None = None
 
     @classmethod
     def of(cls, metrics: StepMetrics) -> MetricsPart:
         """The line that says what `metrics` is."""
         values = {name: getattr(metrics, name) for name in StepMetrics.__slots__}
         values["peak_bytes"] = list(metrics.peak_bytes)
-        for name in ("loss", "grad_norm"):
+        if metrics.eval_loss is None:
+            values.pop("eval_loss")
+        else:
+            values["eval_perplexity"] = metrics.eval_perplexity
+        for name in _MAY_DIVERGE & values.keys():
             values[name] = values[name] if abs(values[name]) <= MOST_FIGURE else None
         return cls(**values)
 
     def value(self) -> StepMetrics:
         """The step that this line says."""
-        values = self.model_dump()
+        values = self.model_dump(exclude_unset=True)
         values["peak_bytes"] = tuple(self.peak_bytes)
-        for name in ("loss", "grad_norm"):
+        values.pop("eval_perplexity", None)  # follows from the loss
+        for name in _MAY_DIVERGE & values.keys():
             values[name] = nan if values[name] is None else values[name]
         return StepMetrics(**values)
 
 
 def metrics_line(metrics: StepMetrics) -> str:
     """One step as a line of JSON, without the line's end."""
-    return json_text(MetricsPart.of(metrics).model_dump(), indented=False).rstrip("\n")
+    return json_text(MetricsPart.of(metrics).model_dump(exclude_unset=True), indented=False).rstrip("\n")
 
 
 def append_metrics(path: Path, metrics: StepMetrics) -> None:

@@ -3,6 +3,7 @@
 from evenflow.models.anatomy import build_skeleton, count_layers
 from evenflow.models.cut import Cut
 from evenflow.models.describe import describe_model
+from evenflow.models.documents import find_leak
 from evenflow.models.dropout import draw_of, dropouts
 from evenflow.models.microbatch import NOT_LEARNED, Microbatch
 from evenflow.models.read import read_weights
@@ -13,6 +14,7 @@ from evenflow.models.tensor_parallel import Sharing, share_out
 from evenflow.models.tied import share_tied, tied_names
 from evenflow.models.tp_plan import TpPlan, check_tensor_parallel, tp_plan_of
 from evenflow.models.weights import draw_weights, write_index, write_weights
+from evenflow.models.z_loss import add_z_loss, check_z_loss
 
 __all__ = [
     "NOT_LEARNED",
@@ -22,14 +24,17 @@ __all__ = [
     "Sharing",
     "Stage",
     "TpPlan",
+    "add_z_loss",
     "build_skeleton",
     "build_stage",
     "check_tensor_parallel",
+    "check_z_loss",
     "count_layers",
     "describe_model",
     "draw_of",
     "draw_weights",
     "dropouts",
+    "find_leak",
     "find_model",
     "keep_blocks",
     "read_config",

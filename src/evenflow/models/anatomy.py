@@ -47,6 +47,7 @@ class Anatomy:
         returned: what each block returns.
         layout: how hidden states lie where they enter a block.
         writes_embeddings: whether the model changes in place what its embedding returns.
+        calls_loss: whether the loss is that of the model's `loss_function`.
         plain_loss: whether the loss is transformers' own of a causal LM, of the logits just as the head made them.
         obstacle: why the model cannot be split; None where it can.
     """
@@ -60,6 +61,7 @@ class Anatomy:
     returned: tuple[Returned, ...]
     layout: Layout
     writes_embeddings: bool
+    calls_loss: bool
     plain_loss: bool
     obstacle: str | None
 
@@ -153,6 +155,7 @@ def _dissect(key: _Key) -> Anatomy:
         returned=tuple(seen.returned) if seen is not None and obstacle is None else (ALONE,) * len(blocks),
         layout=layout,
         writes_embeddings=seen is not None and seen.writes_embeddings,
+        calls_loss=seen is not None and seen.calls_loss,
         plain_loss=seen is not None and seen.plain_loss,
         obstacle=obstacle,
     )

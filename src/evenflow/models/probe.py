@@ -69,6 +69,7 @@ class Seen:
             from 1, then what is after them. What is reached round the hidden states counts for who reached it.
         calls: for each module outside the blocks, whether it ran before them, after them, or both.
         writes_embeddings: whether what the token embedding returned was changed in place.
+        calls_loss: whether the loss is that of the model's `loss_function`.
         plain_loss: whether the loss is transformers' own of a causal LM, of the logits just as the head made them.
         tokens: (batch, seq) of the forward.
     """
@@ -81,6 +82,7 @@ class Seen:
     used: dict[str, tuple[int, ...]]
     calls: dict[str, frozenset[str]]
     writes_embeddings: bool
+    calls_loss: bool
     plain_loss: bool
     tokens: tuple[int, int]
 
@@ -130,6 +132,7 @@ class _Watch:
     calls: dict[str, set[str]] = field(default_factory=dict)
     embedded: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)  # as the head made them
+    calls_loss: bool = False
     plain_loss: bool = False
     handles: list[Any] = field(default_factory=list)
 
@@ -188,6 +191,7 @@ class _Watch:
         loss_function = self.model.loss_function
 
         def note(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.calls_loss = True
             self.plain_loss = loss_function is ForCausalLMLoss and any(logits is own for own in self.logits)
             return loss_function(logits, labels, *args, **kwargs)
 
@@ -225,6 +229,7 @@ class _Watch:
             used={name: tuple(sorted(layers)) for name, layers in used.items()},
             calls={name: frozenset(when) for name, when in self.calls.items()},
             writes_embeddings=any(tensor._version for tensor in self.embedded),
+            calls_loss=self.calls_loss,
             plain_loss=self.plain_loss,
             tokens=(_BATCH, _SEQ),
         )

@@ -37,7 +37,8 @@ def read_weights(stage: Stage, files: Sequence[Path]) -> None:
     parts: set[str] = set()  # what was read as this process's part alone
     with ExitStack() as stack:
         made = _collect(stage, files, wanted, stack, parts)
-        for name, (conversion, file) in made.items():
+        for name in list(made):
+            conversion, file = made.pop(name)  # it keeps what it has read
             try:
                 tensors = conversion.convert(name, model=stage.model, config=stage.model.config)
             except Exception as error:  # any operation of any family

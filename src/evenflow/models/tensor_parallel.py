@@ -46,11 +46,15 @@ class Sharing:
 
     Attributes:
         cuts: this process's part of each parameter that is cut, by its name in the whole model.
+        group: as given.
+        logits_begin: the first token whose logits are here, where logits stay in parts; None where they are whole.
     """
+
+    logits_begin: int | None = None
 
     def __init__(self, stage: Stage, plan: TpPlan, group: TensorGroup) -> None:
         self._stage = stage
-        self._group = group
+        self.group = group
         self._done: set[str] = set()
         anatomy = stage.anatomy
         own = dict(stage.model.named_parameters(remove_duplicate=False))
@@ -79,17 +83,18 @@ class Sharing:
             and head.border == "column gathered"
         ):
             head.border = "column"
-            stage.model.loss_function = partial(shared_loss, self._group, head.cut.begin)
+            self.logits_begin = head.cut.begin
+            stage.model.loss_function = partial(shared_loss, self.group, head.cut.begin)
 
     @property
     def size(self) -> int:
         """How many processes share the stage."""
-        return self._group.size
+        return self.group.size
 
     @property
     def index(self) -> int:
         """Which of them this is."""
-        return self._group.index
+        return self.group.index
 
     def _cut_of(self, path: str) -> Callable[[str], Cut]:
         """The cut of a parameter of the module at `path`."""
@@ -123,7 +128,7 @@ class Sharing:
     @torch.no_grad()
     def gathered(self, cut: Cut, part: Tensor) -> Tensor:
         """A whole tensor in host memory, from the parts of all processes, which have to ask for it at once."""
-        return cut.gather(local(part).detach().cpu(), self._group)
+        return cut.gather(local(part).detach().cpu(), self.group)
 
 
 def share_out(stage: Stage, plan: TpPlan, group: TensorGroup) -> Sharing:

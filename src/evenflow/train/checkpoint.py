@@ -83,6 +83,11 @@ def config_hash(config: PretrainedConfig) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
+def state_hash(tensors: Mapping[str, str]) -> str:
+    """One hash of a state from those of its tensors, by name."""
+    return hashlib.blake2b(json.dumps(dict(sorted(tensors.items()))).encode(), digest_size=8).hexdigest()
+
+
 def shard_file(rank: int) -> str:
     """The file of one rank's tensors."""
     return f"rank-{rank}.safetensors"
@@ -134,6 +139,7 @@ class Checkpoints:
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._files: dict[int, dict[int, dict[str, Any]]] = {}
+        self._hashes: dict[int, Mapping[str, str]] = {}
 
     def clear(self) -> None:
         """Remove what runs before were writing when they ended."""
@@ -146,6 +152,13 @@ class Checkpoints:
         files = self._files.setdefault(step, {})
         files[rank] = message["file"]
         return step if len(files) == self._ranks else None
+
+    def take_hashes(self, rank: int, hashes: Mapping[str, str]) -> str | None:
+        """Take what a rank found its tensors to be after a resume; once all have, the hash of the whole state."""
+        self._hashes[rank] = hashes
+        if len(self._hashes) < self._ranks:
+            return None
+        return state_hash({name: own for hashes in self._hashes.values() for name, own in hashes.items()})
 
     def seconds(self, step: int) -> tuple[float, float]:
         """How long the slowest rank took to write its part, and all ranks to hash theirs; until it is published."""

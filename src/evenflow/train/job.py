@@ -47,6 +47,7 @@ class Job:
         weight_decay: of parameters with two or more dimensions.
         undecayed: patterns of parameters not to decay either, separated by commas.
         clip_norm: the gradient's norm is clipped here; 0 for never.
+        z_loss: so much of the mean squared log of the softmax's divisor is added to the loss; 0 for nothing.
         seed: of weights (where they are drawn) and of the order of samples.
         memory_limit: bytes that a rank may use, by plan.
         from_scratch: draw weights even where some lie beside the config.
@@ -58,8 +59,12 @@ class Job:
         prompt_key: of what is read before an answer.
         answer_key: of the answer, which alone is learned.
         messages_key: of a conversation.
-        packing: `stream` or `whole`; by default whole where parts of the documents are not learned.
+        packing: `stream`, `whole` or `padded`; by default whole where parts of the documents are not learned.
         separate_documents: whether documents in one sequence do not see each other; by default with `whole`.
+        eval_every: evaluate after every so many steps, and after the last.
+        eval_share: of the sequences, held out of training to be evaluated; by default a twentieth where that is asked.
+        eval_data: evaluate on this file or folder instead, as `data` is read.
+        eval_micro_batch_size: sequences of a microbatch of an evaluation; by default as in training.
         save_every: save after every so many steps, while the run goes on; by default only at its end.
         keep_last: how many of the newest checkpoints are kept.
         keep_every: beside them, those after every so many steps are.
@@ -97,6 +102,7 @@ class Job:
     weight_decay: float = 0.1
     undecayed: str = ""
     clip_norm: float = 1.0
+    z_loss: float = 0.0
     seed: int = 0
     memory_limit: int | None = None
     from_scratch: bool = False
@@ -110,6 +116,10 @@ class Job:
     messages_key: str = "messages"
     packing: PackingKind | None = None
     separate_documents: bool | None = None
+    eval_every: int | None = None
+    eval_share: float | None = None
+    eval_data: Path | None = None
+    eval_micro_batch_size: int | None = None
     save_every: int | None = None
     keep_last: int = 2
     keep_every: int | None = None
@@ -119,7 +129,7 @@ class Job:
     measure_again: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "plan"):  # strings are what a script has at hand
+        for name in ("data", "out", "plan", "eval_data"):  # strings are what a script has at hand
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_settings({item.name: getattr(self, item.name) for item in fields(self)})
@@ -130,6 +140,24 @@ class Job:
                 f"--warm-up {self.warm_up} leaves none of {self.steps} steps at the peak; "
                 f"{self.steps - 1} or less would do"
             )
+
+        if self.eval_data is not None and self.eval_share is not None:
+            raise InputError(
+                f"--eval-share {self.eval_share:g} would hold a part of --data out, and --eval-data is evaluated "
+                "already; one of them would do"
+            )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether anything is evaluated."""
+        return not (self.eval_every is None and self.eval_share is None and self.eval_data is None)
+
+    @property
+    def held_out_share(self) -> float:
+        """The share of the sequences that is held out of training."""
+        if not self.evaluates or self.eval_data is not None:
+            return 0.0
+        return _HELD_OUT if self.eval_share is None else self.eval_share
 
     def rates(self) -> LrSchedule:
         """The learning rate of each step."""
@@ -162,6 +190,8 @@ class Job:
         return check_zero(self.zero or 0)
 
 
+_HELD_OUT = 0.05
+
 _LASTING = (
     "seed", "steps", "lr_schedule", "warm_up", "decay", "lr_end", "beta1", "beta2", "epsilon", "weight_decay",
     "undecayed", "clip_norm", "packing", "separate_documents",
@@ -175,5 +205,7 @@ def lasting_settings(job: Job, batch: Batch) -> dict[str, str | int | float | bo
         "micro_batch_size": batch.micro_batch_size,
         "seq_length": batch.seq_length,
         "lr": job.learning_rate,
+        "eval_share": job.held_out_share or None,  # as in runs from before there was such a key
+        "z_loss": job.z_loss or None,
         **{key: getattr(job, key) for key in _LASTING},
     }

@@ -43,13 +43,8 @@ def pack(documents: NDArray[np.int64], learned: NDArray[np.uint8] | None, seq_le
         learned: for each token whether it is learned; None where all are.
         seq_length: tokens of a sequence.
     """
-    begins, ends = _pieces(documents, seq_length)
+    begins, ends = _worth(documents, learned, seq_length)
     lengths = ends - begins
-    worth = lengths >= 2  # the first token is predicted from nothing
-    if learned is not None:
-        sums = np.concatenate([[0], np.cumsum(learned, dtype=np.int64)])
-        worth &= sums[ends] - sums[np.minimum(begins + 1, ends)] > 0
-    begins, ends, lengths = begins[worth], ends[worth], lengths[worth]
     bins = _best_fit(lengths[order := np.argsort(-lengths, kind="stable")], seq_length)
     # Sequences in the order of their first pieces, and pieces within one in the order of the documents.
     first = np.full(int(bins.max(initial=-1)) + 1, len(lengths), np.int64)
@@ -58,6 +53,24 @@ def pack(documents: NDArray[np.int64], learned: NDArray[np.uint8] | None, seq_le
     chosen, owners = order[places], bins[places]
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     return Packing(begins[chosen], ends[chosen], np.append(starts, len(chosen)).astype(np.int64))
+
+
+def alone(documents: NDArray[np.int64], learned: NDArray[np.uint8] | None, seq_length: int) -> Packing:
+    """A sequence for each document, in their order; cut and left out as by `pack`."""
+    begins, ends = _worth(documents, learned, seq_length)
+    return Packing(begins, ends, np.arange(len(begins) + 1))
+
+
+def _worth(
+    documents: NDArray[np.int64], learned: NDArray[np.uint8] | None, seq_length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Begin and end of each piece with something to learn."""
+    begins, ends = _pieces(documents, seq_length)
+    worth = ends - begins >= 2  # the first token is predicted from nothing
+    if learned is not None:
+        sums = np.concatenate([[0], np.cumsum(learned, dtype=np.int64)])
+        worth &= sums[ends] - sums[np.minimum(begins + 1, ends)] > 0
+    return begins[worth], ends[worth]
 
 
 def _pieces(documents: NDArray[np.int64], seq_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -14,12 +15,16 @@ from evenflow.train.chat import ChatTemplate, has_chat_template
 from evenflow.train.corpus import Corpus, DataKeys
 from evenflow.train.job import Job
 from evenflow.train.progress import Progress
+from evenflow.train.sampler import hold_out
 from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore, build_store
 from evenflow.train.tokenizer import check_vocabulary, end_of_text_id, find_tokenizer, train_bpe
 from evenflow.units import format_count
 
 _TOKENIZER = "tokenizer.json"
+_EVAL_TOKENS = "eval-tokens"
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,8 @@ class PreparedText:
     separator_id: int | None
 
 
-def open_corpus(job: Job, source: ModelSource) -> Corpus:
-    """The job's documents.
+def open_corpus(job: Job, source: ModelSource, path: Path | None = None) -> Corpus:
+    """The job's documents, or those in another `path`.
 
     Raises:
         InputError: nothing is there, or it cannot be read.
@@ -52,7 +57,18 @@ def open_corpus(job: Job, source: ModelSource) -> Corpus:
     def template() -> ChatTemplate | None:
         return ChatTemplate(source.folder) if source.folder and has_chat_template(source.folder) else None
 
-    return Corpus(job.data, job.data_format, keys, template)
+    return Corpus(path or job.data, job.data_format, keys, template)
+
+
+def check_data(job: Job, source: ModelSource) -> None:
+    """Say at once that there is nothing to read.
+
+    Raises:
+        InputError: nothing is there, or it cannot be read.
+    """
+    open_corpus(job, source)
+    if job.eval_data is not None:
+        _evaluated(job, lambda path: open_corpus(job, source, path))
 
 
 def cut(store: TokenStore, job: Job, seq_length: int) -> Sequences:
@@ -117,11 +133,65 @@ def prepare_text(
     return PreparedText(store, sequences, tokenizer, origin, separator)
 
 
+def prepare_held_out(
+    job: Job, source: ModelSource, text: PreparedText, run: Path, progress: Progress, tick: Callable[[], None]
+) -> None:
+    """See to what a job evaluates: tokens of its own data in the `run`'s folder, or a share of the training's.
+
+    Raises:
+        InputError: the data has nothing to evaluate, or nothing would be left to train on.
+    """
+    if not job.evaluates:
+        return
+    if job.eval_data is None:
+        trained, held_out = hold_out(job.seed, len(text.sequences), job.held_out_share)
+        progress.said(f"evaluation: on {len(held_out)} sequences, held out; {len(trained)} are trained on")
+        return
+
+    def tokenised(path: Path) -> Sequences:
+        corpus = open_corpus(job, source, path)
+
+        def encoded(_characters: int, tokens: int) -> None:
+            tick()
+            progress.tokenised(corpus.done, corpus.total, tokens)
+
+        folder, separator = run / _EVAL_TOKENS, text.separator_id
+        store = build_store(corpus.documents(), text.tokenizer, folder, separator, corpus.fingerprint(), encoded)
+        return Sequences(store, text.sequences.seq_length, text.sequences.packing, text.sequences.separate)
+
+    progress.said(f"evaluation: {_described(_evaluated(job, tokenised))} from {job.eval_data}")
+
+
+def evaluation_request(job: Job, micro_batch_size: int) -> dict[str, Any] | None:
+    """What ranks need to know of an evaluation; None where there is none."""
+    if not job.evaluates:
+        return None
+    return {
+        "every": job.eval_every,
+        "micro_batch_size": job.eval_micro_batch_size or micro_batch_size,
+        "tokens": str((job.out / _EVAL_TOKENS).resolve()) if job.eval_data else None,
+        "share": job.held_out_share,
+    }
+
+
+def _evaluated(job: Job, read: Callable[[Path], Read]) -> Read:
+    """Do something with the data to evaluate; what is wrong with it is said to be with that."""
+    assert job.eval_data is not None, "there is some"
+    try:
+        return read(job.eval_data)
+    except InputError as error:
+        raise InputError(f"--eval-data: {str(error).removeprefix('--data ')}") from None
+
+
 def _described(sequences: Sequences) -> str:
     store = sequences.store
     text = f"{format_count(len(store.tokens))} tokens"
     if store.learned is not None:
         text += f" ({format_count(int(store.learned.sum()))} learned)"
+    if sequences.packing == "padded":
+        lengths = [sequences.length(number) for number in range(len(sequences))]
+        text += f", {len(sequences)} sequences of {min(lengths)} to {max(lengths)}"
+        return f"{text}, each a document, padded to the longest of its microbatch"
     text += f", {len(sequences)} sequences of {sequences.seq_length}"
     if sequences.filled < 1:
         text += f" ({1 - sequences.filled:.0%} padding)"

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evenflow.errors import FaultError, RankError, first_line
 from evenflow.execute import Executor, StepResult
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import (
-    Microbatch,
     Stage,
+    add_z_loss,
     build_skeleton,
     build_stage,
     draw_of,
@@ -49,8 +51,10 @@ from evenflow.runtime import (
     rank_devices,
     use_device,
 )
+from evenflow.train.batches import Batch
+from evenflow.train.evaluation import Evaluator, HeldOut
 from evenflow.train.lr_schedule import LrSchedule
-from evenflow.train.sampler import microbatch, sample_ids
+from evenflow.train.sampler import hold_out, step_samples
 from evenflow.train.saver import Saver, read_state
 from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
@@ -95,8 +99,9 @@ def _train(
     host, transport, mesh = _meet(rank, payload, plan, device)
     channel.send({"kind": "doing", "what": "building its stage"})
     executor, held, optimizer, reductions = _assemble(payload, plan, program, transport, mesh, device)
-    store = TokenStore.open(Path(payload["tokens"]))
-    sequences = Sequences(store, plan.seq_length, payload["packing"], payload["separate"])
+    sequences = _sequences(Path(payload["tokens"]), payload, plan)
+    trained, held_out = _divide(sequences, payload, plan)
+    evaluator = held_out and Evaluator(executor, mesh, held_out, payload["hidden_size"], device)
     rates = LrSchedule(**payload["rates"])
     done: int = payload["done_steps"]
     if done:
@@ -104,16 +109,23 @@ def _train(
         read_state(Path(payload["checkpoint"]), done, held, optimizer)
     shard = at.pp * axes.tp + at.tp
     saver = Saver(Path(payload["run"]), shard, held, optimizer, reductions, writes=at.dp == 0)
+    if done:
+        hashes = saver.hashes()
+        if at.dp == 0:
+            channel.send({"kind": "state", "hashes": hashes})
     _compare_clocks(channel, host, rank, axes.processes)
     for step in range(done + 1, payload["last_step"] + 1):
         channel.send({"kind": "doing", "what": f"in step {step}"})
         rate = rates.at(step)
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        batch = _Batch(sequences, plan, payload["seed"], step, at.dp, device)
+        samples = step_samples(payload["seed"], step, plan.global_batch_size, trained)
+        batch = Batch(sequences, samples, plan.micro_batch_size, at.dp, axes.dp, device)
         draw = draw_of(payload["seed"], step)
-        result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw)
-        samples = batch.samples() if held[0].is_first and at.tp == 0 else []
-        channel.send({**_step_report(step, result, rate), "peak": meter.peak_bytes(), "samples": samples})
+        result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
+        report = {**_step_report(step, result, rate), "peak": meter.peak_bytes(), "tokens": batch.tokens}
+        if evaluator and _is_evaluated(step, payload):
+            report["eval_loss"] = evaluator.loss(lambda what: channel.send({"kind": "doing", "what": what}))
+        channel.send({**report, "samples": batch.samples() if held[0].is_first and at.tp == 0 else []})
         _tell(channel, saver.done())
         if result.stop:
             break
@@ -158,6 +170,28 @@ def _assemble(
     return executor, held, optimizer, reductions
 
 
+def _sequences(tokens: Path, payload: dict[str, Any], plan: Plan) -> Sequences:
+    return Sequences(TokenStore.open(tokens), plan.seq_length, payload["packing"], payload["separate"])
+
+
+def _divide(sequences: Sequences, payload: dict[str, Any], plan: Plan) -> tuple[NDArray[np.int64], HeldOut | None]:
+    """Which sequences are trained on, and what is evaluated."""
+    asked, everything = payload["evaluation"], np.arange(len(sequences))
+    if asked is None:
+        return everything, None
+    if asked["tokens"] is not None:
+        others = _sequences(Path(asked["tokens"]), payload, plan)
+        return everything, HeldOut(others, range(len(others)), asked["micro_batch_size"])
+    trained, held_out = hold_out(payload["seed"], len(sequences), asked["share"])
+    return trained, HeldOut(sequences, held_out.tolist(), asked["micro_batch_size"])
+
+
+def _is_evaluated(step: int, payload: dict[str, Any]) -> bool:
+    """Every so many steps, and after the last of the whole run."""
+    every = payload["evaluation"]["every"]
+    return step == payload["rates"]["steps"] or (every is not None and step % every == 0)
+
+
 def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
     return {
         "kind": "step",
@@ -191,6 +225,7 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
     stage = build_stage(config, plan.stages[number].layers, recompute=plan.recompute)
     if mesh.shards is not None:
         share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
+    add_z_loss(stage, payload.get("z_loss", 0.0))
     draw_weights(stage, payload["seed"])
     if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])
@@ -198,39 +233,6 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
     if stage.sharing is not None and mesh.tp is not None:
         stage.sharing.distribute(mesh.tp)
     return stage
-
-
-class _Batch:
-    """One replica's microbatches of a step: a function of (seed, step, replica), whatever the layout; none is kept.
-
-    A step's sequences are a function of (seed, step) alone; replica d reads the d-th run of them.
-
-    Attributes:
-        ids: the step's samples.
-        read: those that were asked for so far, by microbatch of this replica.
-    """
-
-    def __init__(
-        self, sequences: Sequences, plan: Plan, seed: int, step: int, replica: int, device: torch.device
-    ) -> None:
-        self.first = replica * plan.microbatches
-        self.sequences = sequences
-        self.plan = plan
-        self.device = device
-        self.read: dict[int, tuple[int, ...]] = {}
-        self.predicted = plan.global_batch_size * (plan.seq_length - 1)  # all of a sequence but its first token
-        self.ids = sample_ids(seed, step, plan.global_batch_size, len(sequences))
-
-    def __call__(self, index: int) -> Microbatch:
-        """A microbatch [batch, seq], of which all is learned."""
-        size, number = self.plan.micro_batch_size, self.first + index
-        rows = microbatch(self.sequences, self.ids, number, size)
-        self.read[index] = self.ids[number * size : (number + 1) * size]
-        return Microbatch(torch.from_numpy(rows.ids)).to(self.device)
-
-    def samples(self) -> list[int]:
-        """What was read, in the order of the batch."""
-        return [sample for index in sorted(self.read) for sample in self.read[index]]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

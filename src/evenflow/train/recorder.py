@@ -62,6 +62,7 @@ class Recorder:
         samples_path: where its samples are.
         metrics: all steps so far, those before a resume included.
         done_before: how many of them that is.
+        samples: those of the newest step.
     """
 
     plan: Plan
@@ -70,6 +71,7 @@ class Recorder:
     samples_path: Path
     metrics: list[StepMetrics] = field(default_factory=list)
     done_before: int = 0
+    samples: tuple[int, ...] = ()
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     _clocks: dict[int, list[ClockOffset]] = field(default_factory=dict)
     _kept: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
@@ -92,25 +94,33 @@ class Recorder:
             if self._kept and self._kept[0].step <= warm_up:
                 self._kept.clear()
             self._kept.append(_Kept(step, timeline.step_s, reports))
-        tokens = self.plan.global_batch_size * self.plan.seq_length
+        tokens: int = report["tokens"]
+        # FLOPs of microbatches that are shorter than the plan's are taken to be fewer as their tokens are.
+        worked = tokens / (self.plan.global_batch_size * self.plan.seq_length)
         metrics = StepMetrics(
             step=step,
             loss=report["loss"],
             grad_norm=report["grad_norm"],
             lr=report["lr"],
-            tokens=tokens * step,
+            tokens=tokens + (self.metrics[-1].tokens if self.metrics else 0),
             tokens_per_s=tokens / timeline.step_s,
             step_s=timeline.step_s,
             idle_fraction=timeline.idle_fraction,
             imbalance=timeline.imbalance,
-            mfu=self.plan.predicted.mfu * self.plan.predicted.step_s / timeline.step_s,
+            mfu=worked * self.plan.predicted.mfu * self.plan.predicted.step_s / timeline.step_s,
             peak_bytes=tuple(own.peak_bytes for own in timeline.ranks),
+            eval_loss=report.get("eval_loss"),
         )
         samples = [sample for own in sorted(reports) for sample in reports[own].get("samples", ())]
         append_samples(self.samples_path, step, samples)
+        self.samples = tuple(samples)
         append_metrics(self.metrics_path, metrics)
         self.metrics.append(metrics)
         return metrics
+
+    def tokens_after(self, step: int) -> int:
+        """Tokens trained on once `step` was done, which all ranks have reported."""
+        return next(own.tokens for own in reversed(self.metrics) if own.step == step)
 
     def typical(self) -> tuple[int, Timeline] | None:
         """The kept step whose length is the median, with its number, all moments on rank 0's clock."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evenflow.draw import report_html
 from evenflow.errors import FaultError, InputError, StoppedError
-from evenflow.execute import check_shares, check_split, refuse_dropout
+from evenflow.execute import refuse_dropout
 from evenflow.files import (
     RankProcess,
     StepMetrics,
@@ -26,7 +26,7 @@ from evenflow.files import (
 )
 from evenflow.launch import Group, Launcher, ThisHost, notice_torchrun, shared_server
 from evenflow.measure import cached_profile
-from evenflow.models import ModelSource, describe_model, find_model
+from evenflow.models import ModelSource, check_z_loss, describe_model, find_model
 from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, make_plan, plan_program, plan_timeline
 from evenflow.spec import Batch, Cluster, Model
@@ -41,6 +41,7 @@ from evenflow.train.checkpoint import (
     config_hash,
     newest_checkpoint,
 )
+from evenflow.train.checks import check_apart, check_model
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
 from evenflow.train.job import Job, lasting_settings
@@ -52,7 +53,14 @@ from evenflow.train.planning import (
     follow_plan,
     make_batch,
 )
-from evenflow.train.prepare import PreparedText, open_corpus, prepare_text, reopen_text
+from evenflow.train.prepare import (
+    PreparedText,
+    check_data,
+    evaluation_request,
+    prepare_held_out,
+    prepare_text,
+    reopen_text,
+)
 from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
 from evenflow.train.save import finish_model_folder
@@ -63,6 +71,7 @@ _GLOBAL_BATCH_SIZE = 16
 _SEQ_LENGTH = 256
 # The name of what is being written: nothing in a run's folder has its own name before it is whole.
 _PARTIAL_MODEL = "model.partial"
+_SHOWN_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
         save_plan(ready.plan, job.out / "plan.json")
         progress.planned(ready.plan, ready.model)
         recorder = _recorder(job, ready)
-        checkpoints = _checkpoints(job, ready)
+        checkpoints = _checkpoints(job, ready, recorder)
         shards = _run_ranks(job, ready, recorder, checkpoints, folder, progress, signals, launcher)
     last = recorder.metrics[-1].step
     # The model first: a state that is complete is never resumed, so nothing would make its model afterwards.
@@ -176,7 +185,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         for damaged in checkpoint.passed_over:
             progress.said(f"warning: {damaged}; going on from {checkpoint.folder}, after step {checkpoint.state.step}")
     else:
-        open_corpus(job, source)  # says at once that there is nothing to read
+        check_data(job, source)
     if job.plan is not None:
         model, plan = follow_plan(job.plan, source)
         check_ranks(launcher.ranks, job, plan.axes.processes)
@@ -193,29 +202,18 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
     if checkpoint is not None:
         wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch))
         check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
+    if job.z_loss:
+        check_z_loss(source.config)
     signals.check()
     text = _text(job, source, batch.seq_length, progress, signals)
-    if text.sequences.is_masked or text.sequences.separate:
-        raise InputError(
-            f"{job.data} has parts that are only read, or documents that do not see each other, which is not trained "
-            "on yet; --packing stream with records of `text` alone would be"
-        )
+    prepare_held_out(job, source, text, job.out, progress, signals.check)
+    check_apart(job, source, text, progress)
     signals.check()
     if plan is None:
         plan = _plan(job, source, model, cluster, axes, batch, progress, signals, launcher)
-    _check_model(job, source, plan.axes, progress)
+    check_model(job, source, plan.axes, progress)
     signals.check()
     return _Prepared(source, model, plan, text, checkpoint)
-
-
-def _check_model(job: Job, source: ModelSource, axes: Axes, progress: Progress) -> None:
-    """Prove that what the ranks will hold equals the whole model."""
-    if job.check and axes.pp > 1:
-        checked = check_split(source.config)
-        progress.said(f"check: split equals whole (worst relative error {checked.worst_error:.1e})")
-    if job.check and axes.tp > 1:
-        shares = check_shares(source.config, axes.tp)
-        progress.said(f"check: shared out equals whole (worst relative error {shares.worst_error:.1e})")
 
 
 def _cluster_and_batch(
@@ -288,13 +286,12 @@ def _schedule(job: Job) -> str:
     return DEFAULT_SCHEDULE if job.schedule is None else job.schedule  # an empty name is none, and refused
 
 
-def _checkpoints(job: Job, ready: _Prepared) -> Checkpoints:
+def _checkpoints(job: Job, ready: _Prepared, recorder: Recorder) -> Checkpoints:
     plan, batch = ready.plan, _batch_of(ready.plan)
     model, settings = config_hash(ready.source.config), lasting_settings(job, batch)
-    tokens = plan.global_batch_size * plan.seq_length
 
     def state(step: int) -> RunState:
-        return RunState(model, step, step * tokens, settings)
+        return RunState(model, step, recorder.tokens_after(step), settings)
 
     return Checkpoints(job.out, len(plan.ranks) * plan.axes.tp, state, job.keep_last, job.keep_every)
 
@@ -353,6 +350,8 @@ def _run_ranks(
         "model_out": str(out / _PARTIAL_MODEL),
         "run": str(out),
         "save_every": job.save_every,
+        "evaluation": evaluation_request(job, plan.micro_batch_size),
+        "z_loss": job.z_loss,
     }
     with launcher.running("train", "evenflow.train.ranks:run", plan.axes.processes, payload, plan.threads) as group:
         processes = enumerate(zip(group.pids, group.hosts, strict=True))
@@ -392,6 +391,10 @@ def _watch(
             if complete is not None and not message["last"]:  # the last one waits for the model
                 write_s, hash_s = checkpoints.seconds(complete)
                 progress.saved(checkpoints.publish(complete), write_s, hash_s)
+        elif message["kind"] == "state":
+            found = checkpoints.take_hashes(rank, message["hashes"])
+            if found is not None:
+                progress.said(f"state: {found} is the hash of what the ranks have read, put together")
         elif message["kind"] == "clock":
             recorder.take_clock(rank, message)
         elif message["kind"] == "shard":
@@ -407,10 +410,12 @@ def _check_finite(metrics: StepMetrics, recorder: Recorder, job: Job) -> None:
     """
     if not job.stop_on_nan or (isfinite(metrics.loss) and isfinite(metrics.grad_norm)):
         return
+    shown = ", ".join(map(str, recorder.samples[:_SHOWN_SAMPLES]))
+    more = f", ... ({len(recorder.samples)} in all)" if len(recorder.samples) > _SHOWN_SAMPLES else ""
     raise FaultError(
         f"step {metrics.step} came to a loss of {metrics.loss:g} and a gradient norm of {metrics.grad_norm:g}; its "
-        f"samples are the last line of {recorder.samples_path}, and nothing of it is saved. A smaller --lr may help, "
-        "with --resume where there is a checkpoint; --no-stop-on-nan goes on"
+        f"samples are {shown}{more}, the last line of {recorder.samples_path}, and nothing of it is saved. A smaller "
+        "--lr may help, with --resume where there is a checkpoint; --no-stop-on-nan goes on"
     )
 
 

@@ -7,9 +7,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from evenflow.train.sequences import Sample, Sequences
+from evenflow.errors import InputError
+from evenflow.train.sequences import NOT_LEARNED, Sample, Sequences
 
 _WORD = 2**64 - 1
+_HELD_OUT = _WORD  # an epoch that no run comes to, whose order says what is held out
 
 
 def sample_ids(seed: int, step: int, global_batch_size: int, sequences: int) -> tuple[int, ...]:
@@ -40,15 +42,54 @@ def sample_ids(seed: int, step: int, global_batch_size: int, sequences: int) -> 
 
 
 def microbatch(sequences: Sequences, ids: tuple[int, ...], index: int, micro_batch_size: int) -> Sample:
-    """Read microbatch `index` (counted from 0) of a step's `ids`, each part as `[micro_batch_size, seq_length]`."""
+    """Read microbatch `index` (counted from 0) of a step's `ids`, each part as `[micro_batch_size, longest sequence]`.
+
+    Shorter sequences are padded at their end, with tokens that nobody learns.
+    """
     own = ids[index * micro_batch_size : (index + 1) * micro_batch_size]
     if index < 0 or len(own) != micro_batch_size:
         raise IndexError(f"{len(ids)} sequences have no microbatch {index} of {micro_batch_size}")
-    samples = [sequences.read(sequence) for sequence in own]
+    longest = max(sequences.length(sequence) for sequence in own)
+    samples = [_padded(sequences.read(sequence), longest) for sequence in own]
     return Sample(
         np.stack([sample.ids for sample in samples]),
         np.stack([sample.labels for sample in samples]),
         np.stack([sample.positions for sample in samples]),
+    )
+
+
+def lengths(sequences: Sequences, ids: tuple[int, ...], micro_batch_size: int) -> tuple[int, ...]:
+    """The longest sequence of each microbatch of a step's `ids`: how long it is on every rank, before it is read."""
+    own = [sequences.length(sequence) for sequence in ids]
+    return tuple(max(own[at : at + micro_batch_size]) for at in range(0, len(own), micro_batch_size))
+
+
+def step_samples(seed: int, step: int, global_batch_size: int, trained: NDArray[np.int64]) -> tuple[int, ...]:
+    """The samples of a step, of those that are `trained` on."""
+    return tuple(trained[list(sample_ids(seed, step, global_batch_size, len(trained)))].tolist())
+
+
+def hold_out(seed: int, sequences: int, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The sequences to train on and those held out of it, each in order: drawn by seed, and at least one of either.
+
+    Raises:
+        InputError: there is only one sequence.
+    """
+    if sequences < 2:
+        raise InputError("the data makes one sequence, so none can be held out of it; --eval-data, or more data, would")
+    count = min(max(round(share * sequences), 1), sequences - 1)
+    drawn = _permutation(seed, _HELD_OUT, sequences)
+    return np.sort(drawn[count:]), np.sort(drawn[:count])
+
+
+def _padded(sample: Sample, length: int) -> Sample:
+    own = len(sample.ids)
+    if own == length:
+        return sample
+    return Sample(
+        np.concatenate([sample.ids, np.zeros(length - own, np.int64)]),
+        np.concatenate([sample.labels, np.full(length - own, NOT_LEARNED, np.int64)]),
+        np.arange(length),  # what is padded is one document
     )
 
 

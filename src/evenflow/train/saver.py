@@ -18,7 +18,7 @@ from evenflow.errors import FaultError, InputError
 from evenflow.models import Cut, Stage
 from evenflow.runtime import Optimizer, Reductions, local
 from evenflow.train.checkpoint import partial_folder, shard_file
-from evenflow.train.shards import Piece, WrittenFile, read_pieces, saved_names, write_shard
+from evenflow.train.shards import Piece, WrittenFile, hash_tensor, read_pieces, saved_names, write_shard
 
 _NICE = 5
 
@@ -96,8 +96,16 @@ class Saver:
         (step, future), self._under_way = self._under_way, None
         return [self._report(step, future.result())]
 
-    def _state(self) -> dict[str, Piece]:
-        """What this rank writes; all replicas have to ask for it at once."""
+    def hashes(self) -> dict[str, str]:
+        """A hash of each tensor of the state that this rank writes, as a whole; all processes have to ask at once.
+
+        Equal states have equal hashes, however they lie over processes.
+        """
+        pieces = self._state(joined=True)
+        return {name: hash_tensor(piece.tensor.cpu()) for name, piece in pieces.items()} if self._writes else {}
+
+    def _state(self, joined: bool = False) -> dict[str, Piece]:
+        """What this rank writes, or with `joined` whole tensors instead; all replicas have to ask for it at once."""
         moments, elsewhere = self._optimizer.moments(), frozenset[str]()
         if self._reductions is not None:
             moments = self._reductions.gathered(moments, self._optimizer.kinds)
@@ -105,16 +113,16 @@ class Saver:
         weights = {f"weight/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
         state = {**weights, **moments}
         kept = {key: own for key, own in state.items() if key.partition("/")[2] not in elsewhere}
-        pieces = {key: self._piece(key.partition("/")[2], own) for key, own in kept.items()}
+        pieces = {key: self._piece(key.partition("/")[2], own, joined) for key, own in kept.items()}
         return {key: piece for key, piece in pieces.items() if piece is not None}
 
-    def _piece(self, name: str, own: Tensor) -> Piece | None:
+    def _piece(self, name: str, own: Tensor, joined: bool) -> Piece | None:
         """What this process writes of a tensor; None where another one does."""
         sharing = next((stage.sharing for stage in self._stages), None)
         cut = _cuts(self._stages).get(name)
         if sharing is None or cut is None:
             return Piece.whole(local(own)) if sharing is None or sharing.index == 0 else None
-        if cut.is_contiguous:
+        if cut.is_contiguous and not joined:
             return Piece(local(own), cut.offsets, cut.shape)
         whole = sharing.gathered(cut, own)
         return Piece.whole(whole) if sharing.index == 0 else None

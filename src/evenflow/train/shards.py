@@ -120,6 +120,11 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_tensor(tensor: Tensor) -> str:
+    """The same of a tensor in host memory."""
+    return xxhash.xxh3_128(_bytes_of(tensor)).hexdigest()
+
+
 def saved_names(folder: Path) -> frozenset[str]:
     """The names of all tensors in a checkpoint's shards."""
     return frozenset(_metadata(folder, HuggingFaceStorageReader(str(folder))).state_dict_metadata)

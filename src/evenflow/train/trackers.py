@@ -91,6 +91,7 @@ def tracked(job: Job, progress: Progress) -> Progress:
 def scalars_of(metrics: StepMetrics) -> dict[str, float]:
     """A step's figures by the names of metrics.jsonl, a rank's memory as `peak_bytes/RANK`; those that are numbers."""
     values = {name: getattr(metrics, name) for name in StepMetrics.__slots__ if name not in ("step", "peak_bytes")}
+    values["eval_perplexity"] = metrics.eval_perplexity
     values |= {f"peak_bytes/{rank}": own for rank, own in enumerate(metrics.peak_bytes)}
     return {name: float(value) for name, value in values.items() if value is not None and isfinite(value)}
 
