@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from evenflow.timeline import Comparison, Figure, Timeline
+from evenflow.timeline import Comparison, Figure, Findings, Timeline
 
 if TYPE_CHECKING:
-    from evenflow.draw import Findings
     from evenflow.plan import Plan
     from evenflow.train import RunResult
 

@@ -1,6 +1,6 @@
 """Plans and timelines as people look at them: terminal tables, one picture, one page."""
 
-from evenflow.draw.findings import Findings, blame_text, finding_lines
+from evenflow.draw.findings import blame_text, finding_lines
 from evenflow.draw.html import report_html
 from evenflow.draw.model_tables import model_table, profile_table
 from evenflow.draw.png import timeline_png
@@ -10,7 +10,6 @@ from evenflow.draw.tables import comparison_table, idle_table, plan_table, sched
 from evenflow.draw.trace import timeline_trace
 
 __all__ = [
-    "Findings",
     "blame_text",
     "comparison_table",
     "finding_lines",

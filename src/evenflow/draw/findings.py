@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from evenflow.draw.words import plain
 from evenflow.plan import Plan
-from evenflow.timeline import Blame, Faster, Straggler, Timeline, blames, critical_path, path_seconds
+from evenflow.timeline import Blame, Faster, Findings, Straggler, Timeline, blames, critical_path, path_seconds
 from evenflow.units import format_percent, format_seconds
 
 _WORDS = {"F": "forward", "B": "backward", "I": "input half", "W": "weight half", "NORM": "norm", "STEP": "update"}
 _WORTH = 0.01  # of a step: a gain that is worth a sentence
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What is known of a step beside its timelines: it takes a simulator to find, and `draw` imports none.
-
-    Attributes:
-        faster: the step, were one rank a tenth faster; the largest gain first.
-        late: stragglers, each with the step were it as fast as expected.
-        compared: for each schedule its plan, or None and why there is none.
-    """
-
-    faster: tuple[Faster, ...] = ()
-    late: tuple[tuple[Straggler, Faster], ...] = ()
-    compared: tuple[tuple[str, Plan | None, str], ...] = ()
 
 
 def blame_text(blame: Blame, short: bool = False) -> str:

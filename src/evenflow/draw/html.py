@@ -9,14 +9,13 @@ from string import Template
 
 from evenflow.draw.boxes import drawn_kinds, most_stages
 from evenflow.draw.curve import curve_svg
-from evenflow.draw.findings import Findings
 from evenflow.draw.island import timeline_island
 from evenflow.draw.page_tables import idle_section, memory_section, stage_section
 from evenflow.draw.page_why import advice_section, blame_section, layers_section, path_section, schedules_section
 from evenflow.draw.words import error_text, origins_text, points_text, shape_text
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
-from evenflow.timeline import Figure, Timeline, compare
+from evenflow.timeline import Figure, Findings, Timeline, compare
 from evenflow.units import format_bytes, format_count, format_percent, format_seconds
 
 
@@ -63,6 +62,7 @@ def report_html(
         cards=_cards(plan, predicted, measured),
         legend=page_legend(timelines),
         summary=escape(_summary(timelines)),
+        memory_note=_memory_note(measured),
         sections="\n".join(sections),
         footer=escape(_footer(plan)),
         data=timeline_island(timelines, plan.memory_limit),
@@ -79,6 +79,16 @@ def _summary(timelines: Sequence[Timeline]) -> str:
         f"{own.origin} step {format_seconds(own.step_s)}, idle {format_percent(own.idle_fraction)}" for own in timelines
     )
     return f"A lane for each of {len(timelines[0].ranks)} ranks with its actions over time. {figures}"
+
+
+def _memory_note(measured: Timeline | None) -> str:
+    """What the two kinds of memory have in them."""
+    if measured is None or not any(own.memory for own in measured.ranks):
+        return ""
+    return (
+        '<p class="quiet small">Predicted are tensors alone. Measured is what each process held above what it held '
+        "before it built its stage, looked at after each action: libraries' working space is in it too.</p>"
+    )
 
 
 def page_legend(timelines: Sequence[Timeline]) -> str:

@@ -9,7 +9,7 @@ large-scale parallel applications, 2010, section 3), taken moment by moment.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,21 +54,44 @@ class _Span:
 
 def blames(timeline: Timeline) -> tuple[tuple[Blame, ...], ...]:
     """All idle of each rank by what it goes back to, longest first; the seconds of a rank add up to its `idle_s`."""
+    return tuple(_summed(pair[1] for pair in own) for own in _traced(timeline))
+
+
+def root_blames(timeline: Timeline) -> tuple[dict[Action, Blame], ...]:
+    """For each rank and each of its actions that was waited before, what most of that idle goes back to."""
+    found: list[dict[Action, Blame]] = []
+    for own in _traced(timeline):
+        by_action: dict[Action, list[Blame]] = {}
+        for action, blame in own:
+            by_action.setdefault(action, []).append(blame)
+        found.append({action: _summed(parts)[0] for action, parts in by_action.items()})
+    return tuple(found)
+
+
+def _summed(parts: Iterable[Blame]) -> tuple[Blame, ...]:
+    """Parts that go back to the same thing as one, longest first."""
+    sums: dict[tuple[int, Work | Cause, str, int | None], float] = {}
+    for own in parts:
+        key = (own.rank, own.cause, own.kind, own.stage)
+        sums[key] = sums.get(key, 0.0) + own.seconds
+    return tuple(Blame(*key, seconds) for key, seconds in sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def _traced(timeline: Timeline) -> Iterator[list[tuple[Action, Blame]]]:
+    """For each rank the stretches of its idle: the action held up, and what the stretch goes back to."""
     spans = _all_spans(timeline)
     begins = [[span.begin_s for span in own] for own in spans]
     least = _NOTHING * timeline.step_s
-    found: list[tuple[Blame, ...]] = []
     for rank, own in enumerate(spans):
-        sums: dict[tuple[int, Work | Cause, str, int | None], float] = {}
+        found: list[tuple[Action, Blame]] = []
         for span in own:
             if span.cause == "work":
                 continue
             for whose, root, seconds in _roots(spans, begins, rank, span, least):
-                key = (whose, root.cause, action_kind(root.action), getattr(root.action, "stage", None))
-                sums[key] = sums.get(key, 0.0) + seconds
-        ordered = sorted(sums.items(), key=lambda item: -item[1])
-        found.append(tuple(Blame(*key, seconds) for key, seconds in ordered if seconds > least))
-    return tuple(found)
+                if seconds > least:
+                    stage = getattr(root.action, "stage", None)
+                    found.append((span.action, Blame(whose, root.cause, action_kind(root.action), stage, seconds)))
+        yield found
 
 
 def _roots(

@@ -95,6 +95,7 @@ def _train(
     host, transport, mesh = _meet(rank, payload, plan, device)
     channel.send({"kind": "doing", "what": "building its stage"})
     executor, held, optimizer, reductions = _assemble(payload, plan, program, transport, mesh, device)
+    executor.gauge = meter.held_bytes
     store = TokenStore.open(Path(payload["tokens"]))
     sequences = Sequences(store, plan.seq_length, payload["packing"], payload["separate"])
     rates = LrSchedule(**payload["rates"])
@@ -167,6 +168,7 @@ def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
         "lr": rate,
         "begin": result.begin_s,
         "spans": [moment for span in result.spans for moment in span],
+        "memory": list(result.memory),
     }
 
 

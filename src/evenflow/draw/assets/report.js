@@ -170,6 +170,8 @@
       const peer = waited[data.causes.length], theirs = waited[data.causes.length + 1];
       const parts = data.causes.map((cause, i) => waited[i] > 0 && (cause === "waiting" ? `${time(waited[i])} waiting for rank ${peer}${theirs ? ` (${theirs})` : ""}` : `${time(waited[i])} ${cause}`)).filter(Boolean);
       lines.push((idle ? "" : "before it: ") + parts.join(", "));
+      const root = waited[data.causes.length + 2];
+      if (root) lines.push(`which goes back to ${root}`);
     }
     if (!idle && lane.path.has(box)) lines.push("on the critical path");
     return lines.join("\n");
@@ -210,49 +212,94 @@
     show({ lane, box, idle: false }, xOf(from), lane.top + LANE / 2);
   }
 
-  // Memory over time: one line a rank, each of its own dash, under the limit where that is near enough to be seen.
-  const memory = document.getElementById("memory");
-  const held = data.timelines.flatMap((timeline) => timeline.ranks.map((rank, number) => ({ number, timeline, columns: rank.memory })).filter((one) => one.columns.length));
+  // Memory over time: a panel for each timeline, all on one scale; in it one line a rank, each of its own dash.
+  const memory = document.getElementById("memory"), memoryTip = document.getElementById("memory-tip");
+  const panels = data.timelines.map((timeline) => ({ timeline, lines: timeline.ranks.map((rank, number) => ({ number, moments: rank.memory[0], sizes: rank.memory[1] })).filter((line) => line.sizes) })).filter((panel) => panel.lines.length);
+  const LEFT = 76, RIGHT = 16, TOP = 36, PLOT = 190, UNDER = 34;
   const bytes = (value) => {
     const [factor, unit] = value >= 2 ** 30 ? [2 ** 30, "GiB"] : value >= 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
     return `${Number((value / factor).toPrecision(3))} ${unit}`;
   };
-  function drawMemory() {
-    if (!held.length) return;
-    const ratio = window.devicePixelRatio || 1, high = 260, left = 76, right = 16, base = high - 34, top = 24;
+  const most = panels.reduce((all, panel) => panel.lines.reduce((sum, line) => Math.max(sum, ...line.sizes), all), 1);
+  const near = data.memory_limit <= 4 * most, ceiling = (near ? Math.max(most, data.memory_limit) : most) * 1.08;
+  const memoryX = (seconds) => LEFT + seconds / span * (memory.clientWidth - LEFT - RIGHT);
+  const memoryY = (at, value) => (at + 1) * (TOP + PLOT) - value / ceiling * PLOT;
+  const DASHES = [[], [7, 3], [2, 3], [10, 3, 2, 3]];
+
+  function drawMemory(marked) {
+    if (!panels.length) return;
+    const ratio = window.devicePixelRatio || 1, high = panels.length * (TOP + PLOT) + UNDER;
     const wide = Math.max(memory.parentElement.clientWidth, 280), ink = memory.getContext("2d");
     memory.width = Math.round(wide * ratio);
     memory.height = Math.round(high * ratio);
     memory.style.height = `${high}px`;
     ink.setTransform(ratio, 0, 0, ratio, 0, 0);
-    ink.font = '12px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif';
     ink.textBaseline = "middle";
-    const most = held.reduce((sum, one) => Math.max(sum, ...one.columns[1]), 1), near = data.memory_limit <= 4 * most;
-    const ceiling = (near ? Math.max(most, data.memory_limit) : most) * 1.06;
-    const placeX = (seconds) => left + seconds / span * (wide - left - right), placeY = (value) => base - value / ceiling * (base - top);
-    const line = (y, colour, dash) => { ink.strokeStyle = colour; ink.setLineDash(dash); ink.lineWidth = 1.5; ink.beginPath(); ink.moveTo(left, y); ink.lineTo(wide - right, y); ink.stroke(); ink.setLineDash([]); };
-    for (let tick = 0; tick <= 4; tick++) {
-      line(placeY(ceiling * tick / 4), colours.faint, []);
-      ink.fillStyle = colours.quiet; ink.textAlign = "right"; ink.fillText(tick ? bytes(ceiling * tick / 4) : "0", left - 8, placeY(ceiling * tick / 4));
-      ink.textAlign = tick ? tick === 4 ? "right" : "center" : "left"; ink.fillText(time(span * tick / 4), placeX(span * tick / 4), base + 16);
-    }
-    if (near) { line(placeY(data.memory_limit), colours.ink, [10, 4]); ink.fillStyle = colours.ink; ink.textAlign = "left"; ink.fillText(`limit ${bytes(data.memory_limit)}`, left + 4, placeY(data.memory_limit) - 9); }
-    else { ink.fillStyle = colours.quiet; ink.textAlign = "left"; ink.fillText(`the limit, ${bytes(data.memory_limit)}, is ${(data.memory_limit / most).toFixed(1)} times the highest peak: far above this picture`, left, 9); }
-    const shades = [colours.mark, colours.input, colours.ink, colours.quiet], dashes = [[], [6, 3], [2, 3], [9, 3, 2, 3]], seen = [];
-    for (const { number, columns: [moments, sizes] } of held) {
-      ink.strokeStyle = shades[number % 4]; ink.setLineDash(dashes[Math.floor(number / 4 + number) % 4]); ink.lineWidth = 1.6;
-      ink.beginPath();
-      moments.forEach((moment, i) => {
-        if (i) ink.lineTo(placeX(moment), placeY(sizes[i - 1])); else ink.moveTo(placeX(moment), placeY(sizes[0]));
-        ink.lineTo(placeX(moment), placeY(sizes[i]));
-      });
-      ink.stroke(); ink.setLineDash([]);
-      if (held.length <= 8) { // named where its peak is, unless a name stands there already
-        const at = sizes.indexOf(Math.max(...sizes)), y = placeY(sizes[at]) - 8, x = Math.min(placeX(moments[at]) + 4 + 52 * (number % 8), wide - 60);
-        if (!seen.some(([a, b]) => Math.abs(a - x) < 48 && Math.abs(b - y) < 12)) { seen.push([x, y]); ink.fillStyle = shades[number % 4]; ink.textAlign = "left"; ink.fillText(`rank ${number}`, x, y); }
+    const font = (weight) => { ink.font = `${weight} 12px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif`; };
+    const text = (words, x, y, colour, align = "left", weight = 400) => { font(weight); ink.fillStyle = colour; ink.textAlign = align; ink.fillText(words, x, y); };
+    const level = (y, colour, dash) => { ink.strokeStyle = colour; ink.setLineDash(dash); ink.lineWidth = 1.5; ink.beginPath(); ink.moveTo(LEFT, y); ink.lineTo(wide - RIGHT, y); ink.stroke(); ink.setLineDash([]); };
+    const shades = [colours.mark, colours.input, colours.ink, colours.quiet];
+    panels.forEach(({ timeline, lines }, at) => {
+      const title = timeline.origin[0].toUpperCase() + timeline.origin.slice(1);
+      text(title, 0, memoryY(at, 0) - PLOT - 22, colours.ink, "left", 600);
+      const after = ink.measureText(title).width + 8;
+      text(lines.length === 1 ? "1 rank" : `${lines.length} ranks, a line each`, after, memoryY(at, 0) - PLOT - 22, colours.quiet);
+      for (let tick = 0; tick <= 4; tick++) {
+        const y = memoryY(at, ceiling * tick / 4);
+        level(y, colours.faint, []);
+        text(tick ? bytes(ceiling * tick / 4) : "0", LEFT - 8, y, colours.quiet, "right");
       }
+      if (near) {
+        level(memoryY(at, data.memory_limit), colours.ink, [10, 4]);
+        text(`limit ${bytes(data.memory_limit)}`, wide - RIGHT - 4, memoryY(at, data.memory_limit) - 9, colours.ink, "right", 600);
+      } else text(`the limit, ${bytes(data.memory_limit)}, is ${(data.memory_limit / most).toFixed(1)} times the highest peak: far above this picture`, wide - RIGHT, memoryY(at, 0) - PLOT - 22, colours.quiet, "right");
+      lines.forEach((line) => {
+        ink.strokeStyle = shades[line.number % 4];
+        ink.setLineDash(DASHES[Math.floor(line.number / 4 + line.number) % 4]);
+        ink.lineWidth = marked && marked.line === line ? 3.2 : 1.7;
+        ink.beginPath();
+        line.moments.forEach((moment, i) => {
+          if (i) ink.lineTo(memoryX(moment), memoryY(at, line.sizes[i - 1])); else ink.moveTo(memoryX(moment), memoryY(at, line.sizes[0]));
+          ink.lineTo(memoryX(moment), memoryY(at, line.sizes[i]));
+        });
+        ink.lineTo(memoryX(timeline.ranks[line.number].end_s), memoryY(at, line.sizes[line.sizes.length - 1]));
+        ink.stroke();
+        ink.setLineDash([]);
+      });
+      if (lines.length <= 8) nameLines(at, lines, (words, x, y, number) => text(words, x, y, shades[number % 4], "left", 600), wide);
+    });
+    for (let tick = 0; tick <= 4; tick++) text(time(span * tick / 4), memoryX(span * tick / 4), memoryY(panels.length - 1, 0) + 16, colours.quiet, tick ? tick === 4 ? "right" : "center" : "left");
+  }
+
+  function nameLines(at, lines, put, wide) { // each where its peak is, moved aside where a name stands already
+    const taken = [];
+    for (const { number, moments, sizes } of lines) {
+      const peak = sizes.indexOf(Math.max(...sizes)), y = memoryY(at, sizes[peak]) - 8;
+      let x = Math.min(memoryX(moments[peak]) + 4, wide - 60);
+      while (taken.some(([a, b]) => Math.abs(a - x) < 52 && Math.abs(b - y) < 13) && x < wide - 60) x += 54;
+      if (taken.some(([a, b]) => Math.abs(a - x) < 52 && Math.abs(b - y) < 13)) continue;
+      taken.push([x, y]);
+      put(`rank ${number}`, x, y, number);
     }
   }
+
+  memory.addEventListener("pointermove", (event) => {
+    const place = memory.getBoundingClientRect(), x = event.clientX - place.left, y = event.clientY - place.top;
+    const at = Math.floor(y / (TOP + PLOT)), moment = (x - LEFT) / (memory.clientWidth - LEFT - RIGHT) * span;
+    const near = panels[at] && moment >= 0 && moment <= span && panels[at].lines.map((line) => {
+      let i = line.moments.findIndex((one) => one > moment);
+      i = i < 0 ? line.moments.length - 1 : Math.max(i - 1, 0);
+      return { line, size: line.sizes[i], far: Math.abs(memoryY(at, line.sizes[i]) - y) };
+    }).sort((one, other) => one.far - other.far)[0];
+    memoryTip.hidden = !near;
+    if (near) {
+      memoryTip.textContent = `rank ${near.line.number} holds ${bytes(near.size)}\nat ${time(moment)}, ${panels[at].timeline.origin}`;
+      memoryTip.style.left = `${Math.max(0, Math.min(x + 14, memory.clientWidth - memoryTip.offsetWidth - 4))}px`;
+      memoryTip.style.top = `${y + 16}px`;
+    }
+    drawMemory(near || null);
+  });
+  memory.addEventListener("pointerleave", () => { memoryTip.hidden = true; drawMemory(); });
 
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -294,7 +341,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); draw(); drawMemory(); });
   readColours();
   new ResizeObserver(() => { fit(); drawMemory(); }).observe(canvas.parentElement);
-  if (held.length) memory.closest("section").hidden = false;
+  if (panels.length) memory.closest("section").hidden = false;
   fit();
   drawMemory();
 })();
