@@ -94,13 +94,13 @@ def test_the_slow_rank_and_no_other_is_a_straggler_by_its_delay(run: Run) -> Non
     assert late.late_s == pytest.approx(run.delay_s, rel=0.1)
 
 
-@pytest.mark.parametrize(("rank", "within"), [(1, 0.1), (0, 0.2)])
-def test_the_others_idle_goes_back_to_it_through_whomever_they_wait_for(run: Run, rank: int, within: float) -> None:
-    """Rank 0 waits for rank 1 alone, which waits for rank 2; it still works while rank 2's first delay begins."""
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_others_idle_goes_back_to_it_through_whomever_they_wait_for(run: Run, rank: int) -> None:
+    """Rank 0 waits for rank 1 alone, which waits for rank 2."""
     most = blames(run.measured)[rank][0]
     assert (most.rank, most.cause, most.kind) == (SLOW.rank, "work", "F")
     longer = _goes_back(run.measured, rank, SLOW.rank) - _goes_back(run.predicted, rank, SLOW.rank)
-    assert longer == pytest.approx(run.delay_s, rel=within)
+    assert longer == pytest.approx(run.delay_s, rel=0.1)
 
 
 def test_the_step_without_the_delay_is_what_steps_without_it_took(run: Run) -> None:

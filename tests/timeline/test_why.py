@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from evenflow.cost import RankCost
 from evenflow.program import Backward, Forward, InputBackward
 from evenflow.search import each_faster, find_out, plan_program, reschedule, were_faster, were_on_time
 from evenflow.search.hardware import plan_hardware
@@ -97,3 +98,22 @@ def test_a_straggler_is_late_in_some_of_its_actions_alone():
     assert late.rank == 1
     assert late.late_s == pytest.approx(8 * 0.8 * stages[1].forward_s)
     assert then.step_s == pytest.approx(predicted.step_s, rel=0.01)
+
+
+def test_a_slow_rank_far_away_is_to_blame_although_a_neighbour_works_meanwhile():
+    """Rank 0 of 16 waits just while rank 1 does a backward that is as long as its own: that is not why it waits."""
+    plan = sample_plan(16, 32, 16)
+    stages = list(plan_hardware(plan).stages)
+    even = [replace(own, forward_s=0.01, backward_s=0.02) for own in stages]
+    slow = [*even[:15], replace(even[15], forward_s=0.016, backward_s=0.024)]
+    delay = 32 * 0.01
+    before, after = (
+        simulate(plan_program(plan), replace(plan_hardware(plan), stages=those, ranks=[RankCost(1e-4, 1e-4)] * 16))
+        for those in (even, slow)
+    )
+    for rank in range(15):
+        found = blames(after)[rank]
+        assert found[0].rank == 15
+        more = sum(one.seconds for one in found if one.rank == 15)
+        less = sum(one.seconds for one in blames(before)[rank] if one.rank == 15)
+        assert more - less == pytest.approx(delay, rel=0.2)  # some of what was no one's in particular is its now

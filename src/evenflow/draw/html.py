@@ -46,6 +46,7 @@ def report_html(
         idle_section(shown),
         blame_section(shown),
         path_section(shown, findings),
+        _memory_plot(measured),
         memory_section(predicted, measured, plan.memory_limit),
         schedules_section(plan, findings),
         stage_section(plan),
@@ -62,7 +63,6 @@ def report_html(
         cards=_cards(plan, predicted, measured),
         legend=page_legend(timelines),
         summary=escape(_summary(timelines)),
-        memory_note=_memory_note(measured),
         sections="\n".join(sections),
         footer=escape(_footer(plan)),
         data=timeline_island(timelines, plan.memory_limit),
@@ -81,13 +81,18 @@ def _summary(timelines: Sequence[Timeline]) -> str:
     return f"A lane for each of {len(timelines[0].ranks)} ranks with its actions over time. {figures}"
 
 
-def _memory_note(measured: Timeline | None) -> str:
-    """What the two kinds of memory have in them."""
-    if measured is None or not any(own.memory for own in measured.ranks):
-        return ""
+def _memory_plot(measured: Timeline | None) -> str:
+    """Where the script draws memory over time, and what the two kinds of it have in them."""
+    note = ""
+    if measured is not None and any(own.memory for own in measured.ranks):
+        note = (
+            '<p class="quiet small">Predicted are tensors alone. Measured is what each process held above what it held '
+            "before it built its stage, looked at after each action: libraries' working space is in it too.</p>\n"
+        )
     return (
-        '<p class="quiet small">Predicted are tensors alone. Measured is what each process held above what it held '
-        "before it built its stage, looked at after each action: libraries' working space is in it too.</p>"
+        '<section hidden>\n<h2>Memory over time</h2>\n<div class="plot"><canvas id="memory" role="img" '
+        'aria-label="Bytes that each rank holds during the step; the table of peak memory has the figures"></canvas>'
+        f'<div id="memory-tip" class="tip" hidden></div></div>\n{note}</section>'
     )
 
 

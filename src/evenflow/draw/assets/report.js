@@ -30,12 +30,16 @@
     const [factor, unit] = size >= 1 ? [1, "s"] : size >= 1e-3 ? [1e3, "ms"] : [1e6, "µs"];
     return size ? `${Number((seconds * factor).toPrecision(digits))} ${unit}` : "0 s";
   }
+  function roundStep(wanted) { // the smallest of 1, 2, 5 times a power of ten that is not less
+    const power = 10 ** Math.floor(Math.log10(wanted));
+    return [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= wanted * (1 - 1e-9));
+  }
   const percent = (share) => `${(share * 100).toFixed(1)}%`;
 
   function readColours() {
     const style = getComputedStyle(document.documentElement);
     for (const name of ["ink", "quiet", "lane", "edge", "forward", "on-forward", "backward", "on-backward",
-      "input", "on-input", "weight", "on-weight", "optimizer", "hatch", "mark", "path", "faint"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
+      "input", "on-input", "weight", "on-weight", "optimizer", "hatch", "mark", "path", "faint", "card"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
     const tile = document.createElement("canvas");
     tile.width = tile.height = 8;
     const stroke = tile.getContext("2d");
@@ -125,9 +129,7 @@
   }
 
   function drawAxis() {
-    const y = height - AXIS + 2, wanted = (view.to - view.from) / Math.max(plotted() / 110, 1);
-    const power = 10 ** Math.floor(Math.log10(wanted));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= wanted);
+    const y = height - AXIS + 2, step = roundStep((view.to - view.from) / Math.max(plotted() / 110, 1));
     pen.fillStyle = colours.edge;
     pen.fillRect(LABEL, y, plotted(), 1);
     for (let tick = Math.ceil(view.from / step - 1e-9); tick * step <= view.to * (1 + 1e-9); tick++) {
@@ -177,10 +179,12 @@
     return lines.join("\n");
   }
 
-  function show(found, x, y) {
+  const inView = ({ lane, box }) => lane.rank.ends[box] >= view.from && lane.rank.starts[box] <= view.to;
+
+  function show(found, x, y, seen = true) {
     chosen = found;
-    tip.hidden = !found;
-    if (found) {
+    tip.hidden = !found || !seen;
+    if (found && seen) {
       tip.textContent = describe(found);
       tip.style.left = `${Math.max(0, Math.min(x + 14, width - tip.offsetWidth - 4))}px`;
       const below = y + 18 + tip.offsetHeight <= height;
@@ -193,10 +197,12 @@
     const length = Math.min(Math.max(to - from, span * 1e-4), span);
     view.from = Math.max(0, Math.min(from, span - length));
     view.to = view.from + length;
-    if (chosen && !pointer) show(chosen, xOf(chosen.lane.rank.starts[chosen.box]), chosen.lane.top + LANE / 2);
+    if (chosen && !pointer) show(chosen, xOf(chosen.lane.rank.starts[chosen.box]), chosen.lane.top + LANE / 2, inView(chosen));
     else draw();
   }
-  const zoom = (factor, at = (view.from + view.to) / 2) => look(at - (at - view.from) * factor, at + (view.to - at) * factor);
+  // By keys and buttons about the action that was chosen, where there is one to be seen.
+  const middle = () => chosen && !pointer && inView(chosen) ? (chosen.lane.rank.starts[chosen.box] + chosen.lane.rank.ends[chosen.box]) / 2 : (view.from + view.to) / 2;
+  const zoom = (factor, at = middle()) => look(at - (at - view.from) * factor, at + (view.to - at) * factor);
   const pan = (share) => look(view.from + share * (view.to - view.from), view.to + share * (view.to - view.from));
   const acts = { in: () => zoom(0.6), out: () => zoom(1 / 0.6), left: () => pan(-0.25), right: () => pan(0.25), all: () => look(0, span) };
 
@@ -215,9 +221,10 @@
   // Memory over time: a panel for each timeline, all on one scale; in it one line a rank, each of its own dash.
   const memory = document.getElementById("memory"), memoryTip = document.getElementById("memory-tip");
   const panels = data.timelines.map((timeline) => ({ timeline, lines: timeline.ranks.map((rank, number) => ({ number, moments: rank.memory[0], sizes: rank.memory[1] })).filter((line) => line.sizes) })).filter((panel) => panel.lines.length);
-  const LEFT = 76, RIGHT = 16, TOP = 36, PLOT = 190, UNDER = 34;
+  const LEFT = 76, RIGHT = 16, TOP = 46, PLOT = 190, UNDER = 34;
+  const unitOf = (value) => value >= 2 ** 30 ? [2 ** 30, "GiB"] : value >= 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
   const bytes = (value) => {
-    const [factor, unit] = value >= 2 ** 30 ? [2 ** 30, "GiB"] : value >= 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
+    const [factor, unit] = unitOf(value);
     return `${Number((value / factor).toPrecision(3))} ${unit}`;
   };
   const most = panels.reduce((all, panel) => panel.lines.reduce((sum, line) => Math.max(sum, ...line.sizes), all), 1);
@@ -244,10 +251,10 @@
       text(title, 0, memoryY(at, 0) - PLOT - 22, colours.ink, "left", 600);
       const after = ink.measureText(title).width + 8;
       text(lines.length === 1 ? "1 rank" : `${lines.length} ranks, a line each`, after, memoryY(at, 0) - PLOT - 22, colours.quiet);
-      for (let tick = 0; tick <= 4; tick++) {
-        const y = memoryY(at, ceiling * tick / 4);
-        level(y, colours.faint, []);
-        text(tick ? bytes(ceiling * tick / 4) : "0", LEFT - 8, y, colours.quiet, "right");
+      const size = unitOf(ceiling)[0], step = roundStep(ceiling / size / 5) * size;
+      for (let value = 0; value <= ceiling; value += step) {
+        level(memoryY(at, value), colours.faint, []);
+        text(value ? bytes(value) : "0", LEFT - 8, memoryY(at, value), colours.quiet, "right");
       }
       if (near) {
         level(memoryY(at, data.memory_limit), colours.ink, [10, 4]);
@@ -266,9 +273,17 @@
         ink.stroke();
         ink.setLineDash([]);
       });
-      if (lines.length <= 8) nameLines(at, lines, (words, x, y, number) => text(words, x, y, shades[number % 4], "left", 600), wide);
+      if (lines.length <= 8) nameLines(at, lines, (words, x, y, number) => {
+        font(600);
+        ink.strokeStyle = colours.card; // so that a name can be read on a line
+        ink.lineWidth = 4;
+        ink.lineJoin = "round";
+        ink.strokeText(words, x, y);
+        text(words, x, y, shades[number % 4], "left", 600);
+      }, wide);
     });
-    for (let tick = 0; tick <= 4; tick++) text(time(span * tick / 4), memoryX(span * tick / 4), memoryY(panels.length - 1, 0) + 16, colours.quiet, tick ? tick === 4 ? "right" : "center" : "left");
+    const every = roundStep(span / Math.max((wide - LEFT - RIGHT) / 110, 1));
+    for (let moment = 0; moment <= span * (1 + 1e-9); moment += every) text(time(moment, 6), memoryX(moment), memoryY(panels.length - 1, 0) + 16, colours.quiet, "center");
   }
 
   function nameLines(at, lines, put, wide) { // each where its peak is, moved aside where a name stands already
