@@ -21,14 +21,14 @@ from evenflow.timeline import (
 
 _MOST_RANKS = 8  # those that the step waits for most: each costs a simulation
 _TENTH = 1.1
-_QUICKLY_COMPARED = 512  # ranks x microbatches: beyond, comparing all schedules takes longer than a page should
+_ALL_COMPARED = 32  # ranks x microbatches: beyond, making every schedule takes seconds and soon minutes
 
 
 def find_out(plan: Plan, predicted: Timeline, measured: Timeline | None, with_schedules: bool) -> Findings:
     """What a report says of a step beside its timelines; other schedules take a moment, so a page alone asks."""
     shown = measured or predicted
-    small = len(plan.ranks) * plan.microbatches <= _QUICKLY_COMPARED
-    compared = compare_schedules(plan) if with_schedules and small else ()
+    large = len(plan.ranks) * plan.microbatches > _ALL_COMPARED
+    compared = compare_schedules(plan, quickly=large) if with_schedules else ()
     schedules = tuple((own.schedule, own.plan, own.reason) for own in compared)
     if len(plan.ranks) == 1:
         return Findings(compared=schedules)
