@@ -144,7 +144,7 @@ def _split(
         ours[_sort(span)] = ours.get(_sort(span), 0.0) + seconds
     theirs: dict[tuple[str, str], dict[_Root, float]] = {}
     weights: dict[_Root, float] = {}
-    last = (peer, "work", action_kind(wait.action), None)
+    last: _Root = (peer, "work", action_kind(wait.action), None)
     for at, span, seconds in _within(spans[peer], begins[peer], since, wait.end_s):
         if span.cause == "waiting":
             for root, share in known.get((peer, at), {}).items():
