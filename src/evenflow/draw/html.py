@@ -87,7 +87,8 @@ def _memory_plot(measured: Timeline | None) -> str:
     if measured is not None and any(own.memory for own in measured.ranks):
         note = (
             '<p class="quiet small">Predicted are tensors alone. Measured is what each process held above what it held '
-            "before it built its stage, looked at after each action: libraries' working space is in it too.</p>\n"
+            "before it built its stage, looked at after each action: libraries' working space is in it too, and freed "
+            "memory that its allocator keeps.</p>\n"
         )
     return (
         '<section hidden>\n<h2>Memory over time</h2>\n<div class="plot"><canvas id="memory" role="img" '

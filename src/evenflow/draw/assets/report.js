@@ -275,6 +275,7 @@
       });
       if (lines.length <= 8) nameLines(at, lines, (words, x, y, number) => {
         font(600);
+        ink.textAlign = "left";
         ink.strokeStyle = colours.card; // so that a name can be read on a line
         ink.lineWidth = 4;
         ink.lineJoin = "round";
