@@ -81,5 +81,7 @@ def _schedule_lines(plan: Plan, compared: Sequence[tuple[str, Plan | None, str]]
     step_s, name = min(possible)
     gain = plan.predicted.step_s / step_s - 1
     if name == plan.schedule or gain < _WORTH:
-        return (f"of the schedules compared none is predicted to be 1% faster than {plain(plan.schedule)} on these ranks",)
+        return (
+            f"of the schedules compared none is predicted to be 1% faster than {plain(plan.schedule)} on these ranks",
+        )
     return (f"schedule {name} is predicted to be {format_percent(gain)} faster, at {format_seconds(step_s)} a step",)
