@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from evenflow.draw import Findings, report_html
+from evenflow.draw import report_html
 from evenflow.search import compare_schedules, each_faster
+from evenflow.timeline import Findings
 from tests.files.samples import sample_metrics, sample_plan, sample_timelines
 
 
@@ -22,6 +23,7 @@ def page(browser, tmp_path_factory):
     plan = replace(plan, memory_limit=2 * max(rank.peak_bytes for rank in predicted.ranks))
     file = tmp_path_factory.mktemp("page") / "report.html"
     file.write_text(report_html(plan, predicted, measured, sample_metrics(1000), findings))
+    browser.get_log("browser")  # what other pages said
     browser.get(f"file://{file}")
     return browser
 

@@ -69,12 +69,13 @@ def test_the_island_says_who_was_waited_for(report):
     _, predicted, _, text = report
     data = json.loads(Page(text).texts["timeline"])
     for number, rank in enumerate(data["timelines"][0]["ranks"]):
-        told = sum(sum(parts[:-2]) for parts in rank["waits"].values())
+        told = sum(sum(parts[:-3]) for parts in rank["waits"].values())
         assert told == pytest.approx(sum(wait.seconds for wait in waits(predicted)[number]), abs=1e-6)
     first = data["timelines"][0]["ranks"][3]
     assert first["actions"][0] == "3F0"
     assert first["waits"]["0"][0] > 0
-    assert first["waits"]["0"][-2:] == [2, "2F0"]
+    assert first["waits"]["0"][-3:-1] == [2, "2F0"]
+    assert first["waits"]["0"][-1] in ("rank 0's forward of stage 0", "rank 1's forward of stage 1")
 
 
 def test_the_page_says_the_main_figures(report):

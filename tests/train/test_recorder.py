@@ -41,6 +41,7 @@ def report(rank: int, step: int) -> dict[str, Any]:
         "begin": shown(rank, begin + own.begin_s),
         "spans": spans,
         "peak": 1,
+        "memory": [],
     }
 
 

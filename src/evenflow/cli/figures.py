@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from evenflow.timeline import Comparison, Figure, Timeline
+from evenflow.timeline import Comparison, Figure, Findings, Timeline
 
 if TYPE_CHECKING:
-    from evenflow.draw import Findings
     from evenflow.files import StepMetrics
     from evenflow.plan import Plan
     from evenflow.train import RunResult

@@ -10,10 +10,7 @@ from evenflow.cli.options import add_json, path
 from evenflow.errors import InputError
 
 if TYPE_CHECKING:
-    from evenflow.draw import Findings
     from evenflow.files import StepTimelines
-    from evenflow.plan import Plan
-    from evenflow.timeline import Timeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.cli.figures import comparison_json, why_json
     from evenflow.draw import report_html, report_table, timeline_png, timeline_svg, timeline_trace
     from evenflow.files import load_metrics, load_plan, plan_json, write_bytes, write_text
-    from evenflow.search import plan_timeline
+    from evenflow.search import find_out, plan_timeline
     from evenflow.timeline import compare
 
     folder = arguments.run if arguments.run.is_dir() else None
@@ -53,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
     metrics = load_metrics(folder / "metrics.jsonl") if folder else ()
     shown = measured or predicted
-    findings = _findings(plan, predicted, measured, with_schedules=arguments.html is not None)
+    findings = find_out(plan, predicted, measured, with_schedules=arguments.html is not None)
     drawn = [predicted, measured] if measured else [predicted]
     if arguments.html:
         write_text(arguments.html, report_html(plan, predicted, measured, metrics, findings))
@@ -81,23 +78,3 @@ def _run_timelines(folder: Path) -> StepTimelines:
             f"or {folder / 'plan.json'} for what was predicted"
         )
     return load_timelines(file)
-
-
-def _findings(plan: Plan, predicted: Timeline, measured: Timeline | None, with_schedules: bool) -> Findings:
-    """What simulations say about the step; other schedules take seconds, so only a page has them."""
-    from evenflow.draw import Findings
-    from evenflow.search import compare_schedules, each_faster, were_on_time
-    from evenflow.timeline import stragglers
-
-    late = stragglers(predicted, measured) if measured else ()
-    shown = measured or predicted
-    small = len(plan.ranks) * plan.microbatches <= _QUICKLY_COMPARED
-    compared = compare_schedules(plan) if with_schedules and small else ()
-    return Findings(
-        faster=each_faster(plan, shown) if len(plan.ranks) > 1 else (),
-        late=tuple((own, were_on_time(plan, shown, own)) for own in late) if len(plan.ranks) > 1 else (),
-        compared=tuple((own.schedule, own.plan, own.reason) for own in compared),
-    )
-
-
-_QUICKLY_COMPARED = 512  # ranks x microbatches: beyond, comparing all schedules takes longer than a page should

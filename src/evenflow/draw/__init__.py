@@ -1,6 +1,6 @@
 """Plans and timelines as people look at them: terminal tables, one picture, one page."""
 
-from evenflow.draw.findings import Findings, blame_text, finding_lines
+from evenflow.draw.findings import blame_text, finding_lines
 from evenflow.draw.html import report_html
 from evenflow.draw.model_tables import device_table, model_table, profile_table
 from evenflow.draw.png import timeline_png
@@ -11,7 +11,6 @@ from evenflow.draw.trace import timeline_trace
 from evenflow.draw.words import held_out_text
 
 __all__ = [
-    "Findings",
     "blame_text",
     "comparison_table",
     "device_table",

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from evenflow.draw.words import plain
 from evenflow.plan import Plan
-from evenflow.timeline import Blame, Faster, Straggler, Timeline, blames, critical_path, path_seconds
+from evenflow.timeline import Blame, Faster, Findings, Straggler, Timeline, blames, critical_path, path_seconds
 from evenflow.units import format_percent, format_seconds
 
 _WORDS = {"F": "forward", "B": "backward", "I": "input half", "W": "weight half", "NORM": "norm", "STEP": "update"}
 _WORTH = 0.01  # of a step: a gain that is worth a sentence
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What is known of a step beside its timelines: it takes a simulator to find, and `draw` imports none.
-
-    Attributes:
-        faster: the step, were one rank a tenth faster; the largest gain first.
-        late: stragglers, each with the step were it as fast as expected.
-        compared: for each schedule its plan, or None and why there is none.
-    """
-
-    faster: tuple[Faster, ...] = ()
-    late: tuple[tuple[Straggler, Faster], ...] = ()
-    compared: tuple[tuple[str, Plan | None, str], ...] = ()
 
 
 def blame_text(blame: Blame, short: bool = False) -> str:
@@ -97,5 +81,7 @@ def _schedule_lines(plan: Plan, compared: Sequence[tuple[str, Plan | None, str]]
     step_s, name = min(possible)
     gain = plan.predicted.step_s / step_s - 1
     if name == plan.schedule or gain < _WORTH:
-        return (f"no other schedule is predicted to be 1% faster than {plain(plan.schedule)} on these ranks",)
+        return (
+            f"of the schedules compared none is predicted to be 1% faster than {plain(plan.schedule)} on these ranks",
+        )
     return (f"schedule {name} is predicted to be {format_percent(gain)} faster, at {format_seconds(step_s)} a step",)

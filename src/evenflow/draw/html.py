@@ -9,14 +9,13 @@ from string import Template
 
 from evenflow.draw.boxes import drawn_kinds, most_stages
 from evenflow.draw.curve import curve_svg
-from evenflow.draw.findings import Findings
 from evenflow.draw.island import timeline_island
 from evenflow.draw.page_tables import idle_section, memory_section, stage_section
 from evenflow.draw.page_why import advice_section, blame_section, layers_section, path_section, schedules_section
 from evenflow.draw.words import error_text, held_out_text, origins_text, points_text, shape_text
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
-from evenflow.timeline import Figure, Timeline, compare
+from evenflow.timeline import Figure, Findings, Timeline, compare
 from evenflow.units import format_bytes, format_count, format_percent, format_seconds
 
 
@@ -47,6 +46,7 @@ def report_html(
         idle_section(shown),
         blame_section(shown),
         path_section(shown, findings),
+        _memory_plot(measured),
         memory_section(predicted, measured, plan.memory_limit),
         schedules_section(plan, findings),
         stage_section(plan),
@@ -79,6 +79,22 @@ def _summary(timelines: Sequence[Timeline]) -> str:
         f"{own.origin} step {format_seconds(own.step_s)}, idle {format_percent(own.idle_fraction)}" for own in timelines
     )
     return f"A lane for each of {len(timelines[0].ranks)} ranks with its actions over time. {figures}"
+
+
+def _memory_plot(measured: Timeline | None) -> str:
+    """Where the script draws memory over time, and what the two kinds of it have in them."""
+    note = ""
+    if measured is not None and any(own.memory for own in measured.ranks):
+        note = (
+            '<p class="quiet small">Predicted are tensors alone. Measured is what each process held above what it held '
+            "before it built its stage, looked at after each action: libraries' working space is in it too, and freed "
+            "memory that its allocator keeps.</p>\n"
+        )
+    return (
+        '<section hidden>\n<h2>Memory over time</h2>\n<div class="plot"><canvas id="memory" role="img" '
+        'aria-label="Bytes that each rank holds during the step; the table of peak memory has the figures"></canvas>'
+        f'<div id="memory-tip" class="tip" hidden></div></div>\n{note}</section>'
+    )
 
 
 def page_legend(timelines: Sequence[Timeline]) -> str:

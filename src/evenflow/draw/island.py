@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from evenflow.draw.boxes import begin_s, boxes, end_s
+from evenflow.draw.findings import blame_text
 from evenflow.draw.idle_rows import CAUSES
 from evenflow.program import Action, action_text
-from evenflow.timeline import RankTimeline, Timeline, Wait, critical_path, waits
+from evenflow.timeline import Blame, RankTimeline, Timeline, Wait, critical_path, root_blames, waits
 
 _DIGITS = 9  # nanoseconds: far below what any clock here tells apart
 _MOMENTS = 240  # of a rank's memory over time: a curve has about so many pixels to show
@@ -19,8 +20,9 @@ def timeline_island(timelines: Sequence[Timeline], memory_limit: int) -> str:
     """The timelines as JSON that may stand between script tags.
 
     For each rank, columns of its boxes: token, start, end; and, by a box's index where there was any, what
-    the rank waited for before it: seconds of each cause, then the peer (null where it waited for none) and its action.
-    `path` has the indexes of the boxes on the critical path, `memory` moments and bytes where they are known.
+    the rank waited for before it: seconds of each cause, then the peer (null where it waited for none), its action, and
+    whose work most of that goes back to where that is another rank's still (else null). `path` has the indexes of the
+    boxes on the critical path, `memory` moments and bytes where they are known.
     """
     data = {
         "causes": CAUSES,
@@ -46,11 +48,16 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
         "origin": timeline.origin,
         "step_s": round(timeline.step_s, _DIGITS),
         "span_s": round(end_s(timeline) - zero, _DIGITS),
-        "ranks": [_rank(timeline, rank, found, zero, on_path[rank]) for rank, found in enumerate(waits(timeline))],
+        "ranks": [
+            _rank(timeline, rank, found, roots, zero, on_path[rank])
+            for rank, (found, roots) in enumerate(zip(waits(timeline), root_blames(timeline), strict=True))
+        ],
     }
 
 
-def _rank(timeline: Timeline, rank: int, found: Sequence[Wait], zero: float, on_path: set[Action]) -> dict[str, Any]:
+def _rank(
+    timeline: Timeline, rank: int, found: Sequence[Wait], roots: dict[Action, Blame], zero: float, on_path: set[Action]
+) -> dict[str, Any]:
     own, drawn = timeline.ranks[rank], list(boxes(timeline, rank))
     return {
         "begin_s": round(own.begin_s - zero, _DIGITS),
@@ -60,11 +67,13 @@ def _rank(timeline: Timeline, rank: int, found: Sequence[Wait], zero: float, on_
         "ends": [round(box.end_s, _DIGITS) for box in drawn],
         "path": [at for at, box in enumerate(drawn) if box.event.action in on_path],
         "memory": _memory(own, zero),
-        "waits": _waits_by_box(own, found, {box.event.action for box in drawn}),
+        "waits": _waits_by_box(own, found, roots, {box.event.action for box in drawn}),
     }
 
 
-def _waits_by_box(own: RankTimeline, all_waits: Sequence[Wait], drawn: set[Action]) -> dict[str, list[Any]]:
+def _waits_by_box(
+    own: RankTimeline, all_waits: Sequence[Wait], roots: dict[Action, Blame], drawn: set[Action]
+) -> dict[str, list[Any]]:
     """What each drawn action's gap consists of; that of actions that are not drawn goes to the next one."""
     by_action: dict[Action, list[Wait]] = {}
     for wait in all_waits:
@@ -81,8 +90,10 @@ def _waits_by_box(own: RankTimeline, all_waits: Sequence[Wait], drawn: set[Actio
             whom = max((wait for wait in pending if wait.peer is not None), key=lambda wait: wait.seconds, default=None)
             peer = None if whom is None else whom.peer
             theirs = None if whom is None or whom.peer_action is None else action_text(whom.peer_action)
+            root = None if whom is None else roots.get(whom.action)
+            cause = blame_text(root) if root is not None and root.rank != peer else None
             if any(value > 0 for value in seconds):
-                found[str(box)] = [*(round(value, _DIGITS) for value in seconds), peer, theirs]
+                found[str(box)] = [*(round(value, _DIGITS) for value in seconds), peer, theirs, cause]
             pending = []
         box += 1
     return found
@@ -95,4 +106,5 @@ def _memory(own: RankTimeline, zero: float) -> list[list[float]]:
     moments, held = [own.begin_s, *own.ends], [own.memory[-1], *own.memory]
     stride = max(-(-len(held) // _MOMENTS), 1)
     peaks = [max(range(at, min(at + stride, len(held))), key=held.__getitem__) for at in range(0, len(held), stride)]
-    return [[round(moments[at] - zero, 6) for at in peaks], [held[at] for at in peaks]]
+    # What a process holds may be less than before it had its stage: a library gave back what it had taken.
+    return [[round(moments[at] - zero, 6) for at in peaks], [max(held[at], 0) for at in peaks]]

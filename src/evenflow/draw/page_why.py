@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
-from evenflow.draw.findings import Findings, blame_text, finding_lines
+from evenflow.draw.findings import blame_text, finding_lines
 from evenflow.draw.page_tables import cell, head, row, section
 from evenflow.draw.scale import bytes_scale, seconds_scale
 from evenflow.plan import Plan
-from evenflow.timeline import PATH_CAUSES, Timeline, blames, critical_path, path_seconds
+from evenflow.timeline import PATH_CAUSES, Findings, Timeline, blames, critical_path, path_seconds
 from evenflow.units import format_bytes, format_percent, format_seconds
 
 _MOST_CAUSES = 4  # of a rank's idle that are named

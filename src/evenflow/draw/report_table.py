@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from evenflow.draw.findings import Findings, blame_text, finding_lines
+from evenflow.draw.findings import blame_text, finding_lines
 from evenflow.draw.scale import bytes_scale
 from evenflow.draw.tables import new_table, title
 from evenflow.draw.words import error_text, shape_text
 from evenflow.plan import Plan
-from evenflow.timeline import Figure, Timeline, blames, critical_path, path_seconds
+from evenflow.timeline import Figure, Findings, Timeline, blames, critical_path, path_seconds
 from evenflow.units import format_percent, format_seconds
 
 _MOST_RANKS = 16  # lines of a table that is read in ten seconds

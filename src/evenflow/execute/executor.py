@@ -61,6 +61,7 @@ class StepResult:
         end_s: when this one did.
         spans: start and end of each action, in the program's order.
         losses: what each microbatch adds to it, by number; empty on ranks without the last stage.
+        memory: what the executor's gauge said after each action; empty without one.
     """
 
     loss: float
@@ -70,6 +71,7 @@ class StepResult:
     end_s: float
     spans: tuple[tuple[float, float], ...]
     losses: tuple[float, ...]
+    memory: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -103,6 +105,7 @@ class Executor:
         reductions: how gradients are added over replicas and copies of tied weights, where the program does.
         mesh: where this process is among those of other replicas and shards; by default there are none.
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
+        gauge: the bytes that this process holds, asked after each action; by default nobody asks.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class Executor:
         *,
         reductions: Reductions | None = None,
         mesh: Mesh | None = None,
+        gauge: Callable[[], int] | None = None,
     ) -> None:
         device = next(iter(stages.values())).device
         self.program = program
@@ -145,6 +149,7 @@ class Executor:
         self._last_stage = program.stages - 1
         self._here = frozenset(stages)
         self.clock = clock or clock_of(device)
+        self.gauge = gauge
         self._finished = time.perf_counter()
         self._bound = tuple((action, self._bind(action)) for action in self.actions)
 
@@ -191,13 +196,16 @@ class Executor:
             runner.begin_step(predicted)
         running = _Running(tokens, learning_rate, want_stop, draw, self._shapes(lengths))
         evaluates = self.program.forward_only
-        mark = self.clock.mark
+        mark, gauge = self.clock.mark, self.gauge
+        memory: list[int] = []
         action: Action | None = None
         try:
             with self._evaluating() if evaluates else nullcontext():
                 for action, do in self._bound:  # noqa: B007 - the message of a failure names it
                     do(running)
                     mark()
+                    if gauge is not None:
+                        memory.append(gauge())
             action = None
             if evaluates:
                 self._combine(running)
@@ -208,7 +216,9 @@ class Executor:
         # The last moment is when the device was done; an evaluation ends with its sum, which is no action.
         self._finished = moments[-1] if moments and not evaluates else ended
         spans = tuple(zip(moments[::2], moments[1::2], strict=True))
-        return StepResult(running.loss, running.grad_norm, running.stop, begin, self._finished, spans, running.losses)
+        return StepResult(
+            running.loss, running.grad_norm, running.stop, begin, self._finished, spans, running.losses, tuple(memory)
+        )
 
     def starts_now(self) -> None:
         """The next step begins now: what was done since the last one is none of its time."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_PAGES = Path("/proc/self/statm")  # the same counts in pages: read in a few microseconds
 
 
 class MemoryMeter:
@@ -20,6 +22,8 @@ class MemoryMeter:
 
     def __init__(self) -> None:
         self._base = _kib("RssAnon")
+        self._page = os.sysconf("SC_PAGE_SIZE")
+        self._pages = _PAGES.open("rb", buffering=0) if _PAGES.exists() else None
         self.mark()
 
     def mark(self) -> None:
@@ -33,6 +37,13 @@ class MemoryMeter:
         """The most anonymous memory since the mark, above the base."""
         peak = _kib("VmHWM") - _kib("RssFile") - _kib("RssShmem")
         return max(peak - self._base, 0) * 1024
+
+    def held_bytes(self) -> int:
+        """Anonymous memory now, above the base."""
+        if self._pages is None:
+            return 0
+        resident, shared = os.pread(self._pages.fileno(), 128, 0).split()[1:3]
+        return (int(resident) - int(shared)) * self._page - self._base * 1024
 
 
 class CudaMemoryMeter:
@@ -50,6 +61,10 @@ class CudaMemoryMeter:
     def peak_bytes(self) -> int:
         """The most that tensors took since the mark, above the base."""
         return max(torch.cuda.max_memory_allocated(self._device) - self._base, 0)
+
+    def held_bytes(self) -> int:
+        """What tensors take now, above the base."""
+        return torch.cuda.memory_allocated(self._device) - self._base
 
     def reserved_bytes(self) -> int:
         """The most that torch's allocator held of the GPU since the mark: tensors, and blocks kept for later ones."""

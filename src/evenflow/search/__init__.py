@@ -8,7 +8,7 @@ from evenflow.search.order_bound import order_bound_s
 from evenflow.search.planner import check_request, make_plan
 from evenflow.search.problem import Problem, Split
 from evenflow.search.replay import Compared, compare_schedules, order_gap, plan_timeline, reschedule
-from evenflow.search.what_if import each_faster, were_faster, were_on_time
+from evenflow.search.what_if import each_faster, find_out, were_faster, were_on_time
 
 __all__ = [
     "AutoSchedule",
@@ -20,6 +20,7 @@ __all__ = [
     "compare_schedules",
     "each_faster",
     "equal_split",
+    "find_out",
     "make_auto",
     "make_plan",
     "order_bound_s",

@@ -108,10 +108,21 @@ class Compared:
     reason: str
 
 
-def compare_schedules(plan: Plan) -> Iterator[Compared]:
-    """The plan under every schedule, `auto` last, each as soon as it is known."""
+def compare_schedules(plan: Plan, quickly: bool = False) -> Iterator[Compared]:
+    """The plan under every schedule, `auto` last, each as soon as it is known.
+
+    Quickly, only under those that run its stages as they are, in an order that hangs on no costs: milliseconds each,
+    where a new split and a search for an order may take minutes in a large plan. The others then say so.
+    """
     for schedule in (*SCHEDULES, AUTO):
+        if quickly and schedule != plan.schedule and _takes_long(plan, schedule):
+            yield Compared(schedule, None, "takes a while for a plan of this size: `evenflow simulate PLAN --compare`")
+            continue
         try:
             yield Compared(schedule, plan if schedule == plan.schedule else reschedule(plan, schedule), "")
         except (InputError, ImpossibleError) as error:
             yield Compared(schedule, None, str(error))
+
+
+def _takes_long(plan: Plan, schedule: str) -> bool:
+    return schedule == AUTO or SCHEDULES[schedule].by_costs or not _can_keep(plan, schedule)

@@ -1,4 +1,4 @@
-"""What a step would be, were one of its ranks faster."""
+"""What a step would be, were one of its ranks faster; and all else that simulations say of it for a report."""
 
 from __future__ import annotations
 
@@ -6,11 +6,38 @@ from dataclasses import replace
 
 from evenflow.plan import Plan
 from evenflow.search.hardware import plan_hardware
+from evenflow.search.replay import compare_schedules
 from evenflow.simulate import replayed_step_s, step_seconds
-from evenflow.timeline import Faster, Straggler, Timeline, critical_path, path_seconds
+from evenflow.timeline import (
+    BUSY,
+    Faster,
+    Findings,
+    Straggler,
+    Timeline,
+    critical_path,
+    path_seconds,
+    stragglers,
+)
 
 _MOST_RANKS = 8  # those that the step waits for most: each costs a simulation
 _TENTH = 1.1
+_ALL_COMPARED = 32  # ranks x microbatches: beyond, making every schedule takes seconds and soon minutes
+
+
+def find_out(plan: Plan, predicted: Timeline, measured: Timeline | None, with_schedules: bool) -> Findings:
+    """What a report says of a step beside its timelines; other schedules take a moment, so a page alone asks."""
+    shown = measured or predicted
+    large = len(plan.ranks) * plan.microbatches > _ALL_COMPARED
+    compared = compare_schedules(plan, quickly=large) if with_schedules else ()
+    schedules = tuple((own.schedule, own.plan, own.reason) for own in compared)
+    if len(plan.ranks) == 1:
+        return Findings(compared=schedules)
+    late = stragglers(predicted, measured) if measured else ()
+    return Findings(
+        faster=each_faster(plan, shown),
+        late=tuple((own, were_on_time(plan, predicted, shown, own)) for own in late),
+        compared=schedules,
+    )
 
 
 def were_faster(plan: Plan, timeline: Timeline, rank: int, speed: float) -> Faster:
@@ -41,7 +68,18 @@ def each_faster(plan: Plan, timeline: Timeline, speed: float = _TENTH) -> tuple[
     return tuple(sorted(found, key=lambda own: own.step_s))
 
 
-def were_on_time(plan: Plan, measured: Timeline, late: Straggler) -> Faster:
-    """The step, were a straggler as fast as the others: as fast as it was expected to be."""
-    own = measured.ranks[late.rank]
-    return were_faster(plan, measured, late.rank, own.busy_s / late.expected_s)
+def were_on_time(plan: Plan, predicted: Timeline, measured: Timeline, late: Straggler) -> Faster:
+    """The measured step, were a straggler's every forward and backward as long as it was expected to be.
+
+    That is not the same as a rank that is faster all over: what delays a rank may be in some of its actions alone.
+    """
+    ours, theirs = predicted.ranks[late.rank], measured.ranks[late.rank]
+    pace = late.expected_s / ours.busy_s if ours.busy_s > 0 else 1.0
+    lengths = [
+        pace * expected.seconds if type(expected.action) in BUSY else found.seconds
+        for expected, found in zip(ours.events, theirs.events, strict=True)
+    ]
+    hardware, speeds = plan_hardware(plan), [1.0] * len(measured.ranks)
+    now = replayed_step_s(measured, hardware, speeds)
+    then = replayed_step_s(measured, hardware, speeds, {late.rank: lengths})
+    return Faster(late.rank, theirs.busy_s / late.expected_s, measured.step_s * then / now, measured.step_s)

@@ -99,6 +99,7 @@ def _train(
     host, transport, mesh = _meet(rank, payload, plan, device)
     channel.send({"kind": "doing", "what": "building its stage"})
     executor, held, optimizer, reductions = _assemble(payload, plan, program, transport, mesh, device)
+    executor.gauge = meter.held_bytes
     sequences = _sequences(Path(payload["tokens"]), payload, plan)
     trained, held_out = _divide(sequences, payload, plan)
     evaluator = held_out and Evaluator(executor, mesh, held_out, payload["hidden_size"], device)
@@ -201,6 +202,7 @@ def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
         "lr": rate,
         "begin": result.begin_s,
         "spans": [moment for span in result.spans for moment in span],
+        "memory": list(result.memory),
     }
 
 

@@ -170,4 +170,5 @@ class Recorder:
             starts=tuple(moments[::2]),
             ends=tuple(moments[1::2]),
             peak_bytes=report["peak"],
+            memory=tuple(report["memory"]),
         )

@@ -28,7 +28,7 @@ from evenflow.launch import Group, Launcher, ThisHost, notice_torchrun, shared_s
 from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, check_z_loss, describe_model, find_model
 from evenflow.plan import Axes, Plan
-from evenflow.search import check_request, make_plan, plan_program, plan_timeline
+from evenflow.search import check_request, find_out, make_plan, plan_program, plan_timeline
 from evenflow.spec import Batch, Cluster, Model
 from evenflow.spec.cluster import CPU
 from evenflow.spec.gpus import visible_gpus
@@ -425,7 +425,8 @@ def _result(job: Job, plan: Plan, recorder: Recorder) -> RunResult:
     step, measured = typical
     predicted = plan_timeline(plan)
     save_timelines(job.out / "timeline.json", predicted, measured, step)
-    write_text(job.out / "report.html", report_html(plan, predicted, measured, recorder.metrics))
+    findings = find_out(plan, predicted, measured, with_schedules=True)
+    write_text(job.out / "report.html", report_html(plan, predicted, measured, recorder.metrics, findings))
     return RunResult(
         out=job.out,
         plan=plan,

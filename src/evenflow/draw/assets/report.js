@@ -30,12 +30,16 @@
     const [factor, unit] = size >= 1 ? [1, "s"] : size >= 1e-3 ? [1e3, "ms"] : [1e6, "µs"];
     return size ? `${Number((seconds * factor).toPrecision(digits))} ${unit}` : "0 s";
   }
+  function roundStep(wanted) { // the smallest of 1, 2, 5 times a power of ten that is not less
+    const power = 10 ** Math.floor(Math.log10(wanted));
+    return [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= wanted * (1 - 1e-9));
+  }
   const percent = (share) => `${(share * 100).toFixed(1)}%`;
 
   function readColours() {
     const style = getComputedStyle(document.documentElement);
     for (const name of ["ink", "quiet", "lane", "edge", "forward", "on-forward", "backward", "on-backward",
-      "input", "on-input", "weight", "on-weight", "optimizer", "hatch", "mark", "path", "faint"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
+      "input", "on-input", "weight", "on-weight", "optimizer", "hatch", "mark", "path", "faint", "card"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
     const tile = document.createElement("canvas");
     tile.width = tile.height = 8;
     const stroke = tile.getContext("2d");
@@ -125,9 +129,7 @@
   }
 
   function drawAxis() {
-    const y = height - AXIS + 2, wanted = (view.to - view.from) / Math.max(plotted() / 110, 1);
-    const power = 10 ** Math.floor(Math.log10(wanted));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= wanted);
+    const y = height - AXIS + 2, step = roundStep((view.to - view.from) / Math.max(plotted() / 110, 1));
     pen.fillStyle = colours.edge;
     pen.fillRect(LABEL, y, plotted(), 1);
     for (let tick = Math.ceil(view.from / step - 1e-9); tick * step <= view.to * (1 + 1e-9); tick++) {
@@ -170,15 +172,19 @@
       const peer = waited[data.causes.length], theirs = waited[data.causes.length + 1];
       const parts = data.causes.map((cause, i) => waited[i] > 0 && (cause === "waiting" ? `${time(waited[i])} waiting for rank ${peer}${theirs ? ` (${theirs})` : ""}` : `${time(waited[i])} ${cause}`)).filter(Boolean);
       lines.push((idle ? "" : "before it: ") + parts.join(", "));
+      const root = waited[data.causes.length + 2];
+      if (root) lines.push(`which goes back to ${root}`);
     }
     if (!idle && lane.path.has(box)) lines.push("on the critical path");
     return lines.join("\n");
   }
 
-  function show(found, x, y) {
+  const inView = ({ lane, box }) => lane.rank.ends[box] >= view.from && lane.rank.starts[box] <= view.to;
+
+  function show(found, x, y, seen = true) {
     chosen = found;
-    tip.hidden = !found;
-    if (found) {
+    tip.hidden = !found || !seen;
+    if (found && seen) {
       tip.textContent = describe(found);
       tip.style.left = `${Math.max(0, Math.min(x + 14, width - tip.offsetWidth - 4))}px`;
       const below = y + 18 + tip.offsetHeight <= height;
@@ -191,10 +197,12 @@
     const length = Math.min(Math.max(to - from, span * 1e-4), span);
     view.from = Math.max(0, Math.min(from, span - length));
     view.to = view.from + length;
-    if (chosen && !pointer) show(chosen, xOf(chosen.lane.rank.starts[chosen.box]), chosen.lane.top + LANE / 2);
+    if (chosen && !pointer) show(chosen, xOf(chosen.lane.rank.starts[chosen.box]), chosen.lane.top + LANE / 2, inView(chosen));
     else draw();
   }
-  const zoom = (factor, at = (view.from + view.to) / 2) => look(at - (at - view.from) * factor, at + (view.to - at) * factor);
+  // By keys and buttons about the action that was chosen, where there is one to be seen.
+  const middle = () => chosen && !pointer && inView(chosen) ? (chosen.lane.rank.starts[chosen.box] + chosen.lane.rank.ends[chosen.box]) / 2 : (view.from + view.to) / 2;
+  const zoom = (factor, at = middle()) => look(at - (at - view.from) * factor, at + (view.to - at) * factor);
   const pan = (share) => look(view.from + share * (view.to - view.from), view.to + share * (view.to - view.from));
   const acts = { in: () => zoom(0.6), out: () => zoom(1 / 0.6), left: () => pan(-0.25), right: () => pan(0.25), all: () => look(0, span) };
 
@@ -210,49 +218,104 @@
     show({ lane, box, idle: false }, xOf(from), lane.top + LANE / 2);
   }
 
-  // Memory over time: one line a rank, each of its own dash, under the limit where that is near enough to be seen.
-  const memory = document.getElementById("memory");
-  const held = data.timelines.flatMap((timeline) => timeline.ranks.map((rank, number) => ({ number, timeline, columns: rank.memory })).filter((one) => one.columns.length));
+  // Memory over time: a panel for each timeline, all on one scale; in it one line a rank, each of its own dash.
+  const memory = document.getElementById("memory"), memoryTip = document.getElementById("memory-tip");
+  const panels = data.timelines.map((timeline) => ({ timeline, lines: timeline.ranks.map((rank, number) => ({ number, moments: rank.memory[0], sizes: rank.memory[1] })).filter((line) => line.sizes) })).filter((panel) => panel.lines.length);
+  const LEFT = 76, RIGHT = 16, TOP = 46, PLOT = 190, UNDER = 34;
+  const unitOf = (value) => value >= 2 ** 30 ? [2 ** 30, "GiB"] : value >= 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
   const bytes = (value) => {
-    const [factor, unit] = value >= 2 ** 30 ? [2 ** 30, "GiB"] : value >= 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
+    const [factor, unit] = unitOf(value);
     return `${Number((value / factor).toPrecision(3))} ${unit}`;
   };
-  function drawMemory() {
-    if (!held.length) return;
-    const ratio = window.devicePixelRatio || 1, high = 260, left = 76, right = 16, base = high - 34, top = 24;
+  const most = panels.reduce((all, panel) => panel.lines.reduce((sum, line) => Math.max(sum, ...line.sizes), all), 1);
+  const near = data.memory_limit <= 4 * most, ceiling = (near ? Math.max(most, data.memory_limit) : most) * 1.08;
+  const memoryX = (seconds) => LEFT + seconds / span * (memory.clientWidth - LEFT - RIGHT);
+  const memoryY = (at, value) => (at + 1) * (TOP + PLOT) - value / ceiling * PLOT;
+  const DASHES = [[], [7, 3], [2, 3], [10, 3, 2, 3]];
+
+  function drawMemory(marked) {
+    if (!panels.length) return;
+    const ratio = window.devicePixelRatio || 1, high = panels.length * (TOP + PLOT) + UNDER;
     const wide = Math.max(memory.parentElement.clientWidth, 280), ink = memory.getContext("2d");
     memory.width = Math.round(wide * ratio);
     memory.height = Math.round(high * ratio);
     memory.style.height = `${high}px`;
     ink.setTransform(ratio, 0, 0, ratio, 0, 0);
-    ink.font = '12px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif';
     ink.textBaseline = "middle";
-    const most = held.reduce((sum, one) => Math.max(sum, ...one.columns[1]), 1), near = data.memory_limit <= 4 * most;
-    const ceiling = (near ? Math.max(most, data.memory_limit) : most) * 1.06;
-    const placeX = (seconds) => left + seconds / span * (wide - left - right), placeY = (value) => base - value / ceiling * (base - top);
-    const line = (y, colour, dash) => { ink.strokeStyle = colour; ink.setLineDash(dash); ink.lineWidth = 1.5; ink.beginPath(); ink.moveTo(left, y); ink.lineTo(wide - right, y); ink.stroke(); ink.setLineDash([]); };
-    for (let tick = 0; tick <= 4; tick++) {
-      line(placeY(ceiling * tick / 4), colours.faint, []);
-      ink.fillStyle = colours.quiet; ink.textAlign = "right"; ink.fillText(tick ? bytes(ceiling * tick / 4) : "0", left - 8, placeY(ceiling * tick / 4));
-      ink.textAlign = tick ? tick === 4 ? "right" : "center" : "left"; ink.fillText(time(span * tick / 4), placeX(span * tick / 4), base + 16);
-    }
-    if (near) { line(placeY(data.memory_limit), colours.ink, [10, 4]); ink.fillStyle = colours.ink; ink.textAlign = "left"; ink.fillText(`limit ${bytes(data.memory_limit)}`, left + 4, placeY(data.memory_limit) - 9); }
-    else { ink.fillStyle = colours.quiet; ink.textAlign = "left"; ink.fillText(`the limit, ${bytes(data.memory_limit)}, is ${(data.memory_limit / most).toFixed(1)} times the highest peak: far above this picture`, left, 9); }
-    const shades = [colours.mark, colours.input, colours.ink, colours.quiet], dashes = [[], [6, 3], [2, 3], [9, 3, 2, 3]], seen = [];
-    for (const { number, columns: [moments, sizes] } of held) {
-      ink.strokeStyle = shades[number % 4]; ink.setLineDash(dashes[Math.floor(number / 4 + number) % 4]); ink.lineWidth = 1.6;
-      ink.beginPath();
-      moments.forEach((moment, i) => {
-        if (i) ink.lineTo(placeX(moment), placeY(sizes[i - 1])); else ink.moveTo(placeX(moment), placeY(sizes[0]));
-        ink.lineTo(placeX(moment), placeY(sizes[i]));
-      });
-      ink.stroke(); ink.setLineDash([]);
-      if (held.length <= 8) { // named where its peak is, unless a name stands there already
-        const at = sizes.indexOf(Math.max(...sizes)), y = placeY(sizes[at]) - 8, x = Math.min(placeX(moments[at]) + 4 + 52 * (number % 8), wide - 60);
-        if (!seen.some(([a, b]) => Math.abs(a - x) < 48 && Math.abs(b - y) < 12)) { seen.push([x, y]); ink.fillStyle = shades[number % 4]; ink.textAlign = "left"; ink.fillText(`rank ${number}`, x, y); }
+    const font = (weight) => { ink.font = `${weight} 12px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif`; };
+    const text = (words, x, y, colour, align = "left", weight = 400) => { font(weight); ink.fillStyle = colour; ink.textAlign = align; ink.fillText(words, x, y); };
+    const level = (y, colour, dash) => { ink.strokeStyle = colour; ink.setLineDash(dash); ink.lineWidth = 1.5; ink.beginPath(); ink.moveTo(LEFT, y); ink.lineTo(wide - RIGHT, y); ink.stroke(); ink.setLineDash([]); };
+    const shades = [colours.mark, colours.input, colours.ink, colours.quiet];
+    panels.forEach(({ timeline, lines }, at) => {
+      const title = timeline.origin[0].toUpperCase() + timeline.origin.slice(1);
+      text(title, 0, memoryY(at, 0) - PLOT - 22, colours.ink, "left", 600);
+      const after = ink.measureText(title).width + 8;
+      text(lines.length === 1 ? "1 rank" : `${lines.length} ranks, a line each`, after, memoryY(at, 0) - PLOT - 22, colours.quiet);
+      const size = unitOf(ceiling)[0], step = roundStep(ceiling / size / 5) * size;
+      for (let value = 0; value <= ceiling; value += step) {
+        level(memoryY(at, value), colours.faint, []);
+        text(value ? bytes(value) : "0", LEFT - 8, memoryY(at, value), colours.quiet, "right");
       }
+      if (near) {
+        level(memoryY(at, data.memory_limit), colours.ink, [10, 4]);
+        text(`limit ${bytes(data.memory_limit)}`, wide - RIGHT - 4, memoryY(at, data.memory_limit) - 9, colours.ink, "right", 600);
+      } else text(`the limit, ${bytes(data.memory_limit)}, is ${(data.memory_limit / most).toFixed(1)} times the highest peak: far above this picture`, wide - RIGHT, memoryY(at, 0) - PLOT - 22, colours.quiet, "right");
+      lines.forEach((line) => {
+        ink.strokeStyle = shades[line.number % 4];
+        ink.setLineDash(DASHES[Math.floor(line.number / 4 + line.number) % 4]);
+        ink.lineWidth = marked && marked.line === line ? 3.2 : 1.7;
+        ink.beginPath();
+        line.moments.forEach((moment, i) => {
+          if (i) ink.lineTo(memoryX(moment), memoryY(at, line.sizes[i - 1])); else ink.moveTo(memoryX(moment), memoryY(at, line.sizes[0]));
+          ink.lineTo(memoryX(moment), memoryY(at, line.sizes[i]));
+        });
+        ink.lineTo(memoryX(timeline.ranks[line.number].end_s), memoryY(at, line.sizes[line.sizes.length - 1]));
+        ink.stroke();
+        ink.setLineDash([]);
+      });
+      if (lines.length <= 8) nameLines(at, lines, (words, x, y, number) => {
+        font(600);
+        ink.textAlign = "left";
+        ink.strokeStyle = colours.card; // so that a name can be read on a line
+        ink.lineWidth = 4;
+        ink.lineJoin = "round";
+        ink.strokeText(words, x, y);
+        text(words, x, y, shades[number % 4], "left", 600);
+      }, wide);
+    });
+    const every = roundStep(span / Math.max((wide - LEFT - RIGHT) / 110, 1));
+    for (let moment = 0; moment <= span * (1 + 1e-9); moment += every) text(time(moment, 6), memoryX(moment), memoryY(panels.length - 1, 0) + 16, colours.quiet, "center");
+  }
+
+  function nameLines(at, lines, put, wide) { // each where its peak is, moved aside where a name stands already
+    const taken = [];
+    for (const { number, moments, sizes } of lines) {
+      const peak = sizes.indexOf(Math.max(...sizes)), y = memoryY(at, sizes[peak]) - 8;
+      let x = Math.min(memoryX(moments[peak]) + 4, wide - 60);
+      while (taken.some(([a, b]) => Math.abs(a - x) < 52 && Math.abs(b - y) < 13) && x < wide - 60) x += 54;
+      if (taken.some(([a, b]) => Math.abs(a - x) < 52 && Math.abs(b - y) < 13)) continue;
+      taken.push([x, y]);
+      put(`rank ${number}`, x, y, number);
     }
   }
+
+  memory.addEventListener("pointermove", (event) => {
+    const place = memory.getBoundingClientRect(), x = event.clientX - place.left, y = event.clientY - place.top;
+    const at = Math.floor(y / (TOP + PLOT)), moment = (x - LEFT) / (memory.clientWidth - LEFT - RIGHT) * span;
+    const near = panels[at] && moment >= 0 && moment <= span && panels[at].lines.map((line) => {
+      let i = line.moments.findIndex((one) => one > moment);
+      i = i < 0 ? line.moments.length - 1 : Math.max(i - 1, 0);
+      return { line, size: line.sizes[i], far: Math.abs(memoryY(at, line.sizes[i]) - y) };
+    }).sort((one, other) => one.far - other.far)[0];
+    memoryTip.hidden = !near;
+    if (near) {
+      memoryTip.textContent = `rank ${near.line.number} holds ${bytes(near.size)}\nat ${time(moment)}, ${panels[at].timeline.origin}`;
+      memoryTip.style.left = `${Math.max(0, Math.min(x + 14, memory.clientWidth - memoryTip.offsetWidth - 4))}px`;
+      memoryTip.style.top = `${y + 16}px`;
+    }
+    drawMemory(near || null);
+  });
+  memory.addEventListener("pointerleave", () => { memoryTip.hidden = true; drawMemory(); });
 
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -294,7 +357,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); draw(); drawMemory(); });
   readColours();
   new ResizeObserver(() => { fit(); drawMemory(); }).observe(canvas.parentElement);
-  if (held.length) memory.closest("section").hidden = false;
+  if (panels.length) memory.closest("section").hidden = false;
   fit();
   drawMemory();
 })();
