@@ -49,6 +49,7 @@ class Anatomy:
         writes_embeddings: whether the model changes in place what its embedding returns.
         plain_loss: whether the loss is transformers' own of a causal LM, of the logits just as the head made them.
         obstacle: why the model cannot be split; None where it can.
+        attentions: for each block, the paths of the modules in it in which tokens attend to each other.
     """
 
     layers: tuple[tuple[str, ...], ...]
@@ -62,6 +63,7 @@ class Anatomy:
     writes_embeddings: bool
     plain_loss: bool
     obstacle: str | None
+    attentions: tuple[tuple[str, ...], ...]
 
     def name(self, layer: int) -> str:
         """A layer's name: its first module's path."""
@@ -155,6 +157,10 @@ def _dissect(key: _Key) -> Anatomy:
         writes_embeddings=seen is not None and seen.writes_embeddings,
         plain_loss=seen is not None and seen.plain_loss,
         obstacle=obstacle,
+        attentions=tuple(
+            tuple(f"{block}.{path}" for path in (seen.attentions[number] if seen is not None else ()))
+            for number, block in enumerate(blocks)
+        ),
     )
 
 
