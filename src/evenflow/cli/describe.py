@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from evenflow.cli.options import add_json, add_model, add_shape, add_tp
 
@@ -17,6 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trace and print."""
+    from evenflow.spec.presets import is_preset
+
+    if is_preset(arguments.model) and not Path(arguments.model).exists():
+        return _run_preset(arguments)
     from evenflow.cli.console import show, show_json
     from evenflow.draw import model_table
     from evenflow.files import model_json
@@ -28,4 +33,24 @@ def run(arguments: argparse.Namespace) -> int:
         show_json(model_json(model))
     else:
         show(model_table(model))
+    return 0
+
+
+def _run_preset(arguments: argparse.Namespace) -> int:
+    """A preset's figures come from its dimensions: torch is not imported."""
+    from evenflow.cli.console import show, show_json
+    from evenflow.spec.described import preset_facts
+    from evenflow.spec.presets import find_preset
+    from evenflow.units import format_count, format_flops
+
+    facts = preset_facts(find_preset(arguments.model), arguments.micro_batch_size, arguments.seq_length)
+    if arguments.json:
+        show_json(facts)
+        return 0
+    block = facts["layers"][-2]
+    show(
+        f"{facts['model']}: {format_count(facts['parameters'])} parameters, {len(facts['layers']) - 2} blocks of "
+        f"{format_count(block['parameters'])}, forward {format_flops(facts['forward_flops'])} for "
+        f"{facts['micro_batch_size']} x {facts['seq_length']} tokens (analytic; dimensions: {facts['source']})"
+    )
     return 0

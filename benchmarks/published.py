@@ -1,0 +1,194 @@
+"""Predicts step time and peak memory of published configurations, and holds them against what was measured.
+
+`python -m benchmarks.published [CSV] [--json]`. Predictions read the configuration's columns alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.published_rows import Unpredictable, read_job
+from evenflow.cost.pinned import Pinned, peak_bytes, step_seconds
+from evenflow.cost.roofline import Roofline
+
+DATA = Path(__file__).parent / "data" / "published.csv"
+Row = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    row: int
+    step_time_s: float | None
+    peak_memory_bytes: float | None
+    skipped: str | None
+    imputed: tuple[str, ...] = ()
+    job: Pinned | None = None
+
+
+def predict(rows: Sequence[Row], roofline: Roofline) -> list[Prediction]:
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            job, imputed = read_job(row)
+        except Unpredictable as error:
+            found.append(Prediction(number, None, None, str(error)))
+            continue
+        is_last, is_driver = "last" in row["memory_kind"], "smi" in row["memory_kind"]
+        memory = peak_bytes(job, is_last, is_driver)
+        found.append(Prediction(number, step_seconds(job, roofline), memory, None, imputed, job))
+    return found
+
+
+def measured_step(row: Row, job: Pinned) -> float | None:
+    """As printed, or from the printed rate by the row's own convention of FLOPs."""
+    if row["step_time_s"]:
+        return float(row["step_time_s"])
+    devices = job.tp * job.pp * job.dp * job.cp
+    flops = job.flops(is_hardware=row["flops_kind"] == "hardware")
+    if row["tflops_per_gpu"]:
+        return flops / (float(row["tflops_per_gpu"]) * 1e12 * devices)
+    if row["mfu"]:
+        return flops / (float(row["mfu"]) / 100 * job.device.half_flops * devices)
+    return None
+
+
+def measured_bytes(row: Row) -> float | None:
+    if not row["peak_mem_gib"] or row["memory_kind"] == "analytic":
+        return None
+    return float(row["peak_mem_gib"]) * (1e9 if row["memory_unit"] == "GB" else 2**30)
+
+
+def is_tested(row: Row) -> bool:
+    """Half of the rows, by a hash of the configuration: figures are fitted on the others."""
+    names = ("source", "model", "gpu", "gpus", "seq", "micro_batch", "global_batch", "tp", "pp", "schedule")
+    return hashlib.sha256("|".join(row[name] for name in names).encode()).digest()[0] % 2 == 1
+
+
+def errors(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[tuple[Row, float | None, float | None]]:
+    """Relative absolute errors of step time and memory of each row that was predicted and measured."""
+    found: list[tuple[Row, float | None, float | None]] = []
+    for row, one in zip(rows, predictions, strict=True):
+        if one.job is None or one.step_time_s is None or one.peak_memory_bytes is None or row["measured"] == "no":
+            continue
+        seconds, size = measured_step(row, one.job), measured_bytes(row)
+        found.append((
+            row,
+            abs(one.step_time_s / seconds - 1) if seconds else None,
+            abs(one.peak_memory_bytes / size - 1) if size else None,
+        ))  # fmt: skip
+    return found
+
+
+def sweeps(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[dict[str, object]]:
+    """Rank correlation and regret of each sweep; identical configurations count once, by their median."""
+    ids = sorted({row["sweep"] for row in rows if row["sweep"]})
+    found: list[dict[str, object]] = []
+    for sweep in ids:
+        groups: dict[str, tuple[float, list[float]]] = {}
+        for row, one in zip(rows, predictions, strict=True):
+            if row["sweep"] != sweep or one.job is None or one.step_time_s is None:
+                continue
+            if seconds := measured_step(row, one.job):
+                groups.setdefault(repr(one.job), (one.step_time_s, []))[1].append(seconds)
+        points = [(ours, median(theirs)) for ours, theirs in groups.values()]
+        if len(points) > 1:
+            picked = min(points)[1] / min(theirs for _, theirs in points) - 1
+            found.append(
+                {"sweep": sweep, "rows": len(points), "rank_correlation": _agreement(points), "regret": picked}
+            )
+    return found
+
+
+def _agreement(points: Sequence[tuple[float, float]]) -> float | None:
+    """Kendall's rank correlation over pairs that differ by more than 3% as measured."""
+    signs = [
+        1 if (a[0] - b[0]) * (a[1] - b[1]) > 0 else -1
+        for index, a in enumerate(points)
+        for b in points[:index]
+        if abs(a[1] / b[1] - 1) > 0.03
+    ]
+    return sum(signs) / len(signs) if signs else None
+
+
+def _summary(values: Sequence[float]) -> dict[str, float | int | None]:
+    if not values:
+        return {"rows": 0, "median": None, "p90": None}
+    ordered = sorted(values)
+    return {"rows": len(ordered), "median": median(ordered), "p90": ordered[int(0.9 * (len(ordered) - 1))]}
+
+
+def report(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, object]:
+    compared = errors(rows, predictions)
+    imputed = {id(row): bool(one.imputed) for row, one in zip(rows, predictions, strict=True)}
+    groups = {"all": lambda _: True, "stated": lambda row: not imputed[id(row)],
+              "imputed": lambda row: imputed[id(row)], "fitted half": lambda row: not is_tested(row),
+              "tested half": is_tested}  # fmt: skip
+    sources = []
+    for source in sorted({row["source"] for row in rows}):
+        own = [one for row, one in zip(rows, predictions, strict=True) if row["source"] == source]
+        reasons: dict[str, int] = {}
+        for one in own:
+            if one.skipped:
+                reasons[one.skipped] = reasons.get(one.skipped, 0) + 1
+        sources.append({
+            "source": source, "predicted": sum(one.skipped is None for one in own), "skipped": reasons,
+            "step_time": _summary([s for row, s, _ in compared if row["source"] == source and s is not None]),
+            "memory": _summary([m for row, _, m in compared if row["source"] == source and m is not None]),
+        })  # fmt: skip
+    return {
+        "predictions": [
+            {"row": one.row, "step_time_s": one.step_time_s, "peak_memory_bytes": one.peak_memory_bytes,
+             "skipped": one.skipped, "imputed": list(one.imputed)} for one in predictions
+        ],
+        "sources": sources,
+        "step_time": {k: _summary([s for r, s, _ in compared if s is not None and f(r)]) for k, f in groups.items()},
+        "memory": {k: _summary([m for r, _, m in compared if m is not None and f(r)]) for k, f in groups.items()},
+        "sweeps": sweeps(rows, predictions),
+    }  # fmt: skip
+
+
+def _percent(value: object) -> str:
+    return f"{100 * value:.1f}%" if isinstance(value, float) else "-"
+
+
+def show(found: dict[str, object]) -> None:
+    def line(name: str, one: dict[str, object]) -> str:
+        return f"{name}: {one['rows']} rows, median {_percent(one['median'])}, 90th {_percent(one['p90'])}"
+
+    for source in found["sources"]:  # type: ignore[attr-defined]
+        print(f"{source['source']}: {source['predicted']} predicted")
+        for reason, count in source["skipped"].items():
+            print(f"  skipped {count}: {reason}")
+        print(line("  step time", source["step_time"]))
+        print(line("  memory", source["memory"]))
+    for what in ("step_time", "memory"):
+        for name, one in found[what].items():  # type: ignore[attr-defined]
+            print(line(f"{what}, {name}", one))
+    for one in found["sweeps"]:  # type: ignore[attr-defined]
+        print(f"sweep {one['sweep']}: {one['rows']} layouts, rank correlation {one['rank_correlation']}, "
+              f"regret {_percent(one['regret'])}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("csv", nargs="?", type=Path, default=DATA)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with arguments.csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = report(rows, predict(rows, Roofline()))
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Why: collectives cost what their counts of bytes and steps say, worked out by hand."""
+
+import pytest
+
+from evenflow.cost.collectives import Fabric
+from evenflow.cost.costs import LinkCost
+
+FABRIC = Fabric(LinkCost(0.0, 100.0), LinkCost(0.0, 10.0), node_devices=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "stride", "seconds"),
+    [
+        ("all-reduce", 1, 1, 0.0),
+        ("all-reduce", 8, 1, 2 * 7 / 8 * 10),
+        ("all-gather", 4, 1, 3 / 4 * 10),
+        ("all-reduce", 4, 8, 2 * 3 / 4 * 100),  # one rank on each node
+        ("all-reduce", 16, 1, 2 * 7 / 8 * 10 + 2 * 1 / 2 * 12.5),
+        ("all-to-all", 8, 1, 7 / 8 * 10),
+        ("all-to-all", 16, 1, 8 / 16 * 100),
+        ("send", 2, 8, 100.0),
+    ],
+)
+def test_bytes_over_bandwidth(kind, ranks, stride, seconds):
+    assert FABRIC.seconds(kind, 1000.0, ranks, stride) == pytest.approx(seconds)
+
+
+def test_a_tree_is_taken_where_latency_rules():
+    slow = Fabric(LinkCost(1.0, 1e9), LinkCost(1.0, 1e9), node_devices=64)
+    assert slow.seconds("all-reduce", 8.0, 64) == pytest.approx(12.0, rel=1e-3)
