@@ -22,7 +22,17 @@ from evenflow.errors import (
 )
 from evenflow.plan import Plan
 from evenflow.program import Program
-from evenflow.spec import Batch, Cluster, Device, Layer, Machine, Model, Operator, Recompute, parse_cluster
+from evenflow.spec import (
+    Batch,
+    Cluster,
+    Device,
+    Layer,
+    Machine,
+    Model,
+    Operator,
+    RecomputeWish,
+    parse_cluster,
+)
 from evenflow.timeline import Comparison, Event, Timeline, compare
 
 if TYPE_CHECKING:
@@ -122,7 +132,7 @@ def plan(
     schedule: str | None = None,
     memory_limit: int | None = None,
     stages_per_rank: int | None = None,
-    recompute: Recompute | None = None,
+    recompute: RecomputeWish | None = None,
     pp: int | None = None,
     tp: int | None = None,
     dp: int | None = None,
@@ -140,7 +150,8 @@ def plan(
         schedule: `1f1b` (default), another one's name, or `auto`.
         memory_limit: bytes that a rank may use; by default the device's memory.
         stages_per_rank: by default as many as the schedule asks for.
-        recompute: `full` has blocks run their forward again in their backward; `none` by default.
+        recompute: what blocks run again in their backward: `none` (by default), `selective` (their attention), `full`,
+            or with `auto` as little as fits the memory limit.
         pp: pipeline ranks; by default what the other axes leave of the devices.
         tp: processes that share the tensors of each stage.
         dp: data-parallel replicas.

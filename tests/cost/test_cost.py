@@ -71,10 +71,14 @@ def test_recomputing_adds_a_forward_to_a_backward_and_to_its_input_half():
     """W is made from what I queued, so it takes what it took."""
     costs = costs_of([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], recompute=[0.0, 2.5, 0.0])
     assert costs.under("none") == costs
+    mixed = costs_of([1.0] * 4, [2.0] * 4, recompute=[0.0, 2.5, 2.5, 0.0], selective=[0.0, 0.5, 0.5, 0.0])
+    assert [own.backward_s for own in mixed.under(("full", "full", "selective", "none")).layers] == [2.0, 4.5, 2.5, 2.0]
+    assert [own.input_s for own in mixed.under("selective").layers] == [1.0, 1.5, 1.5, 1.0]
     assert stage_costs(costs.under("full"), [(0, 1, 2)]) == (StageCost(6.0, 17.5, 10.0, 7.5),)
     # Without a measurement it is the block's FLOPs once more; embedding and head are never recomputed.
-    analytic = analytic_costs(model_of(3, recomputed_bytes=(1, 1)), cluster_of(2))
+    analytic = analytic_costs(model_of(3, recomputed_bytes=(1, 1), selective_bytes=2), cluster_of(2))
     assert [own.recompute_s for own in analytic.layers] == pytest.approx([0, 1000 / 0.5e9, 0])
+    assert [own.selective_s for own in analytic.layers] == pytest.approx([0, 400 / 0.5e9, 0])
 
 
 def test_memory_of_a_recomputed_stage_by_hand():

@@ -56,7 +56,7 @@ def alone() -> Ran:
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES, "auto"])
-@pytest.mark.parametrize(("ranks", "recompute"), [(2, "none"), (3, "none"), (2, "full")])
+@pytest.mark.parametrize(("ranks", "recompute"), [(2, "none"), (3, "none"), (2, "full"), (3, "selective")])
 def test_every_schedule_gives_one_processs_bits_without_tags(
     alone: Ran, schedule: str, ranks: int, recompute: Recompute
 ) -> None:

@@ -25,7 +25,7 @@ from evenflow.models import (
 )
 from evenflow.program import Program, peak_bytes, stages_of
 from evenflow.runtime import ImaginedTensorGroup, InMemoryNetwork, LiveBytes, Optimizer, OptimizerSettings
-from evenflow.spec import Model, Recompute
+from evenflow.spec import Model, Recomputes
 from tests.conftest import TINY_LLAMA
 from tests.parity.ranks import program_of
 from tests.parity.test_whole import cut, place_stages
@@ -94,7 +94,7 @@ def _measured_peak(
     split: list[list[int]],
     rank: int,
     network: InMemoryNetwork,
-    recompute: Recompute,
+    recompute: Recomputes,
     tp: int = 1,
 ) -> int:
     """The most bytes of tensors that a rank holds in the second step, whose moments and buffers are there.
@@ -132,10 +132,14 @@ def _measured_peak(
         return live.peak
 
 
+MIXED = ("none", "full", "selective", "none", "selective", "none")
 CASES = [
     *((name, schedule, 2, "none") for name in ("tiny", "mid") for schedule in ("gpipe", "1f1b", "zb-h1", "zb-v")),
     *((name, schedule, 2, "full") for name in ("tiny", "mid") for schedule in ("gpipe", "1f1b", "zb-h1", "zb-v")),
+    *(("mid", schedule, 2, "selective") for schedule in ("gpipe", "zb-h1")),
+    ("tiny", "1f1b", 3, MIXED),
     ("mid", "1f1b", 1, "full"),
+    ("gpt2", "gpipe", 2, "selective"),
     ("mid", "interleaved", 2, "none"),
     ("mid", "zb-2p", 3, "full"),
     ("biased", "zb-h1", 2, "none"),
@@ -149,7 +153,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "schedule", "ranks", "recompute"), CASES)
 def test_the_predicted_peak_is_that_of_the_tensors(
-    folder: Path, name: str, schedule: str, ranks: int, recompute: Recompute
+    folder: Path, name: str, schedule: str, ranks: int, recompute: Recomputes
 ) -> None:
     torch.set_num_threads(1)
     program = program_of(schedule, place_stages(schedule, "own", ranks), MICROBATCHES)
@@ -171,12 +175,13 @@ def test_the_predicted_peak_is_that_of_the_tensors(
     [
         ("mid", "1f1b", 2, "none"),
         ("mid", "gpipe", 2, "full"),
+        ("mid", "gpipe", 2, "selective"),
         ("biased", "interleaved", 2, "none"),
         ("postnorm", "1f1b", 2, "none"),
     ],
 )
 def test_the_predicted_peak_of_a_stage_that_is_shared_out(
-    folder: Path, name: str, schedule: str, tp: int, recompute: Recompute
+    folder: Path, name: str, schedule: str, tp: int, recompute: Recomputes
 ) -> None:
     torch.set_num_threads(1)
     program = program_of(schedule, place_stages(schedule, "own", 2), MICROBATCHES)

@@ -12,16 +12,19 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from transformers import AutoConfig
 
-from evenflow.models import build_stage, describe_model, draw_weights, find_model, keep_blocks, recompute_blocks
+from evenflow.models import build_stage, describe_model, draw_weights, find_model
+from evenflow.models.recompute import keep_modules, recompute_modules
 from evenflow.runtime import LiveBytes, WeightGradients
-from evenflow.spec import Recompute
+from evenflow.spec import RECOMPUTES, Recompute
 
 BATCH, SEQ, HIDDEN = 2, 32, 64
+# Of a block, what runs again in which way: its first norm, its attention.
+PARTS = {"input_layernorm": ("full",), "self_attn": ("selective", "full")}
 
 
-def _count_forwards(blocks: list[nn.Module]) -> list[int]:
-    """How often each block came to its first norm; the list changes as they run."""
-    counts = [0] * len(blocks)
+def _count_forwards(modules: list[nn.Module]) -> list[int]:
+    """How often the forward of each module ran; the list changes as they do."""
+    counts = [0] * len(modules)
 
     def count(place: int) -> Callable[..., None]:
         def hook(*_: object) -> None:
@@ -29,8 +32,9 @@ def _count_forwards(blocks: list[nn.Module]) -> list[int]:
 
         return hook
 
-    for place, block in enumerate(blocks):
-        block.input_layernorm.register_forward_pre_hook(count(place))
+    for place, module in enumerate(modules):
+        inner = next(own for own in (module, *module.children()) if not list(own.children()))
+        inner.register_forward_pre_hook(count(place))  # called within: the module itself is called once
     return counts
 
 
@@ -40,10 +44,10 @@ def test_each_blocks_forward_runs_twice_and_gives_the_same_bits(make_model: Call
     config = find_model(str(make_model())).config
     ids = torch.randint(0, 384, (BATCH, SEQ))
     results = []
-    for recompute in ("none", "full"):
+    for recompute in RECOMPUTES:
         stage = build_stage(config, range(6), recompute=recompute)
         draw_weights(stage, 0)
-        counts = _count_forwards(stage.blocks)
+        counts = _count_forwards([getattr(block, part) for block in stage.blocks for part in PARTS])
         queue = WeightGradients(stage)
         loss = stage(ids, ids)
         with queue.put_off(0) if halves else nullcontext():
@@ -52,9 +56,10 @@ def test_each_blocks_forward_runs_twice_and_gives_the_same_bits(make_model: Call
         if halves:
             queue.run(0)
         assert counts == after_input, "W needs no forward"
-        assert counts == [1 if recompute == "none" else 2] * 4
+        assert counts == [2 if recompute in modes else 1 for modes in PARTS.values()] * 4
         results.append([loss, *(parameter.grad for parameter in stage.parameters())])
-    assert all(torch.equal(own, other) for own, other in zip(*results, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(own, them) for own, them in zip(results[0], other, strict=True))
 
 
 def test_what_a_block_draws_is_drawn_again() -> None:
@@ -70,19 +75,20 @@ def test_what_a_block_draws_is_drawn_again() -> None:
     )
     ids = torch.randint(0, 64, (BATCH, SEQ))
     results = []
-    for recompute in ("none", "full"):
+    for recompute in RECOMPUTES:
         stage = build_stage(config, range(4), recompute=recompute).train()
         draw_weights(stage, 0)
         torch.manual_seed(1)
         loss = stage(ids, ids)
         loss.backward()
         results.append([loss, *(parameter.grad for parameter in stage.parameters()), torch.rand(3)])
-    assert all(torch.equal(own, other) for own, other in zip(*results, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(own, them) for own, them in zip(results[0], other, strict=True))
 
 
 def test_gradients_flow_into_whatever_a_block_is_called_with() -> None:
     block = nn.Bilinear(4, 4, 4)
-    recompute_blocks([block])
+    recompute_modules([block])
     left, right = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
     block(left, input2=right).sum().backward()
     assert left.grad is not None
@@ -93,15 +99,15 @@ def test_a_block_keeps_again_what_it_needs() -> None:
     block = nn.Linear(4, 4)
     calls = []
     block.register_forward_pre_hook(lambda *_: calls.append(0))
-    recompute_blocks([block])
+    recompute_modules([block])
     with torch.no_grad():
         block(torch.zeros(1, 4))
-    keep_blocks([block])
+    keep_modules([block])
     assert "forward" not in vars(block)
     block(torch.zeros(1, 4)).sum().backward()
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
 @pytest.mark.parametrize("layer", [0, 1, 5])
 def test_the_traced_bytes_are_those_of_real_tensors(
     make_model: Callable[..., Path], layer: int, recompute: Recompute

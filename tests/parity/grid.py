@@ -15,13 +15,14 @@ import pytest
 from evenflow.program import AUTO, SCHEDULES
 from evenflow.spec import RECOMPUTES
 
+MIXED = "mixed"  # every layer in another way than the one before
 AXES: dict[str, Sequence[Any]] = {
     "schedule": [*SCHEDULES, AUTO],
     # Where stages are: as the schedule has them, and several a rank in loop, in V, and one more on the first rank.
     "placement": ["own", "loop", "v", "uneven"],
     "ranks": [2, 3, 4],
     "microbatches": [1, 4, 5, 8],
-    "recompute": RECOMPUTES,
+    "recompute": [*RECOMPUTES, MIXED],
 }
 Case = dict[str, Any]
 

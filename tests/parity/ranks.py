@@ -52,6 +52,7 @@ from evenflow.runtime import (
 )
 from evenflow.search import make_auto, plan_work
 from evenflow.simulate import Hardware, free_transfers
+from evenflow.spec import RECOMPUTES
 
 
 def tokens_of(step: int, microbatch: int, batch: int, seq: int, vocabulary: int) -> torch.Tensor:
@@ -100,8 +101,11 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     meter = memory_meter(device)
     transport = _transport(rank, axes, program, folder / "rendezvous", payload)
     mesh = make_mesh(axes, rank, [[program.stage_rank[stage] for stage in group] for group in tied], 60, device)
+    recompute = payload["recompute"]
+    if recompute == "mixed":
+        recompute = [RECOMPUTES[layer % len(RECOMPUTES)] for layer in range(sum(map(len, split)))]
     stages = {
-        number: build_stage(config, split[number], recompute=payload["recompute"])
+        number: build_stage(config, split[number], recompute=recompute)
         for number in stages_of(program.stage_rank, at.pp)
     }
     for stage in stages.values():

@@ -21,7 +21,7 @@ from evenflow.cost import (
 )
 from evenflow.program import Program, parse_ranks
 from evenflow.simulate import Hardware, free_transfers
-from evenflow.spec import Activations, Cluster, Device, Layer, Model, Operator
+from evenflow.spec import Activations, Again, Cluster, Device, Layer, Model, Operator
 
 Split = tuple[tuple[int, ...], ...]
 
@@ -44,20 +44,24 @@ def model_of(
     pending_bytes: Sequence[int] | None = None,
     passing_bytes: Sequence[int] | None = None,
     recomputed_bytes: tuple[int, int] | None = None,
+    selective_bytes: int = 0,
     output_bytes: int = 0,
     tied: bool = False,
 ) -> Model:
     """An embedding, blocks and a head; bytes are zero where they are not given.
 
-    `recomputed_bytes` is what a block saves and what it holds in passing where its forward is run again.
+    `recomputed_bytes` is what a block saves and what it holds in passing where its forward is run again;
+    `selective_bytes` what it saves where its attention is.
     """
     kinds = ["embedding", *["block"] * (layers - 2), "head"][-layers:]
     zeros = [0] * layers
     passing = passing_bytes or zeros
-    again = None
+    again: tuple[Again, ...] = ()
     if recomputed_bytes:
         kept, most = recomputed_bytes
-        again = Activations(kept, 0, 0, most, most, most, most, most, 0)
+        again = (Again("full", 1000, (), Activations(kept, 0, 0, most, most, most, most, most, 0)),)
+    if selective_bytes:
+        again += (Again("selective", 400, (), Activations(selective_bytes, *[0] * 8)),)
     return Model(
         name="made-up",
         architecture="MadeUpForCausalLM",
@@ -84,7 +88,7 @@ def model_of(
                 first_backward_peak_bytes=transient + own,
                 first_input_peak_bytes=transient + own // 4,
                 weight_bytes=own - own // 4,
-                recomputed=again if kind == "block" else None,
+                recomputed=again if kind == "block" else (),
             )
             for index, (kind, own, saved, pending, transient) in enumerate(
                 zip(
@@ -111,6 +115,7 @@ def costs_of(
     reduce_s: float = 0.0,
     stage_s: tuple[float, float] = (0.0, 0.0),
     recompute: Sequence[float] | None = None,
+    selective: Sequence[float] | None = None,
 ) -> Costs:
     """Costs of layers.
 
@@ -131,6 +136,7 @@ def costs_of(
                 norm or zeros,
                 optimizer or zeros,
                 recompute or zeros,
+                selective or zeros,
                 strict=True,
             )
         ),

@@ -249,7 +249,8 @@ def test_recomputing_is_planned_for_in_time_and_memory_and_is_no_model_flops():
         make_plan(model, cluster_of(2), batch, costs, split=((0, 1, 2), (3, 4, 5)), recompute=recompute)
         for recompute in ("none", "full")
     )
-    assert (none.recompute, full.recompute) == ("none", "full")
+    assert (none.recomputed, full.recomputed) == ("none", "full")
+    assert full.recompute == ("none", *["full"] * 4, "none")
     assert [stage.cost.backward_s for stage in none.stages] == [6.0, 6.0]
     assert [stage.cost.backward_s for stage in full.stages] == [8.0, 8.0]
     assert full.predicted.step_s > none.predicted.step_s
@@ -259,9 +260,9 @@ def test_recomputing_is_planned_for_in_time_and_memory_and_is_no_model_flops():
     assert [rank.peak_bytes for rank in full.ranks] == [130, 110]
     assert full.fingerprint == none.fingerprint
     gpipe = reschedule(full, "gpipe")
-    assert gpipe.recompute == "full"
+    assert gpipe.recompute == full.recompute
     assert [rank.peak_bytes for rank in gpipe.ranks] == [170, 170]
-    with pytest.raises(InputError, match=r"'half' is not known; none or full would do"):
+    with pytest.raises(InputError, match=r"'half' is not known; none or selective or full or auto would do"):
         make_plan(model, cluster_of(2), batch, costs, recompute="half")
 
 

@@ -16,6 +16,7 @@ import evenflow
 from evenflow.cost import Costs
 from evenflow.files import load_metrics, load_plan, load_profile, load_ranks, load_timelines, save_plan
 from evenflow.program import action_kind
+from evenflow.runtime import Mesh
 from evenflow.search import equal_split, make_plan
 from evenflow.spec import Batch
 from evenflow.spec.cluster import local_cluster
@@ -174,16 +175,22 @@ def test_a_plan_for_another_device_is_refused(run: RunResult, job: Job) -> None:
 
 def test_recomputing_changes_no_loss(run: RunResult, job: Job) -> None:
     full = evenflow.train(replace(job, out=job.out.parent / "recomputed", recompute="full"))
-    assert load_plan(full.out / "plan.json").recompute == "full"
+    assert load_plan(full.out / "plan.json").recomputed == "full"
     assert [own.loss for own in full.metrics] == [own.loss for own in run.metrics]
 
 
 def test_a_rank_recomputes_what_its_plan_says(run: RunResult) -> None:
     config = (run.out / "model" / "config.json").read_text()
     payload = {"config": config, "seed": 0, "weights": [], "done_steps": 0}
-    for recompute in ("none", "full"):
-        stage = _build(0, payload, replace(run.plan, recompute=recompute), torch.device("cpu"))
-        assert [("forward" in vars(block)) for block in stage.blocks] == [recompute == "full"] * len(stage.blocks)
+    mesh = Mesh(run.plan.axes, run.plan.axes.coordinates(0))
+    held = (replace(run.plan.stages[0], layers=(0, 1, 2)),)
+    for block, attention in (("none", "none"), ("full", "full"), ("none", "selective")):
+        modes = ["none", block, attention, *["none"] * (len(run.plan.layers) - 3)]
+        layers = [replace(own, recompute=mode) for own, mode in zip(run.plan.layers, modes, strict=True)]
+        stage = _build(0, payload, replace(run.plan, layers=tuple(layers), stages=held), mesh, torch.device("cpu"))
+        assert ("forward" in vars(stage.blocks[0])) == (block == "full")
+        assert ("forward" in vars(stage.blocks[1])) == (attention == "full")
+        assert ("forward" in vars(stage.blocks[1].self_attn)) == (attention == "selective")
 
 
 def test_typical_figures_are_medians(run: RunResult) -> None:

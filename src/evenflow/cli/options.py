@@ -8,7 +8,7 @@ from pathlib import Path
 from evenflow.errors import InputError
 from evenflow.plan import ZEROS
 from evenflow.program import AUTO, SCHEDULES
-from evenflow.spec import RECOMPUTES
+from evenflow.spec import RECOMPUTE_WISHES
 from evenflow.units import parse_bytes
 
 DEFAULT_GLOBAL_BATCH = 16
@@ -124,8 +124,9 @@ def add_recompute(parser: argparse.ArgumentParser) -> None:
     """--recompute."""
     parser.add_argument(
         "--recompute",
-        choices=RECOMPUTES,
-        help="full: blocks keep their inputs alone and run their forward again in the backward (default none)",
+        choices=RECOMPUTE_WISHES,
+        help="what blocks run again in their backward, to keep less for it: selective (their attention), full (all "
+        "of their forward), or auto (as little as fits the memory) (default none)",
     )
 
 

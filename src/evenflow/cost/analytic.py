@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evenflow.cost.collectives import combined_s
 from evenflow.cost.costs import Costs, LayerCost, LinkCost
-from evenflow.spec import Cluster, Layer, Model
+from evenflow.spec import Again, Cluster, Layer, Model
 
 # AdamW reads gradient, weight and two moments and writes three of them: bytes moved for each parameter byte.
 _OPTIMIZER_TRAFFIC = 7
@@ -50,5 +50,10 @@ def _layer_cost(layer: Layer, tp: int, rate: float, bandwidth: float, link: Link
         weight_s=weight_s,
         norm_s=_NORM_TRAFFIC * layer.parameter_bytes / bandwidth,
         optimizer_s=_OPTIMIZER_TRAFFIC * layer.parameter_bytes / bandwidth,
-        recompute_s=0.0 if layer.recomputed is None else forward_s,
+        recompute_s=_again_s(layer.again("full"), tp, rate, link),
+        selective_s=_again_s(layer.again("selective"), tp, rate, link),
     )
+
+
+def _again_s(again: Again | None, tp: int, rate: float, link: LinkCost) -> float:
+    return 0.0 if again is None else again.flops / rate + combined_s(link, tp, again.combined)

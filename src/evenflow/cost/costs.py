@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from evenflow.spec import Recompute
+from evenflow.spec import Recompute, Recomputes, recompute_of
 
 Origin = Literal["measured", "analytic", "assumed"]
 
@@ -23,6 +23,7 @@ class LayerCost:
         optimizer_s: clipping and updating its parameters, once a step.
         recompute_s: what running its forward again adds to a backward, and to its input half; 0 for a layer that is
             never recomputed.
+        selective_s: as `recompute_s`, of its attention's forward alone.
     """
 
     forward_s: float
@@ -32,6 +33,19 @@ class LayerCost:
     norm_s: float
     optimizer_s: float
     recompute_s: float = 0.0
+    selective_s: float = 0.0
+
+    def again_s(self, recompute: Recompute) -> float:
+        """What a way to recompute adds."""
+        return {"none": 0.0, "selective": self.selective_s, "full": self.recompute_s}[recompute]
+
+    def under(self, recompute: Recompute) -> LayerCost:
+        """This cost where a part of the forward is run again in the backward.
+
+        The weights' half needs nothing again: what it is made from was queued by the input's half.
+        """
+        again_s = self.again_s(recompute)
+        return replace(self, backward_s=self.backward_s + again_s, input_s=self.input_s + again_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +91,7 @@ class Costs:
         layers = tuple(replace(own, optimizer_s=own.optimizer_s / shares) for own in self.layers)
         return replace(self, layers=layers, replicas=replicas, shares=shares)
 
-    def under(self, recompute: Recompute) -> Costs:
-        """These costs with every layer's forward run again in its backward, where that is how to recompute.
-
-        The weights' half needs nothing again: what it is made from was queued by the input's half.
-        """
-        if recompute == "none":
-            return self
-        return replace(
-            self,
-            layers=tuple(
-                replace(own, backward_s=own.backward_s + own.recompute_s, input_s=own.input_s + own.recompute_s)
-                for own in self.layers
-            ),
-        )
+    def under(self, recompute: Recomputes) -> Costs:
+        """These costs with layers' forwards, or parts of them, run again in their backwards."""
+        layers = (own.under(recompute_of(recompute, number)) for number, own in enumerate(self.layers))
+        return replace(self, layers=tuple(layers))

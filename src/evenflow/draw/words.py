@@ -8,6 +8,13 @@ from evenflow.files import StepMetrics
 from evenflow.plan import Plan
 from evenflow.timeline import Figure
 
+_AGAIN = {
+    "none": "",
+    "selective": ", attention recomputed",
+    "full": ", blocks recomputed",
+    "mixed": ", some blocks recomputed",
+}
+
 
 def plain(text: str) -> str:
     """Text from outside, without control characters that would move a terminal's cursor."""
@@ -78,5 +85,5 @@ def shape_text(plan: Plan) -> str:
         ranks += f" x {plan.axes.dp} replicas" + (f" (ZeRO {plan.zero})" if plan.zero else "")
     microbatches = "1 microbatch" if plan.microbatches == 1 else f"{plan.microbatches} microbatches"
     shape = f"{plan.micro_batch_size} x {plan.seq_length} tokens"
-    again = "" if plan.recompute == "none" else ", blocks recomputed"
+    again = _AGAIN[plan.recomputed]
     return f"{plain(plan.cluster)}, {ranks}, {plain(plan.schedule)}, {microbatches} of {shape}{again}"

@@ -16,7 +16,7 @@ from evenflow.errors import InputError
 from evenflow.files.document import FORMAT_VERSION, Part, mistake_of, read_text
 from evenflow.files.parts import MOST_BYTES, MOST_COUNT, Count
 from evenflow.program import AUTO, SCHEDULES
-from evenflow.spec import Recompute
+from evenflow.spec import RecomputeWish
 from evenflow.units import parse_bytes
 
 _MOST_SEED = 2**63 - 1
@@ -53,7 +53,7 @@ class JobPart(Part):
     """A job; a key without a value is None, which means what its description says."""
 
     format_version: Annotated[
-        Literal[4], Field(description="of this file", json_schema_extra={"group": "what is trained"})
+        Literal[5], Field(description="of this file", json_schema_extra={"group": "what is trained"})
     ] = FORMAT_VERSION
     model: Annotated[
         PathText | None,
@@ -141,10 +141,10 @@ class JobPart(Part):
     plan: Annotated[PathText | None, Field(description="follow this plan.json (default: profile and plan)")] = None
     schedule: Annotated[str | None, Field(description=f"{', '.join(SCHEDULES)} or {AUTO} (default 1f1b)")] = None
     recompute: Annotated[
-        Recompute | None,
+        RecomputeWish | None,
         Field(
-            description="full: blocks keep their inputs alone and run their forward again in the backward (default "
-            "none)"
+            description="what blocks run again in their backward, to keep less for it: selective (their attention), "
+            "full (all of their forward), or auto (as little as fits the memory) (default none)"
         ),
     ] = None
     stages_per_rank: Annotated[

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from evenflow.files.document import FORMAT_VERSION
-from evenflow.spec import Layer, Model
+from evenflow.spec import Again, Layer, Model
 
 
 def model_json(model: Model) -> dict[str, Any]:
@@ -55,6 +55,14 @@ def _layer_json(index: int, layer: Layer) -> dict[str, Any]:
         "weight_bytes": layer.weight_bytes,
         "forward_combined": [asdict(own) for own in layer.forward_combined],
         "backward_combined": [asdict(own) for own in layer.backward_combined],
-        "recomputed": None if layer.recomputed is None else asdict(layer.recomputed),
+        "recomputed": {own.recompute: _again_json(own) for own in layer.recomputed},
         "operators": [asdict(operator) for operator in layer.operators],
+    }
+
+
+def _again_json(again: Again) -> dict[str, Any]:
+    return {
+        "flops": again.flops,
+        "combined": [asdict(own) for own in again.combined],
+        **asdict(again.activations),
     }

@@ -130,6 +130,8 @@ class LayerPart(Part):
     kept_gradient_bytes: Bytes
     weight_bytes: Bytes
     recompute_s: Seconds
+    selective_s: Seconds
+    recompute: Recompute
 
     @classmethod
     def of(cls, layer: LayerPlan) -> LayerPart:
@@ -189,7 +191,6 @@ class PlanDocument(Document):
     memory_limit: Bytes
     order: list[str] | None
     posting: Posting
-    recompute: Recompute
     layers: Annotated[list[LayerPart], Field(min_length=1, max_length=MOST_LAYERS)]
     stage_forward_s: Seconds
     stage_backward_s: Seconds
@@ -226,7 +227,6 @@ class PlanDocument(Document):
             memory_limit=plan.memory_limit,
             order=None if plan.order is None else list(plan.order),
             posting=plan.posting,
-            recompute=plan.recompute,
             layers=[LayerPart.of(layer) for layer in plan.layers],
             stage_forward_s=plan.stage_forward_s,
             stage_backward_s=plan.stage_backward_s,
@@ -255,7 +255,6 @@ class PlanDocument(Document):
             memory_limit=self.memory_limit,
             order=None if self.order is None else tuple(self.order),
             posting=self.posting,
-            recompute=self.recompute,
             layers=tuple(layer.value() for layer in self.layers),
             stage_forward_s=self.stage_forward_s,
             stage_backward_s=self.stage_backward_s,

@@ -33,6 +33,7 @@ class LayerPart(Part):
     norm_s: Seconds
     optimizer_s: Seconds
     recompute_s: Seconds
+    selective_s: Seconds
 
 
 class ProfileDocument(Document):

@@ -18,8 +18,6 @@ from evenflow.models import (
     build_skeleton,
     build_stage,
     draw_weights,
-    keep_blocks,
-    recompute_blocks,
     share_out,
     tp_plan_of,
 )
@@ -38,7 +36,7 @@ _IN_A_ROW = 2
 _WARM_UP_ROUNDS = 2
 _CPU = torch.device("cpu")
 
-_Way = Literal["whole", "halves", "recomputed"]
+_Way = Literal["whole", "halves", "selective", "full"]  # the last two whole, with a part of the forward run again
 _WAYS: tuple[_Way, ...] = get_args(_Way)
 
 Clock = Callable[[], float]
@@ -55,6 +53,7 @@ class LayerTimes:
     norm_s: float
     optimizer_s: float
     recompute_s: float
+    selective_s: float
 
 
 def rank_clock(threads: int, has_own_cores: bool, device: torch.device = _CPU) -> Clock:
@@ -93,12 +92,12 @@ class _TimedStage:
     inputs: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     wholes: list[float] = field(default_factory=list)  # forward and whole backward together
-    recomputed: list[float] = field(default_factory=list)  # the same with blocks recomputed
+    recomputed: dict[_Way, list[float]] = field(default_factory=dict)  # the same with a part of the forward run again
 
     def take(self, way: _Way, forward_s: float, backward_s: float, weight_s: float) -> None:
         """Note one microbatch."""
-        if way == "recomputed":
-            self.recomputed.append(forward_s + backward_s)
+        if way in ("selective", "full"):
+            self.recomputed.setdefault(way, []).append(forward_s + backward_s)
             return
         self.forwards.append(forward_s)
         if way == "whole":
@@ -107,6 +106,14 @@ class _TimedStage:
         else:
             self.inputs.append(backward_s)
             self.weights.append(weight_s)
+
+    def again_s(self, way: _Way) -> float:
+        """What running a part of the forward again adds; nothing where there is no such part."""
+        return max(median(self.recomputed[way]) - median(self.wholes), 0.0) if way in self.recomputed else 0.0
+
+    def runs(self, way: _Way) -> bool:
+        """Whether the stage has anything to run in this way."""
+        return way not in ("selective", "full") or self.stage.can_recompute(way)
 
 
 def time_layers(
@@ -156,7 +163,8 @@ def time_layers(
             weight_s=median(own.weights) / count if own.weights else 0.0,
             norm_s=norm / count,
             optimizer_s=update / count,
-            recompute_s=max(median(own.recomputed) - median(own.wholes), 0.0) / count if own.stage.blocks else 0.0,
+            recompute_s=own.again_s("full") / count,
+            selective_s=own.again_s("selective") / count,
         )
     return [costs[signature] for signature in signatures], empty_forward, empty_backward
 
@@ -193,14 +201,16 @@ def _time_rounds(
 ) -> None:
     """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten.
 
-    The backward takes turns too: whole, in halves (which stages that are shared out do not run), and whole with blocks
-    recomputed. Ranks that share stages keep step, and end when the first of them would.
+    The backward takes turns too: whole, in halves (which stages that are shared out do not run), and whole with
+    attention or blocks recomputed. Ranks that share stages keep step, and end when the first of them would.
     """
     batch, seq, hidden = shape
     ids = torch.randint(0, config.get_text_config().vocab_size, (batch, seq), device=device)
     states, gradient = (torch.randn(batch, seq, hidden, device=device) for _ in range(2))
     first = mesh.at.pp % len(stages)
-    ways: tuple[_Way, ...] = _WAYS if mesh.shards is None else ("whole", "recomputed")
+    ways: tuple[_Way, ...] = tuple(
+        way for way in _WAYS if any(own.runs(way) for own in stages) and (way != "halves" or mesh.shards is None)
+    )
     order = [*stages[first:], *stages[:first]]
     together()
     rounds = 0
@@ -208,7 +218,7 @@ def _time_rounds(
     while rounds < len(ways) * (repeats.least + _WARM_UP_ROUNDS) or _agreed(time.perf_counter() < end, mesh):
         way = ways[rounds % len(ways)]
         for own in order:
-            if way == "recomputed" and not own.stage.blocks:
+            if not own.runs(way):
                 continue
             leaf = ids if own.stage.is_first else states.detach().requires_grad_()
             moments = _time_once(own, leaf, ids, None if own.stage.is_last else gradient, way, clock)
@@ -230,8 +240,7 @@ def _time_once(
     own: _TimedStage, leaf: Tensor, ids: Tensor, gradient: Tensor | None, way: _Way, clock: Clock
 ) -> tuple[float, float, float]:
     """Seconds of one forward, of its backward or the half for its input, and of the half for its weights."""
-    if way == "recomputed":
-        recompute_blocks(own.stage.blocks)
+    own.stage.set_recompute(way if way in ("selective", "full") else "none")
     start = clock()
     output = own.stage(leaf, ids)
     middle = clock()
@@ -242,7 +251,7 @@ def _time_once(
     if way == "halves":
         own.weight_gradients.run(0)
     end = clock()
-    keep_blocks(own.stage.blocks)
+    own.stage.set_recompute("none")
     return middle - start, then - middle, end - then
 
 

@@ -7,7 +7,6 @@ from evenflow.models.documents import find_leak
 from evenflow.models.dropout import draw_of, dropouts
 from evenflow.models.microbatch import NOT_LEARNED, Microbatch
 from evenflow.models.read import read_weights
-from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.source import ModelSource, find_model, read_config
 from evenflow.models.stage import Stage, build_stage
 from evenflow.models.tensor_parallel import Sharing, share_out
@@ -36,10 +35,8 @@ __all__ = [
     "dropouts",
     "find_leak",
     "find_model",
-    "keep_blocks",
     "read_config",
     "read_weights",
-    "recompute_blocks",
     "share_out",
     "share_tied",
     "tied_names",

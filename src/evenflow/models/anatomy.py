@@ -50,6 +50,7 @@ class Anatomy:
         calls_loss: whether the loss is that of the model's `loss_function`.
         plain_loss: whether the loss is transformers' own of a causal LM, of the logits just as the head made them.
         obstacle: why the model cannot be split; None where it can.
+        attentions: for each block, the paths of the modules in it in which tokens attend to each other.
     """
 
     layers: tuple[tuple[str, ...], ...]
@@ -64,6 +65,7 @@ class Anatomy:
     calls_loss: bool
     plain_loss: bool
     obstacle: str | None
+    attentions: tuple[tuple[str, ...], ...]
 
     def name(self, layer: int) -> str:
         """A layer's name: its first module's path."""
@@ -158,6 +160,10 @@ def _dissect(key: _Key) -> Anatomy:
         calls_loss=seen is not None and seen.calls_loss,
         plain_loss=seen is not None and seen.plain_loss,
         obstacle=obstacle,
+        attentions=tuple(
+            tuple(f"{block}.{path}" for path in (seen.attentions[number] if seen is not None else ()))
+            for number, block in enumerate(blocks)
+        ),
     )
 
 

@@ -8,7 +8,7 @@ leads from earlier weights to later results leads through the hidden states.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +72,8 @@ class Seen:
         calls_loss: whether the loss is that of the model's `loss_function`.
         plain_loss: whether the loss is transformers' own of a causal LM, of the logits just as the head made them.
         tokens: (batch, seq) of the forward.
+        attentions: for each block, the paths in it of the smallest modules with parameters in which tokens attend to
+            each other; none where the block does so itself.
     """
 
     order: tuple[int, ...]
@@ -85,6 +87,7 @@ class Seen:
     calls_loss: bool
     plain_loss: bool
     tokens: tuple[int, int]
+    attentions: tuple[tuple[str, ...], ...]
 
 
 def probe(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Seen:
@@ -100,7 +103,7 @@ def probe(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Seen:
 
 
 class _Uses(TorchFunctionMode):
-    """Notes which of the tensors that a block was handed it computes with."""
+    """Notes which of the tensors that a block was handed it computes with, and where in it tokens attend."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -108,6 +111,8 @@ class _Uses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if _attends(func, result):
+            self._watch.note_attention()
         if self._watch.handed and any(isinstance(leaf, Tensor) for leaf in tree_flatten(result)[0]):
             for leaf in tree_flatten((args, kwargs))[0]:
                 self._watch.note_use(leaf)
@@ -134,6 +139,8 @@ class _Watch:
     logits: list[Tensor] = field(default_factory=list)  # as the head made them
     calls_loss: bool = False
     plain_loss: bool = False
+    inside: list[tuple[int, str, nn.Module]] = field(default_factory=list)  # modules of blocks that are at work
+    attentions: dict[int, dict[str, None]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -148,12 +155,31 @@ class _Watch:
         for number, block in enumerate(self.blocks):
             self.handles.append(block.register_forward_pre_hook(self._enterer(number), with_kwargs=True))
             self.handles.append(block.register_forward_hook(self._leave))
+            for name, module in block.named_modules():
+                self.handles.append(module.register_forward_pre_hook(self._beginner(number, name)))
+                self.handles.append(module.register_forward_hook(self._end))
 
     def _caller(self, name: str) -> Any:
         def note(*_: object) -> None:
             self.calls.setdefault(name, set()).add("after" if self.returned else "before")
 
         return note
+
+    def _beginner(self, number: int, name: str) -> Any:
+        def begin(module: nn.Module, *_: object) -> None:
+            self.inside.append((number, name, module))
+
+        return begin
+
+    def _end(self, *_: object) -> None:
+        self.inside.pop()
+
+    def note_attention(self) -> None:
+        """Tokens attend to each other where this is called: in the smallest module that has parameters."""
+        for number, name, module in reversed(self.inside):
+            if any(True for _ in module.parameters()):
+                self.attentions.setdefault(number, {})[name] = None
+                return
 
     def _enterer(self, number: int) -> Any:
         def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -232,7 +258,29 @@ class _Watch:
             calls_loss=self.calls_loss,
             plain_loss=self.plain_loss,
             tokens=(_BATCH, _SEQ),
+            attentions=tuple(_proper(self.attentions.get(number, ())) for number in range(len(self.blocks))),
         )
+
+
+def _attends(function: Any, result: Any) -> bool:
+    """Whether tokens attend to each other by this call: PyTorch's own attention, or weights over all of a sequence."""
+    name = getattr(function, "__name__", "")
+    if name == "scaled_dot_product_attention":
+        return True
+    if "softmax" not in name or not isinstance(result, Tensor) or result.ndim < 3:
+        return False
+    # [batch, heads, seq, seq], or batch and heads as one; with more columns where there are sinks. A mixture's router
+    # has weights over experts, [tokens, experts] or [batch, seq, experts].
+    *before, queries, keys = result.shape
+    return queries == _SEQ and keys >= _SEQ and before != [_BATCH]
+
+
+def _proper(paths: Iterable[str]) -> tuple[str, ...]:
+    """The paths, unless the block itself is among them; of two, one in the other, the outer one."""
+    found = tuple(paths)
+    if "" in found:
+        return ()
+    return tuple(own for own in found if not any(own.startswith(f"{other}.") for other in found))
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

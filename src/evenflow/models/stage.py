@@ -21,8 +21,8 @@ from evenflow.models.absent import Absent, allocate, make_absent, make_parameter
 from evenflow.models.anatomy import Anatomy, build_skeleton, dissect
 from evenflow.models.dropout import LayerSeeds, drops_out
 from evenflow.models.passthrough import Entrance, Exit, Gate, PassThrough, Reached
-from evenflow.models.recompute import recompute_blocks
-from evenflow.spec import Recompute
+from evenflow.models.recompute import keep_modules, recompute_modules
+from evenflow.spec import Recompute, Recomputes, recompute_of
 
 if TYPE_CHECKING:
     from evenflow.models.tensor_parallel import Sharing
@@ -40,9 +40,11 @@ class Stage(nn.Module):
         blocks: the decoder blocks among its layers.
         absents: the weights of other stages.
         sharing: how its tensors are shared out over processes of the tp axis; None where they are whole.
+        recompute: what its layers run again in their backward; one for all, or one for each of the model's.
     """
 
     sharing: Sharing | None = None
+    recompute: Recomputes = "none"
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]) -> None:
         super().__init__()
@@ -88,6 +90,27 @@ class Stage(nn.Module):
             self._gate.enter_at(self.blocks[0])
         if own and end == last and not self.is_last:
             self._gate.leave_after(self.blocks[-1], returned[-1])
+
+    def set_recompute(self, recompute: Recomputes) -> None:
+        """From now on have each block run again in its backward what `recompute` says, of that as much as there is."""
+        for block in self.blocks:
+            keep_modules(block.modules())
+        for layer, block in self._own_blocks():
+            recompute_modules(self._run_again(layer, block, recompute_of(recompute, layer)))
+        self.recompute = recompute
+
+    def can_recompute(self, recompute: Recompute) -> bool:
+        """Whether any block has something to run again in this way."""
+        return any(self._run_again(layer, block, recompute) for layer, block in self._own_blocks())
+
+    def _run_again(self, layer: int, block: nn.Module, recompute: Recompute) -> list[nn.Module]:
+        if recompute == "selective":
+            return [self.model.get_submodule(path) for path in self.anatomy.attentions[layer - 1]]
+        return [block] if recompute == "full" else []
+
+    def _own_blocks(self) -> list[tuple[int, nn.Module]]:
+        last = len(self.anatomy.layers) - 1
+        return list(zip([layer for layer in self.layers if 0 < layer < last], self.blocks, strict=True))
 
     def _seed_layers(self, own: Sequence[int], last: int) -> None:
         """Have each layer draw from its own seed; the first begins with the forward, the last after the blocks."""
@@ -188,7 +211,7 @@ def build_stage(
     config: PretrainedConfig,
     layers: Sequence[int],
     device: str = "cpu",
-    recompute: Recompute = "none",
+    recompute: Recomputes = "none",
     must_equal: bool = True,
 ) -> Stage:
     """A stage whose tensors are allocated but not yet filled; other stages' layers take no memory.
@@ -197,7 +220,8 @@ def build_stage(
         config: the model's configuration.
         layers: those that this stage holds.
         device: where its tensors are.
-        recompute: `full` has every block keep its input alone and run its forward again in its backward.
+        recompute: what blocks run again in their backward, one for all or one for each of the model's layers: with
+            `full` a block keeps its input alone, with `selective` its attention does.
         must_equal: refuse a part of a model that cannot be split; what only times its layers need not.
 
     Raises:
@@ -209,8 +233,7 @@ def build_stage(
         refuse_split(config, anatomy)
     stage = Stage(skeleton, anatomy, layers)
     allocate(stage, device)
-    if recompute == "full":
-        recompute_blocks(stage.blocks)
+    stage.set_recompute(recompute)
     return stage
 
 

@@ -133,7 +133,10 @@ class Sharing:
 
 def share_out(stage: Stage, plan: TpPlan, group: TensorGroup) -> Sharing:
     """Set a stage up to be shared out by `group`; its parameters are whole until `Sharing.cut`."""
+    recompute = stage.recompute
+    stage.set_recompute("none")  # and again afterwards, since what modules do at their borders is run again too
     stage.sharing = Sharing(stage, plan, group)
+    stage.set_recompute(recompute)
     return stage.sharing
 
 

@@ -6,6 +6,7 @@ So what counts as W, in FLOPs and bytes, is what that queue takes, and nothing h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -23,12 +24,11 @@ from evenflow.errors import EvenflowError, InputError, first_line
 from evenflow.models.absent import allocate
 from evenflow.models.anatomy import build_skeleton, dissect, hidden_width, part_of
 from evenflow.models.imagined import imagined
-from evenflow.models.recompute import keep_blocks, recompute_blocks
 from evenflow.models.stage import Stage
 from evenflow.models.tensor_parallel import share_out
 from evenflow.models.tp_plan import tp_plan_of
 from evenflow.runtime import ImaginedTensorGroup, LiveBytes, WeightGradients
-from evenflow.spec import Activations, Combined
+from evenflow.spec import RECOMPUTES, Activations, Again, Combined
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Trace:
         weight_bytes: the parameters whose gradients it makes.
         output_bytes: its output.
         kept: bytes where every layer keeps what its backward needs.
-        recomputed: bytes where blocks run their forward again; None for a stage without blocks.
+        recomputed: what it does in each way in which its blocks have something to run again.
         forward_combined: what the forward put together over tp.
         backward_combined: what the backward did.
     """
@@ -53,7 +53,7 @@ class Trace:
     weight_bytes: int
     output_bytes: int
     kept: Activations
-    recomputed: Activations | None
+    recomputed: tuple[Again, ...]
     forward_combined: tuple[Combined, ...] = ()
     backward_combined: tuple[Combined, ...] = ()
 
@@ -103,7 +103,7 @@ def less(trace: Trace, empty: Trace) -> Trace:
         weight_bytes=trace.weight_bytes - empty.weight_bytes,
         output_bytes=trace.output_bytes,
         kept=own(trace.kept),
-        recomputed=None if trace.recomputed is None else own(trace.recomputed),
+        recomputed=tuple(replace(again, activations=own(again.activations)) for again in trace.recomputed),
         forward_combined=trace.forward_combined,
         backward_combined=trace.backward_combined,
     )
@@ -112,13 +112,19 @@ def less(trace: Trace, empty: Trace) -> Trace:
 def _trace_stage(stage: Stage, shape: tuple[int, int, int], group: ImaginedTensorGroup | None = None) -> Trace:
     queue, group = WeightGradients(stage), group or ImaginedTensorGroup(1)
     forward, backward, weights = _count_flops(stage, queue, shape, group)
-    combined = tuple(group.asked)
+    combined, marked = tuple(group.asked), group.marked
     kept, output_bytes = _count_bytes(stage, queue, shape)
-    recomputed = None
-    if stage.blocks:
-        recompute_blocks(stage.blocks)
-        recomputed, _ = _count_bytes(stage, queue, shape)
-        keep_blocks(stage.blocks)
+    recomputed: list[Again] = []
+    for recompute in RECOMPUTES:
+        if stage.can_recompute(recompute):
+            stage.set_recompute(recompute)
+            first = len(group.asked)
+            flops = sum(sum(own.values()) for own in _count_flops(stage, queue, shape, group))
+            again = Counter(group.asked[first:]) - Counter(combined)
+            more = flops - sum(sum(own.values()) for own in (forward, backward, weights))
+            activations, _ = _count_bytes(stage, queue, shape)
+            recomputed.append(Again(recompute, more, tuple(again.elements()), activations))
+    stage.set_recompute("none")
     return Trace(
         forward=forward,
         backward={name: backward.get(name, 0) + weights.get(name, 0) for name in sorted(backward | weights)},
@@ -126,9 +132,9 @@ def _trace_stage(stage: Stage, shape: tuple[int, int, int], group: ImaginedTenso
         weight_bytes=sum(parameter.nbytes for parameter in queue.parameters),
         output_bytes=output_bytes,
         kept=kept,
-        recomputed=recomputed,
-        forward_combined=combined[: group.marked],
-        backward_combined=combined[group.marked :],
+        recomputed=tuple(recomputed),
+        forward_combined=combined[:marked],
+        backward_combined=combined[marked:],
     )
 
 

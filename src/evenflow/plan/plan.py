@@ -16,7 +16,8 @@ Posting = Literal["even", "costs"]
 class LayerPlan:
     """One layer: its name, seconds and bytes for one microbatch, from which other splits follow.
 
-    They are those under the plan's way to recompute: under `full`, a block's backward has its forward in it.
+    They are those under its way to recompute: under `full`, a block's backward has its forward in it; under
+    `selective`, that of its attention.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerPlan:
     first_input_peak_bytes: int
     kept_gradient_bytes: int
     weight_bytes: int
+    recompute: Recompute = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,6 @@ class Plan:
         schedule: the schedule's name.
         order: each rank's compute actions as text, where the schedule was made for these costs; else None.
         posting: by which times receives are posted: those of the costs, or a second an action.
-        recompute: what blocks do again in their backward: nothing, or their whole forward.
         micro_batch_size: sequences in a microbatch.
         microbatches: microbatches of a step, for each data-parallel replica.
         seq_length: tokens of a sequence.
@@ -133,7 +134,6 @@ class Plan:
     schedule: str
     order: tuple[str, ...] | None
     posting: Posting
-    recompute: Recompute
     micro_batch_size: int
     microbatches: int
     seq_length: int
@@ -169,6 +169,17 @@ class Plan:
     def stage_layers(self) -> tuple[tuple[int, ...], ...]:
         """The layers of each stage."""
         return tuple(stage.layers for stage in self.stages)
+
+    @property
+    def recompute(self) -> tuple[Recompute, ...]:
+        """What each layer does again in its backward."""
+        return tuple(layer.recompute for layer in self.layers)
+
+    @property
+    def recomputed(self) -> str:
+        """The same in a word: what all blocks do, or `mixed`."""
+        blocks = set(self.recompute[1:-1]) or {"none"}
+        return blocks.pop() if len(blocks) == 1 else "mixed"
 
     @property
     def layer_names(self) -> tuple[str, ...]:

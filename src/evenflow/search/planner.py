@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from evenflow.cost import Costs
-from evenflow.errors import ImpossibleError, InputError
+from evenflow.errors import InputError
 from evenflow.plan import (
     Axes,
     Bound,
@@ -23,10 +22,10 @@ from evenflow.plan import (
 from evenflow.program import check_size, order_text, stages_of
 from evenflow.search.advice import advice
 from evenflow.search.problem import Problem, Split, place_stages
-from evenflow.search.solve import Solution, solve
-from evenflow.spec import Batch, Cluster, Model, Recompute, check_recompute
+from evenflow.search.recomputing import solve_recomputing
+from evenflow.search.solve import Solution
+from evenflow.spec import Batch, Cluster, Model, Recompute, RecomputeWish, check_recompute
 from evenflow.timeline import Timeline
-from evenflow.units import format_bytes
 
 
 def make_plan(
@@ -38,7 +37,7 @@ def make_plan(
     memory_limit: int | None = None,
     split: Split | None = None,
     stages_per_rank: int | None = None,
-    recompute: Recompute = "none",
+    recompute: RecomputeWish = "none",
     axes: Axes | None = None,
     zero: Zero = 0,
 ) -> Plan:
@@ -53,47 +52,33 @@ def make_plan(
         memory_limit: bytes that a rank may use; by default the device's memory.
         split: the layers of each stage where they are given; by default they are searched for.
         stages_per_rank: how many stages each rank holds; by default as many as the schedule asks for.
-        recompute: what blocks do again in their backward: nothing, or their whole forward.
+        recompute: what blocks run again in their backward: nothing, their attention, their whole forward, or with
+            `auto` as little as fits.
         axes: the devices on each axis; by default every one is a pipeline rank.
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
 
     Raises:
         InputError: more stages than layers, an unknown schedule, stages that it cannot run, an unknown way to
-            recompute or stage of ZeRO, axes of another number of devices, or a batch for other replicas.
+            recompute, no attention to recompute, an unknown stage of ZeRO, axes of another number of devices, or a
+            batch for other replicas.
         ImpossibleError: no split stays under the memory limit; the closest is named, and whether recomputing would do.
     """
     began = time.perf_counter()
     axes = axes or Axes(pp=cluster.devices)
     check_request(model, cluster, batch, schedule, stages_per_rank, axes)
     limit = memory_limit if memory_limit is not None else cluster.device.memory_bytes
-    recompute = check_recompute(recompute)
+    wish = check_recompute(recompute)
     problem = Problem(
-        model=model.under(recompute),
-        costs=costs.under(recompute).over(axes.dp, axes.dp if check_zero(zero) else 1),
+        model=model,
+        costs=costs.over(axes.dp, axes.dp if check_zero(zero) else 1),
         microbatches=batch.microbatches,
         schedule=schedule,
         stage_rank=place_stages(schedule, axes.pp, len(model.layers), stages_per_rank, axes.tp),
         limit=limit,
         at_once=max(cluster.at_once * axes.pp // axes.processes, 1),  # of the ranks of one pipeline
     )
-    try:
-        solution = solve(problem, split)
-    except ImpossibleError as error:
-        if recompute == "full" or model.under("full") == model:
-            raise
-        again = costs.under("full").over(problem.costs.replicas, problem.costs.shares)
-        full = replace(problem, model=model.under("full"), costs=again)
-        raise ImpossibleError(f"{error}; {_if_recomputed(full, split)}") from None
-    return _assemble(model, cluster, batch, problem, axes, recompute, solution, began)
-
-
-def _if_recomputed(problem: Problem, split: Split | None) -> str:
-    """What recomputing would make of a problem that is not possible without."""
-    try:
-        peak = max(rank.peak_bytes for rank in solve(problem, split).timeline.ranks)
-    except ImpossibleError:
-        return "--recompute full would not be enough"
-    return f"--recompute full would fit, in {format_bytes(peak)}"
+    modes, problem, solution = solve_recomputing(problem, model, wish, split)
+    return _assemble(model, cluster, batch, problem, axes, modes, solution, began)
 
 
 def _assemble(
@@ -102,7 +87,7 @@ def _assemble(
     batch: Batch,
     problem: Problem,
     axes: Axes,
-    recompute: Recompute,
+    recompute: tuple[Recompute, ...],
     solution: Solution,
     began: float,
 ) -> Plan:
@@ -119,12 +104,11 @@ def _assemble(
         schedule=problem.schedule,
         order=None if solution.order is None else order_text(solution.order),
         posting=solution.posting,
-        recompute=recompute,
         micro_batch_size=batch.micro_batch_size,
         microbatches=batch.microbatches,
         seq_length=batch.seq_length,
         memory_limit=int(problem.limit),
-        layers=_layer_plans(model.under(recompute), costs),
+        layers=_layer_plans(model.under(recompute), costs, recompute),
         stage_forward_s=costs.stage_forward_s,
         stage_backward_s=costs.stage_backward_s,
         stages=stage_plans(solution, problem),
@@ -209,7 +193,7 @@ def predict(timeline: Timeline, mfu: float, tokens: int) -> Prediction:
     )
 
 
-def _layer_plans(model: Model, costs: Costs) -> tuple[LayerPlan, ...]:
+def _layer_plans(model: Model, costs: Costs, recompute: tuple[Recompute, ...]) -> tuple[LayerPlan, ...]:
     return tuple(
         LayerPlan(
             name=layer.name,
@@ -226,6 +210,7 @@ def _layer_plans(model: Model, costs: Costs) -> tuple[LayerPlan, ...]:
             first_input_peak_bytes=layer.first_input_peak_bytes,
             kept_gradient_bytes=layer.kept_gradient_bytes,
             weight_bytes=layer.weight_bytes,
+            recompute=own,
         )
-        for layer, cost in zip(model.layers, costs.layers, strict=True)
+        for layer, cost, own in zip(model.layers, costs.layers, recompute, strict=True)
     )

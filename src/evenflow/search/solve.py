@@ -76,7 +76,7 @@ def solve(problem: Problem, split: Split | None = None) -> Solution:
 def _solve_named(problem: Problem, split: Split | None) -> Solution:
     # Ranks that share cores hide an uneven split from the step; it is chosen as if each had its own, so that it stays
     # even whatever the system makes of the sharing, and only then predicted as it will be.
-    searched = _even_program(problem, _searched_schedule(problem))
+    searched = searched_program(problem)
     considered = 1
     if split is None:
         best, considered = find_split(problem, searched)
@@ -91,6 +91,11 @@ def _solve_named(problem: Problem, split: Split | None) -> Solution:
     return Solution(split, program, kept, posting, simulate(program, hardware), considered)
 
 
+def searched_program(problem: Problem) -> Program:
+    """The program under which splits are compared, and for which layers that recompute are chosen."""
+    return _even_program(problem, _searched_schedule(problem))
+
+
 def _even_program(problem: Problem, schedule: str) -> Program:
     """The program of a named schedule that knows no costs."""
     return build_program(schedule, problem.stage_rank, problem.microbatches, reduces=problem.reduces, tied=problem.tied)
@@ -98,6 +103,8 @@ def _even_program(problem: Problem, schedule: str) -> Program:
 
 def _searched_schedule(problem: Problem) -> str:
     """The schedule under which splits are compared: where the order depends on costs, one much like it."""
+    if problem.schedule == AUTO:
+        return "1f1b" if placement_of(problem.stage_rank) == "one" else "interleaved"
     if not SCHEDULES[problem.schedule].by_costs or problem.schedule == "zb-v":
         return problem.schedule  # ZB-V: for equal costs
     return "zb-h1" if placement_of(problem.stage_rank) == "one" else "interleaved"

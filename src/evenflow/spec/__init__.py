@@ -4,20 +4,27 @@ from evenflow.spec.batch import Batch
 from evenflow.spec.cluster import Cluster, Device, parse_cluster
 from evenflow.spec.machine import Machine, this_machine
 from evenflow.spec.model import (
+    RECOMPUTE_WISHES,
     RECOMPUTES,
     Activations,
+    Again,
     Combined,
     Layer,
     LayerKind,
     Model,
     Operator,
     Recompute,
+    Recomputes,
+    RecomputeWish,
     check_recompute,
+    recompute_of,
 )
 
 __all__ = [
     "RECOMPUTES",
+    "RECOMPUTE_WISHES",
     "Activations",
+    "Again",
     "Batch",
     "Cluster",
     "Combined",
@@ -28,7 +35,10 @@ __all__ = [
     "Model",
     "Operator",
     "Recompute",
+    "RecomputeWish",
+    "Recomputes",
     "check_recompute",
     "parse_cluster",
+    "recompute_of",
     "this_machine",
 ]

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 from evenflow.errors import InputError
 
 LayerKind = Literal["embedding", "block", "head"]
-Recompute = Literal["none", "full"]  # what blocks do again in their backward: nothing, or their whole forward
+# What a block does again in its backward: nothing, its attention's forward, or its whole forward.
+Recompute = Literal["none", "selective", "full"]
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
+Recomputes = Recompute | Sequence[Recompute]  # one for all layers, or one for each
+RecomputeWish = Literal["none", "selective", "full", "auto"]  # `auto`: as little as fits the memory limit
+RECOMPUTE_WISHES: tuple[RecomputeWish, ...] = get_args(RecomputeWish)
 
 
-def check_recompute(value: str) -> Recompute:
+def check_recompute(value: str) -> RecomputeWish:
     """A word of the user's as the value that it is.
 
     Raises:
         InputError: there is no such way to recompute.
     """
-    for known in RECOMPUTES:
+    for known in RECOMPUTE_WISHES:
         if value == known:
             return known
-    raise InputError(f"--recompute {value!r} is not known; {' or '.join(RECOMPUTES)} would do")
+    raise InputError(f"--recompute {value!r} is not known; {' or '.join(RECOMPUTE_WISHES)} would do")
+
+
+def recompute_of(recompute: Recomputes, layer: int) -> Recompute:
+    """What one of many layers does."""
+    return recompute if isinstance(recompute, str) else recompute[layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,23 @@ class Combined:
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """What running a part of a layer's forward again, in its backward, makes of one microbatch.
+
+    Attributes:
+        recompute: which part.
+        flops: floating-point operations that are run again.
+        combined: what is put together again over the processes that share the layer.
+        activations: the layer's bytes then.
+    """
+
+    recompute: Recompute
+    flops: int
+    combined: tuple[Combined, ...]
+    activations: Activations
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """The smallest thing the planner moves: the embedding, one decoder block, or norm + head + loss.
 
@@ -97,8 +124,8 @@ class Layer:
         first_input_peak_bytes: as `input_peak_bytes`, of a step's first, which makes those that W does not.
         kept_gradient_bytes: the part of `pending_bytes` that is the gradient of its output: nothing, or all of that.
         weight_bytes: the part of `parameter_bytes` whose gradients W makes.
-        recomputed: the bytes where its forward is run again in its backward; None for a layer that keeps its own,
-            whatever a plan recomputes.
+        recomputed: what each way to recompute makes of it; none for a layer that keeps its own, whatever a plan
+            recomputes, and no `selective` for one without attention.
         forward_combined: what its forward puts together over the processes that share it.
         backward_combined: what its backward does, recomputation not included.
     """
@@ -121,15 +148,20 @@ class Layer:
     first_input_peak_bytes: int = 0
     kept_gradient_bytes: int = 0
     weight_bytes: int = 0
-    recomputed: Activations | None = None
+    recomputed: tuple[Again, ...] = ()
     forward_combined: tuple[Combined, ...] = ()
     backward_combined: tuple[Combined, ...] = ()
 
+    def again(self, recompute: Recompute) -> Again | None:
+        """What a way to recompute makes of this layer; None where it has nothing to run again."""
+        return next((own for own in self.recomputed if own.recompute == recompute), None)
+
     def under(self, recompute: Recompute) -> Layer:
         """This layer with the bytes that it has under a way to recompute."""
-        if recompute == "none" or self.recomputed is None:
+        again = self.again(recompute)
+        if again is None:
             return self
-        return replace(self, **{name: getattr(self.recomputed, name) for name in Activations.__slots__})
+        return replace(self, **{name: getattr(again.activations, name) for name in Activations.__slots__})
 
     @property
     def forward_flops(self) -> int:
@@ -172,9 +204,17 @@ class Model:
     tp: int = 1
     whole_flops: int = 0
 
-    def under(self, recompute: Recompute) -> Model:
+    def under(self, recompute: Recomputes) -> Model:
         """This model with the bytes that its layers have under a way to recompute; it stays the model it is."""
-        return replace(self, layers=tuple(layer.under(recompute) for layer in self.layers))
+        layers = (layer.under(recompute_of(recompute, number)) for number, layer in enumerate(self.layers))
+        return replace(self, layers=tuple(layers))
+
+    def recomputing(self, recompute: Recomputes) -> tuple[Recompute, ...]:
+        """What each layer does under a way to recompute: `none` where it has nothing to run again."""
+        asked = (recompute_of(recompute, number) for number in range(len(self.layers)))
+        return tuple(
+            own if layer.again(own) is not None else "none" for own, layer in zip(asked, self.layers, strict=True)
+        )
 
     @property
     def parameters(self) -> int:

@@ -9,7 +9,7 @@ from evenflow.errors import InputError
 from evenflow.files import check_settings
 from evenflow.plan import Axes, Zero, check_zero, choose_axes
 from evenflow.runtime import OptimizerSettings
-from evenflow.spec import Batch, Recompute
+from evenflow.spec import Batch, RecomputeWish
 from evenflow.train.lr_schedule import LrKind, LrSchedule
 from evenflow.train.sequences import PackingKind
 
@@ -34,7 +34,8 @@ class Job:
         threads: compute threads of each process; by default an equal slice of the cores.
         plan: a plan.json to follow; by default one is made from a profile.
         schedule: the schedule's name.
-        recompute: `none` or `full`: what blocks do again in their backward; by default nothing.
+        recompute: what blocks run again in their backward: `none` (by default), `selective`, `full`, or with `auto` as
+            little as fits the memory limit.
         stages_per_rank: stages of each rank; by default as many as the schedule asks for.
         learning_rate: at its peak.
         lr_schedule: `cosine`, `linear` or `wsd`: how the rate falls after the warm-up.
@@ -89,7 +90,7 @@ class Job:
     threads: int | None = None
     plan: Path | None = None
     schedule: str | None = None
-    recompute: Recompute | None = None
+    recompute: RecomputeWish | None = None
     stages_per_rank: int | None = None
     learning_rate: float = 3e-4
     lr_schedule: LrKind = "cosine"

@@ -11,14 +11,14 @@ from evenflow.models import ModelSource, describe_model
 from evenflow.plan import Axes, Plan, Zero, choose_axes
 from evenflow.program import tp_misfit
 from evenflow.search import make_plan
-from evenflow.spec import Batch, Cluster, Model, Recompute, parse_cluster
+from evenflow.spec import Batch, Cluster, Model, RecomputeWish, parse_cluster
 from evenflow.spec.batch import default_micro_batch_size
 from evenflow.spec.cluster import local_cluster
 from evenflow.train.job import Job
 from evenflow.units import format_bytes
 
 DEFAULT_SCHEDULE = "1f1b"
-DEFAULT_RECOMPUTE: Recompute = "none"
+DEFAULT_RECOMPUTE: RecomputeWish = "none"
 
 
 def choose_cluster(
@@ -56,7 +56,7 @@ def plan_model(
     memory_limit: int | None = None,
     profile: Profile | None = None,
     stages_per_rank: int | None = None,
-    recompute: Recompute | None = None,
+    recompute: RecomputeWish | None = None,
     axes: Axes | None = None,
     zero: Zero = 0,
 ) -> tuple[Model, Plan, Costs]:
@@ -139,7 +139,7 @@ def check_agrees(plan: Plan, job: Job) -> None:
         ("--zero", job.zero, plan.zero),
         ("--threads", job.threads, plan.threads),
         ("--schedule", job.schedule, plan.schedule),
-        ("--recompute", job.recompute, plan.recompute),
+        ("--recompute", None if job.recompute == "auto" else job.recompute, plan.recomputed),
         ("--stages-per-rank", job.stages_per_rank, _stages_per_rank(plan)),
         ("--global-batch-size", job.global_batch_size, plan.global_batch_size),
         ("--micro-batch-size", job.micro_batch_size, plan.micro_batch_size),
