@@ -118,7 +118,7 @@ def share(name: str, changes: dict[str, Any]) -> Verdict:
     for field in dropouts(config):
         setattr(config, field, 0.0)
     try:
-        result = check_shares(config)
+        result = check_shares(config, 2)
     except EvenflowError as error:
         return _verdict(error)
     return "equal", f"{result.worst_error:.0e}, {result.cut} of {result.parameters} parameters cut"

@@ -108,8 +108,7 @@ def _train(
     if done:
         channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
         read_state(Path(payload["checkpoint"]), done, held, optimizer)
-    shard = at.pp * axes.tp + at.tp
-    saver = Saver(Path(payload["run"]), shard, held, optimizer, reductions, writes=at.dp == 0)
+    saver = Saver(Path(payload["run"]), at.pp * axes.tp + at.tp, held, optimizer, reductions, writes=at.dp == 0)
     if done:
         hashes = saver.hashes()
         if at.dp == 0:
