@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from evenflow.execute import Executor
 from evenflow.models import build_stage, draw_weights
 from evenflow.program import Program, stages_of
-from evenflow.runtime import Clock, Optimizer, OptimizerSettings, Transport
+from evenflow.runtime import Clock, Mesh, Optimizer, OptimizerSettings, Transport
 from evenflow.spec import Recompute
 from tests.conftest import TINY_LLAMA
 from tests.parity.test_whole import cut
@@ -25,6 +25,7 @@ def make_executor(
     optimizer: type[Optimizer] = Optimizer,
     clock: Clock | None = None,
     recompute: Recompute = "none",
+    mesh: Mesh | None = None,
 ) -> Executor:
     """The executor of one rank; layers are cut evenly, weights drawn from one seed."""
     settings = dict(config)
@@ -39,7 +40,7 @@ def make_executor(
     parameters = {name: own for stage in stages.values() for name, own in stage.named_model_parameters().items()}
     names = next(iter(stages.values())).anatomy.parameters
     updates = None if program.forward_only else optimizer(parameters, names, OptimizerSettings())
-    return Executor(program, rank, stages, transport, updates, (*SHAPE, hf_config.hidden_size), clock)
+    return Executor(program, rank, stages, transport, updates, (*SHAPE, hf_config.hidden_size), clock, mesh=mesh)
 
 
 def is_empty(executor: Executor) -> bool:

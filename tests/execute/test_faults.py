@@ -10,8 +10,9 @@ import torch
 from evenflow.errors import FaultError, InputError, PeerLostError, RankError
 from evenflow.execute import Executor
 from evenflow.launch import ForkServer
+from evenflow.plan import Axes, Coordinates
 from evenflow.program import build_program
-from evenflow.runtime import InMemoryNetwork, MadeUpTransport
+from evenflow.runtime import InMemoryNetwork, MadeUpTransport, Mesh
 from tests.conftest import TINY_LLAMA
 from tests.execute.alone import SHAPE, make_executor
 from tests.parity.ranks import tokens_of
@@ -64,6 +65,14 @@ def test_every_compute_action_is_named_by_its_token(schedule: str, method: str, 
     executor = make_executor(build_program(schedule, 2, 4), 0, MadeUpTransport())
     fail_at(executor, 0, 1, method)
     assert str(run(executor)).startswith(f"rank 0 failed in {token}: ZeroDivisionError")
+
+
+def test_a_replica_goes_by_its_process_and_its_place() -> None:
+    mesh = Mesh(Axes(pp=2, dp=2), Coordinates(0, 1))
+    executor = make_executor(build_program("1f1b", 2, 4), 0, MadeUpTransport(), mesh=mesh)
+    fail_at(executor, 0, 0)
+    with pytest.raises(RankError, match=r"^rank 1 \(pp 0, dp 1\) failed in 0F0: ZeroDivisionError"):
+        executor.run_step(tokens, 1e-3, predicted=8)
 
 
 @pytest.mark.parametrize("method", ["send", "receive"])

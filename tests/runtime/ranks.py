@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from evenflow.launch import Channel
-from evenflow.runtime import EdgeGroupTransport, connect, edges_of
+from evenflow.plan import Axes
+from evenflow.runtime import EdgeGroupTransport, connect, edges_of, make_mesh
 
 MESSAGES = 4
 
@@ -41,3 +44,21 @@ def around(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             "sum": float(total),
         }
     )
+
+
+def waits_for_a_silent_peer(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
+    """Rank 0 sums over an axis whose group waits for 2 s; rank 1 never does, and looks whether 0 gave up in time."""
+    transport = connect(rank, 2, Path(payload["rendezvous"]), 60)
+    mesh = make_mesh(Axes(**{payload["axis"]: 2}), rank, (), timeout_s=2)
+    group = mesh.dp if payload["axis"] == "dp" else mesh.tp.get_group()
+    gave_up = Path(payload["gave_up"])
+    if rank == 0:
+        try:
+            dist.all_reduce(torch.zeros(1), group=group)
+        except RuntimeError:
+            gave_up.touch()
+    end = time.monotonic() + 40
+    while not gave_up.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    channel.send({"kind": "result", "heard": gave_up.exists()})
+    transport.close()

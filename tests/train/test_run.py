@@ -254,3 +254,10 @@ def test_a_run_refused_by_its_ranks_leaves_an_empty_folder_empty(run: RunResult,
     with pytest.raises(evenflow.InputError, match="not a readable safetensors file"):
         evenflow.train(replace(job, model=str(model), out=out))
     assert list(out.iterdir()) == []
+
+
+def test_blocks_skipped_at_random_are_refused_though_nothing_is_checked(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "opt", "num_hidden_layers": 2, "layerdrop": 0.1}))
+    job = replace(job, model=str(tmp_path), out=tmp_path / "run", check=False, processes=2)
+    with pytest.raises(evenflow.InputError, match=r"opt skips blocks at random \(layerdrop = 0.1\)"):
+        evenflow.train(job)

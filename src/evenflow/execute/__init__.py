@@ -3,7 +3,8 @@
 from evenflow.execute.check import CheckResult, check_split
 from evenflow.execute.check_documents import check_documents
 from evenflow.execute.check_tensor_parallel import SharesResult, check_shares, refuse_dropout
-from evenflow.execute.executor import Executor, StepResult
+from evenflow.execute.executor import Executor
+from evenflow.execute.step import StepResult
 
 __all__ = [
     "CheckResult",

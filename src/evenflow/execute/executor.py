@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, assert_never
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from evenflow.errors import EvenflowError, InputError, PeerLostError, RankError, first_line
 from evenflow.execute.buffers import BufferPool
 from evenflow.execute.runner import StageRunner
+from evenflow.execute.step import RunningStep, StepResult, Tokens
 from evenflow.models import Microbatch, Stage, draw_of
 from evenflow.program import (
     Action,
@@ -44,50 +44,8 @@ from evenflow.program import (
 )
 from evenflow.runtime import Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
 
-Tokens = Callable[[int], Microbatch | Tensor]  # plain token ids are a microbatch of which all is learned
-_Do = Callable[["_Running"], None]
+_Do = Callable[[RunningStep], None]
 _Key = tuple[int, int]  # stage and microbatch: cheaper to make and to look up than an action
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """One step on one rank.
-
-    Attributes:
-        loss: the mean loss over the step's predicted tokens (the same on every rank).
-        grad_norm: the global gradient norm before clipping; zero in an evaluation.
-        stop: whether any rank asked to stop after this step.
-        begin_s: when the rank's step before ended.
-        end_s: when this one did.
-        spans: start and end of each action, in the program's order.
-        losses: what each microbatch adds to it, by number; empty on ranks without the last stage.
-        memory: what the executor's gauge said after each action; empty without one.
-    """
-
-    loss: float
-    grad_norm: float
-    stop: bool
-    begin_s: float
-    end_s: float
-    spans: tuple[tuple[float, float], ...]
-    losses: tuple[float, ...]
-    memory: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
-class _Running:
-    """The step under way: what it was given and what it has come to."""
-
-    tokens: Tokens
-    learning_rate: float
-    want_stop: bool
-    draw: int | None
-    shapes: Sequence[tuple[int, ...]]  # of what crosses stages, by microbatch
-    norms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    losses: tuple[float, ...] = ()
-    loss: float = 0.0
-    stop: bool = False
-    grad_norm: float = 0.0
 
 
 class Executor:
@@ -184,17 +142,10 @@ class Executor:
         if shape is not None:
             self._boundary = (*shape, self._boundary[-1])
         self.pool.reshape(self._boundary)
-        if predicted is None:
-            assert self._replicas == 1, "a replica does not know what the others predict"
-            predicted = sum(_microbatch(tokens(own)).predicted for own in range(self.program.microbatches))
-        if predicted < 1:
-            raise InputError(
-                f"all labels of the step's {self.program.microbatches} microbatches are masked, so there is nothing to "
-                "learn from; a batch with at least one label that is not -100 would do"
-            )
+        learned = self._learned(tokens, predicted)
         for runner in self.runners.values():
-            runner.begin_step(predicted)
-        running = _Running(tokens, learning_rate, want_stop, draw, self._shapes(lengths))
+            runner.begin_step(learned)
+        running = RunningStep(tokens, learning_rate, want_stop, draw, self._shapes(lengths))
         evaluates = self.program.forward_only
         mark, gauge = self.clock.mark, self.gauge
         memory: list[int] = []
@@ -212,13 +163,26 @@ class Executor:
             moments = self.clock.read()
         except Exception as error:
             self._explain(error, action)
-        begin, ended = self._finished, time.perf_counter()
+        begin = self._finished
         # The last moment is when the device was done; an evaluation ends with its sum, which is no action.
-        self._finished = moments[-1] if moments and not evaluates else ended
-        spans = tuple(zip(moments[::2], moments[1::2], strict=True))
-        return StepResult(
-            running.loss, running.grad_norm, running.stop, begin, self._finished, spans, running.losses, tuple(memory)
-        )
+        self._finished = moments[-1] if moments and not evaluates else time.perf_counter()
+        return running.result(begin, self._finished, moments, memory)
+
+    def _learned(self, tokens: Tokens, predicted: int | None) -> int:
+        """How many tokens the whole batch predicts: this pipeline's, where there is no other and nobody says.
+
+        Raises:
+            InputError: none.
+        """
+        if predicted is None:
+            assert self._replicas == 1, "a replica does not know what the others predict"
+            predicted = sum(_microbatch(tokens(own)).predicted for own in range(self.program.microbatches))
+        if predicted < 1:
+            raise InputError(
+                f"all labels of the step's {self.program.microbatches} microbatches are masked, so there is nothing to "
+                "learn from; a batch with at least one label that is not -100 would do"
+            )
+        return predicted
 
     def starts_now(self) -> None:
         """The next step begins now: what was done since the last one is none of its time."""
@@ -272,30 +236,30 @@ class Executor:
             case _:
                 assert_never(action)
 
-    def _do_forward(self, stage: int, microbatch: int, running: _Running) -> None:
+    def _do_forward(self, stage: int, microbatch: int, running: RunningStep) -> None:
         batch = self._tokens(microbatch, running)
         hidden = batch.ids if stage == 0 else self._input(stage, microbatch)
         self.clock.mark()
         self._forward(stage, microbatch, hidden, batch, running.draw)
 
-    def _do_backward(self, stage: int, microbatch: int, halves: bool, running: _Running) -> None:  # noqa: ARG002 - as all
+    def _do_backward(self, stage: int, microbatch: int, halves: bool, running: RunningStep) -> None:  # noqa: ARG002 - as all
         gradient = self._output_gradient(stage, microbatch)
         self.clock.mark()
         self._backward(stage, microbatch, gradient, halves)
 
-    def _do_weight_backward(self, stage: int, microbatch: int, running: _Running) -> None:  # noqa: ARG002 - as all
+    def _do_weight_backward(self, stage: int, microbatch: int, running: RunningStep) -> None:  # noqa: ARG002 - as all
         self.clock.mark()
         self.runners[stage].weight_backward(microbatch)
         self._free(stage, microbatch)
 
-    def _do_norm(self, running: _Running) -> None:
+    def _do_norm(self, running: RunningStep) -> None:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         if self.reductions is not None:
             self.reductions.finish()
         self.clock.mark()
         running.norms = self.optimizer.gradient_norms()
 
-    def _do_step(self, running: _Running) -> None:
+    def _do_step(self, running: RunningStep) -> None:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         self._combine(running)
         self.clock.mark()
@@ -303,7 +267,7 @@ class Executor:
         if self.reductions is not None:
             self.reductions.spread()
 
-    def _do_reduce(self, action: Reduction, running: _Running) -> None:  # noqa: ARG002 - as all
+    def _do_reduce(self, action: Reduction, running: RunningStep) -> None:  # noqa: ARG002 - as all
         assert self.reductions is not None, "a program that reduces is given what reduces"
         self.clock.mark()
         self.reductions.start(action)
@@ -316,7 +280,7 @@ class Executor:
         assert max(given) <= longest, f"a microbatch of {max(given)} tokens where {longest} are the most"
         return [(batch, length, width) for length in given]
 
-    def _tokens(self, microbatch: int, running: _Running) -> Microbatch:
+    def _tokens(self, microbatch: int, running: RunningStep) -> Microbatch:
         batch, shape = _microbatch(running.tokens(microbatch)), running.shapes[microbatch][:-1]
         if batch.ids.shape != shape:
             raise InputError(
@@ -384,7 +348,7 @@ class Executor:
         key: _Key,
         rank: int,
         tag: int,
-        running: _Running,  # noqa: ARG002 - as all
+        running: RunningStep,  # noqa: ARG002 - as all
     ) -> None:
         self.clock.mark()
         sends[key] = self.transport.send(made[key], rank, tag)
@@ -395,7 +359,7 @@ class Executor:
         key: _Key,
         rank: int,
         tag: int,
-        running: _Running,
+        running: RunningStep,
     ) -> None:
         self.clock.mark()
         buffer = self.pool.take(running.shapes[key[1]])
@@ -406,7 +370,7 @@ class Executor:
         sends: dict[_Key, Transfer],
         made: dict[_Key, Tensor],
         key: _Key,
-        running: _Running,  # noqa: ARG002 - as all
+        running: RunningStep,  # noqa: ARG002 - as all
     ) -> None:
         self.clock.mark()
         sends.pop(key).wait()
@@ -416,7 +380,7 @@ class Executor:
         """A number that no other message of this step has."""
         return 2 * (stage * self.program.microbatches + microbatch) + is_gradient
 
-    def _combine(self, running: _Running) -> None:
+    def _combine(self, running: RunningStep) -> None:
         """Sum over all ranks, in one message: the gradient norms, the last stage's loss, the wish to stop."""
         runner = self.runners.get(self._last_stage)
         running.losses = runner.take_losses() if runner else ()

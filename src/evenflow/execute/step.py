@@ -1,0 +1,59 @@
+"""A step of one rank: what it is given, what it has come to so far, and what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from evenflow.models import Microbatch
+
+Tokens = Callable[[int], Microbatch | Tensor]  # plain token ids are a microbatch of which all is learned
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One step on one rank.
+
+    Attributes:
+        loss: the mean loss over the step's predicted tokens (the same on every rank).
+        grad_norm: the global gradient norm before clipping; zero in an evaluation.
+        stop: whether any rank asked to stop after this step.
+        begin_s: when the rank's step before ended.
+        end_s: when this one did.
+        spans: start and end of each action, in the program's order.
+        losses: what each microbatch adds to it, by number; empty on ranks without the last stage.
+        memory: what the executor's gauge said after each action; empty without one.
+    """
+
+    loss: float
+    grad_norm: float
+    stop: bool
+    begin_s: float
+    end_s: float
+    spans: tuple[tuple[float, float], ...]
+    losses: tuple[float, ...]
+    memory: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class RunningStep:
+    """The step under way: what it was given and what it has come to."""
+
+    tokens: Tokens
+    learning_rate: float
+    want_stop: bool
+    draw: int | None
+    shapes: Sequence[tuple[int, ...]]  # of what crosses stages, by microbatch
+    norms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    losses: tuple[float, ...] = ()
+    loss: float = 0.0
+    stop: bool = False
+    grad_norm: float = 0.0
+
+    def result(self, begin_s: float, end_s: float, moments: Sequence[float], memory: Sequence[int]) -> StepResult:
+        """What the step came to; `moments` has start and end of each action in turn."""
+        spans = tuple(zip(moments[::2], moments[1::2], strict=True))
+        return StepResult(self.loss, self.grad_norm, self.stop, begin_s, end_s, spans, self.losses, tuple(memory))
