@@ -274,11 +274,12 @@ class Executor:
 
     def _shapes(self, lengths: Sequence[int] | None) -> Sequence[tuple[int, ...]]:
         """What crosses stages of each microbatch; receive buffers are those of the longest that there may be."""
+        if lengths is None:
+            return [self._boundary] * self.program.microbatches
         batch, longest, width = self._boundary
-        given = [longest] * self.program.microbatches if lengths is None else lengths
-        assert len(given) == self.program.microbatches, f"{len(given)} lengths of {self.program.microbatches}"
-        assert max(given) <= longest, f"a microbatch of {max(given)} tokens where {longest} are the most"
-        return [(batch, length, width) for length in given]
+        assert len(lengths) == self.program.microbatches, f"{len(lengths)} lengths of {self.program.microbatches}"
+        assert max(lengths) <= longest, f"a microbatch of {max(lengths)} tokens where {longest} are the most"
+        return [(batch, length, width) for length in lengths]
 
     def _tokens(self, microbatch: int, running: RunningStep) -> Microbatch:
         batch, shape = _microbatch(running.tokens(microbatch)), running.shapes[microbatch][:-1]

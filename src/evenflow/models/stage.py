@@ -141,7 +141,7 @@ class Stage(nn.Module):
             Hidden states [batch, seq, width], or on the last stage the mean loss of the learned tokens [].
 
         Raises:
-            InputError: there are positions, and the model takes none.
+            InputError: there are positions, and the model takes none; or its code passed by this stage's blocks.
         """
         layout = self.anatomy.layout
         if self.is_first:
@@ -161,11 +161,14 @@ class Stage(nn.Module):
             result = self.model(input_ids=ids, labels=labels if self.is_last else None, use_cache=False, **rest)
         except Reached as reached:
             output = reached.hidden
+            missed = self._gate.received is not None
         else:
             output = result.loss
+            # A last stage without labels has no loss; any other that comes to the forward's end has missed its own.
+            missed = self._gate.received is not None or (output is None and (not self.is_last or labels is not None))
         finally:
-            passed_by, self._gate.received = self._gate.received is not None, None
-        if passed_by or output is None:
+            self._gate.received = None
+        if missed:
             raise InputError(
                 f"{self.model.config.model_type} passed by the blocks of layers {self.layers[0]} to {self.layers[-1]}, "
                 "as models do that skip blocks at random; a single process trains it whole"
