@@ -123,16 +123,12 @@ def main() -> None:
                 f"{row['measured_bytes'] / 2**20:.0f} MiB ({row['memory']:+.1%})",
                 flush=True,
             )
-    result = {
-        "machine": asdict(this_machine()), "jobs": rows,
-        "step_time": _summary(rows, "step_time"), "memory": _summary(rows, "memory"),
-    }  # fmt: skip
+    errors = {what: _summary(rows, what) for what in ("step_time", "memory")}
     if arguments.json:
-        print(json.dumps(result))
+        print(json.dumps({"machine": asdict(this_machine()), "jobs": rows, **errors}))
         return
-    for what in ("step_time", "memory"):
-        found = result[what]
-        print(f"{what}: median {found['median']:.1%}, worst {found['worst']:.1%}")  # type: ignore[index]
+    for what, found in errors.items():
+        print(f"{what}: median {found['median']:.1%}, worst {found['worst']:.1%}")
 
 
 if __name__ == "__main__":

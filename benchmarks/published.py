@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.published_rows import Unpredictable, read_job
 from evenflow.cost.pinned import Pinned, peak_bytes, rank_bytes, step_seconds, worst_rank
@@ -90,10 +91,10 @@ def errors(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[tuple
     return found
 
 
-def sweeps(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[dict[str, object]]:
+def sweeps(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     """Rank correlation and regret of each sweep; identical configurations count once, by their median."""
     ids = sorted({row["sweep"] for row in rows if row["sweep"]})
-    found: list[dict[str, object]] = []
+    found: list[dict[str, Any]] = []
     for sweep in ids:
         groups: dict[str, tuple[float, list[float]]] = {}
         for row, one in zip(rows, predictions, strict=True):
@@ -128,7 +129,7 @@ def _summary(values: Sequence[float]) -> dict[str, float | int | None]:
     return {"rows": len(ordered), "median": median(ordered), "p90": ordered[int(0.9 * (len(ordered) - 1))]}
 
 
-def report(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, object]:
+def report(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Any]:
     compared = errors(rows, predictions)
     imputed = {id(row): bool(one.imputed) for row, one in zip(rows, predictions, strict=True)}
     groups = {"all": lambda _: True, "nothing imputed": lambda row: not imputed[id(row)],
@@ -182,20 +183,20 @@ def _number(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else "-"
 
 
-def show(found: dict[str, object]) -> None:
-    def line(name: str, one: dict[str, object]) -> str:
+def show(found: dict[str, Any]) -> None:
+    def line(name: str, one: dict[str, Any]) -> str:
         return f"{name}: {one['rows']} rows, median {_percent(one['median'])}, 90th {_percent(one['p90'])}"
 
-    for source in found["sources"]:  # type: ignore[attr-defined]
+    for source in found["sources"]:
         print(f"{source['source']}: {source['predicted']} predicted")
         for reason, count in source["skipped"].items():
             print(f"  skipped {count}: {reason}")
         print(line("  step time", source["step_time"]))
         print(line("  memory", source["memory"]))
     for what in ("step_time", "memory"):
-        for name, one in found[what].items():  # type: ignore[attr-defined]
+        for name, one in found[what].items():
             print(line(f"{what}, {name}", one))
-    for one in found["sweeps"]:  # type: ignore[attr-defined]
+    for one in found["sweeps"]:
         print(f"sweep {one['sweep']}: {one['rows']} layouts, rank correlation {_number(one['rank_correlation'])}, "
               f"regret {_percent(one['regret'])}")  # fmt: skip
     print(f"median regret {_percent(found['regret'])}; predicted {_percent(found['coverage'])} of the rows whose "

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evenflow.errors import InputError
+from evenflow.models import NOT_LEARNED
 from evenflow.train.document import Document
 from evenflow.train.packing import pack
 from evenflow.train.sampler import lengths, microbatch
-from evenflow.train.sequences import NOT_LEARNED, PackingKind, Sequences
+from evenflow.train.sequences import PackingKind, Sequences
 from evenflow.train.store import TokenStore, build_store
 from evenflow.train.tokenizer import train_bpe
 from tests.conftest import TINY_LLAMA

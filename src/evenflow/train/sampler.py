@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenflow.errors import InputError
-from evenflow.train.sequences import NOT_LEARNED, Sample, Sequences
+from evenflow.models import NOT_LEARNED
+from evenflow.train.sequences import Sample, Sequences
 
 _WORD = 2**64 - 1
 _HELD_OUT = _WORD  # an epoch that no run comes to, whose order says what is held out

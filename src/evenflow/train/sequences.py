@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenflow.errors import InputError
+from evenflow.models import NOT_LEARNED
 from evenflow.train.packing import Packing, alone, pack
 from evenflow.train.store import TokenStore
 
 PackingKind = Literal["stream", "whole", "padded"]
 PACKINGS: tuple[PackingKind, ...] = get_args(PackingKind)
-NOT_LEARNED = -100  # a label that no loss counts, as in transformers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
