@@ -40,7 +40,7 @@ def much(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
 def fail(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Fail as the payload says for this rank; the others wait, then lose their peer."""
     how = payload["how"][rank]
-    channel.send({"kind": "doing", "what": f"testing {how}"})
+    channel.doing(f"testing {how}")
     match how:
         case "input":
             raise InputError("the text is wrong")
