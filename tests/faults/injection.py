@@ -19,13 +19,13 @@ from evenflow.launch import ForkServer, client
 POINTS = ("forward", "backward", "communication", "optimizer", "save")
 
 _SITECUSTOMIZE = """
-import ctypes, errno, json, os, sys, time
+import ctypes, importlib, json, os, sys, time
 if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     import torch.distributed
-    import evenflow.train.saver, evenflow.train.shards
     from evenflow.execute.runner import StageRunner
     from evenflow.runtime import Optimizer
     from evenflow.runtime.transport import GlooTransfer
+    shards = importlib.import_module("evenflow.train.shards")
     plan, calls = [], {}
 
     def happen(fault, *rest):
@@ -75,11 +75,11 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     before(StageRunner, "backward", "backward")
     before(GlooTransfer, "wait", "communication")
     before(Optimizer, "step", "optimizer")
-    before(evenflow.train.shards, "_write", "save")
-    write = evenflow.train.shards._write
+    before(shards, "_write", "save")
+    write = shards._write
 
     def failing(file, data):
-        # What the disk says: `FAIL_WRITES` names a file that holds the error's number for as long as it is to last.
+        # A file holds the error's number, for as long as it is to last.
         try:
             number = int(open(os.environ["FAULT"] + ".disk").read())
         except (FileNotFoundError, ValueError):
@@ -87,7 +87,7 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
         write(file, data[: len(data) // 2])
         raise OSError(number, os.strerror(number))
 
-    evenflow.train.shards._write = failing
+    shards._write = failing
 """
 
 
