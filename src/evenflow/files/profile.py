@@ -53,6 +53,7 @@ class ProfileDocument(Document):
     link: LinkPart
     reduce_s: Seconds
     peak_flops: Rate
+    cluster: str = "local"
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -75,6 +76,7 @@ class ProfileDocument(Document):
             link=LinkPart.of(profile.link),
             reduce_s=profile.reduce_s,
             peak_flops=profile.peak_flops,
+            cluster=profile.cluster,
         )
 
     def value(self) -> Profile:
@@ -94,6 +96,7 @@ class ProfileDocument(Document):
             link=self.link.value(),
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
+            cluster=self.cluster,
         )
 
 
