@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.cost.costs import Costs, LayerCost, LinkCost, Origin
 from evenflow.errors import InputError
 from evenflow.spec import Cluster, Machine, Model, this_machine
 
@@ -29,6 +29,7 @@ class Profile:
         reduce_s: combining the gradient norm over all processes.
         peak_flops: floating-point operations a second of a large matrix product on one process.
         cluster: what it says something about: this machine, or the cluster of a plan whose ranks were rehearsed here.
+        link_origin: where transfers and the norm's reduction come from: a rank that was rehearsed alone has none.
     """
 
     machine: Machine
@@ -46,6 +47,7 @@ class Profile:
     reduce_s: float
     peak_flops: float
     cluster: str = "local"
+    link_origin: Origin = "measured"
 
     def costs(self) -> Costs:
         """The measured costs."""
@@ -59,7 +61,7 @@ class Profile:
             origin={
                 "layers": "measured",
                 "halves": "measured",
-                "link": "measured",
+                "link": self.link_origin,
                 "optimizer": "measured",
                 "memory": "analytic",
             },

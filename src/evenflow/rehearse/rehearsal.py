@@ -65,6 +65,7 @@ def rehearse_rank(
     rank: int,
     steps: int = DEFAULT_STEPS,
     said: Callable[[str], None] = lambda _: None,
+    processes: int | None = None,
     launcher: Launcher | None = None,
 ) -> Rehearsed:
     """Run one rank of a plan here, with made-up peers.
@@ -80,6 +81,7 @@ def rehearse_rank(
         rank: which rank, by its index on the pp axis; of its replicas and shards the first.
         steps: how many are measured, after two of warm-up.
         said: told once what is about to run.
+        processes: how many rehearse it side by side, where it is not as many as said above.
         launcher: where the processes run; by default on this host.
 
     Raises:
@@ -89,7 +91,7 @@ def rehearse_rank(
     """
     check_rank(plan, rank)
     cluster = local_cluster(threads=plan.threads)
-    processes = _side_by_side(plan, cluster)
+    processes = processes or _side_by_side(plan, cluster)
     check_memory(plan, rank, cluster, processes)
     said(f"rehearsing rank {rank}: {WARM_UP_STEPS + steps} steps on {cluster.device.name}")
     with tempfile.TemporaryDirectory(prefix="evenflow-") as folder:
@@ -170,17 +172,13 @@ def distinct_ranks(plan: Plan) -> dict[int, tuple[int, ...]]:
 
 
 def _work(plan: Plan, program: Program, rank: int) -> tuple[object, ...]:
-    """What a rank holds and does, in words that name no rank: layers without their names, actions by own stages."""
+    """What a rank holds and does, in words that name no rank: layers without names, what it computes by own stages."""
     place = {stage: number for number, stage in enumerate(plan.ranks[rank].stages)}
     layers = [
         [layer_kind(plan.layers[layer]) for layer in plan.stages[stage].layers] for stage in plan.ranks[rank].stages
     ]
-    actions = [
-        (type(own).__name__, place.get(getattr(own, "stage", -1)), getattr(own, "microbatch", None))
-        for own in program.ranks[rank]
-    ]
-    inputs = [plan.stages[stage].memory.input_bytes for stage in plan.ranks[rank].stages]
-    return (str(layers), tuple(actions), tuple(inputs))
+    actions = [(type(own).__name__, place[own.stage], own.microbatch) for own in program.compute_order()[rank]]
+    return (str(layers), tuple(actions), plan.ranks[rank].peak_bytes)
 
 
 def layer_kind(layer: LayerPlan) -> tuple[object, ...]:

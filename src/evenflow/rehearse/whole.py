@@ -105,6 +105,7 @@ def rehearsed_profile(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) 
         reduce_s=plan.reduce_s,
         peak_flops=plan.peak_flops,
         cluster=plan.cluster,
+        link_origin=plan.costs["link"],
     )
 
 
