@@ -53,7 +53,7 @@ class JobPart(Part):
     """A job; a key without a value is None, which means what its description says."""
 
     format_version: Annotated[
-        Literal[5], Field(description="of this file", json_schema_extra={"group": "what is trained"})
+        Literal[6], Field(description="of this file", json_schema_extra={"group": "what is trained"})
     ] = FORMAT_VERSION
     model: Annotated[
         PathText | None,
