@@ -22,7 +22,7 @@ from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, check_z_loss, describe_model, find_model
 from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, find_out, make_plan, plan_timeline
-from evenflow.spec import Batch, Cluster, Model
+from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch, Cluster, Model
 from evenflow.timeline import Comparison, Timeline, compare
 from evenflow.train.attempt import PARTIAL_MODEL, Prepared, Watcher
 from evenflow.train.checkpoint import Checkpoint, RunState, check_resumable, config_hash
@@ -51,9 +51,6 @@ from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
 from evenflow.train.supervise import go_on_from, see_through
 from evenflow.train.trackers import tracked
-
-_GLOBAL_BATCH_SIZE = 16
-_SEQ_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +191,9 @@ def _cluster_and_batch(
     kept = checkpoint.state.settings.get("micro_batch_size") if checkpoint else None
     longest = getattr(source.config, "max_position_embeddings", None)
     batch = make_batch(
-        job.global_batch_size or _GLOBAL_BATCH_SIZE,
+        job.global_batch_size or DEFAULT_GLOBAL_BATCH_SIZE,
         job.micro_batch_size or (kept if isinstance(kept, int) else None),
-        job.seq_length or min(_SEQ_LENGTH, longest if isinstance(longest, int) else _SEQ_LENGTH),
+        job.seq_length or min(DEFAULT_SEQ_LENGTH, longest if isinstance(longest, int) else DEFAULT_SEQ_LENGTH),
         axes,
     )
     return cluster, axes, batch
