@@ -38,6 +38,8 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
         match fault["what"]:
             case "hang":
                 time.sleep(600)
+            case "slow":
+                time.sleep(6)
             case "hold":  # the interpreter, with all its threads
                 ctypes.PyDLL(None).sleep(600)
             case "memory":
