@@ -18,7 +18,7 @@ from evenflow.train.lock import LOCK, FolderLock
 
 
 def child(does: Callable[[], int]) -> int:
-    """A process that does something and leaves with what that returns; forked, as only torch takes seconds to import."""
+    """A process that does something and leaves with what that returns; forked, since importing torch takes seconds."""
     pid = os.fork()
     if pid == 0:
         try:
