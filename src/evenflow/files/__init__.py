@@ -10,6 +10,7 @@ from evenflow.files.document import (
     write_json,
     write_text,
 )
+from evenflow.files.inside import check_index, check_inside, check_names, check_shard_header
 from evenflow.files.job import (
     JobPart,
     check_job,
@@ -40,8 +41,12 @@ __all__ = [
     "StepMetrics",
     "StepTimelines",
     "append_text",
+    "check_index",
+    "check_inside",
     "check_job",
+    "check_names",
     "check_settings",
+    "check_shard_header",
     "device_json",
     "job_schema",
     "job_settings",

@@ -25,11 +25,12 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from evenflow.errors import FaultError, InputError, first_line
-from evenflow.files import sync_folder, write_json
+from evenflow.files import check_names, check_shard_header, sync_folder, write_json
 from evenflow.train.shards import hash_file
 
 CHECKPOINT_VERSION = 4
 _MANIFEST = "manifest.json"
+_MOST_MANIFEST_BYTES = 2**26
 _PARTIAL = "partial-"
 _DAMAGED = "damaged-"
 _READERS = 4  # files hashed at once
@@ -267,13 +268,15 @@ def _file_facts(written: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_manifest(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:
     try:
+        if path.is_symlink() or path.stat().st_size > _MOST_MANIFEST_BYTES:
+            raise ValueError("it is a link, or too large to be one")
         facts = json.loads(path.read_text())
         version = facts["format_version"]
         if version != CHECKPOINT_VERSION:
             raise InputError(f"{path} has format_version {version}; this evenflow reads {CHECKPOINT_VERSION}")
         state = RunState(facts["model"], int(facts["step"]), int(facts["tokens"]), dict(facts["settings"]))
         files = {str(name): {"bytes": int(own["bytes"]), "xxh3": own["xxh3"]} for name, own in facts["files"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error!r})") from None
     return state, files
 
@@ -284,15 +287,19 @@ def _verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         InputError: which file, and what is wrong with it.
     """
+    check_names(folder, list(files), str(folder / _MANIFEST))
     for name, facts in files.items():
-        file = folder / Path(name).name
+        file = folder / name
+        if file.is_symlink():
+            raise InputError(f"{file} is a link, and was written as a file")
         if not file.is_file() or file.stat().st_size != facts["bytes"]:
             raise InputError(f"{file} is missing or not of {facts['bytes']} bytes")
+        check_shard_header(file)
     extra = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in files)
     if extra:  # its reader takes every shard that lies there
         raise InputError(f"{folder / extra[0]} is not in the manifest")
     with ThreadPoolExecutor(_READERS) as pool:
-        for name, found in zip(files, pool.map(_hash_of, (folder / Path(name).name for name in files)), strict=True):
+        for name, found in zip(files, pool.map(_hash_of, (folder / name for name in files)), strict=True):
             if found != files[name]["xxh3"]:
                 raise InputError(
                     f"{folder / name} is damaged: its hash is {found}, it was written as {files[name]['xxh3']}"

@@ -102,7 +102,7 @@ def train(job: Job, progress: Progress | None = None) -> RunResult:
         with StopSignals() as signals:
             if torchrun is None:
                 return _run(job, progress, signals, ThisHost())
-            with lead(torchrun, signals) as hosts:
+            with lead(torchrun, signals, progress.said) as hosts:
                 return _run(job, progress, signals, hosts)
     finally:
         progress.closed()
