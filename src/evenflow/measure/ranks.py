@@ -43,7 +43,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     # Of ranks that share a GPU the first times its layers, alone: what they take of it together is the simulator's.
     # Those that share out a layer have to time it together.
     if not gpus or local_rank - local_rank % payload["tp"] < gpus:
-        channel.send({"kind": "doing", "what": "timing layers"})
+        channel.doing("timing layers")
         layers, *stage = time_layers(
             read_config(payload["model"]),
             payload["signatures"],
@@ -57,7 +57,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         result |= {"layers": [asdict(own) for own in layers], "stage": stage}
         meet()
         result["peak_flops"] = time_matmul(clock, device)
-    channel.send({"kind": "doing", "what": "timing links"})
+    channel.doing("timing links")
     transport.sum(together)
     link = time_link(rank, ranks, transport, 4 * batch * seq * hidden, device)
     result |= {"link": [link.latency_s, 1 / link.bytes_per_s]}
