@@ -134,7 +134,11 @@ def test_torch_reads_the_schedule(tmp_path: Path, schedule: str) -> None:
     rows = {rank: [_Action.from_str(cell) for cell in line.split(",")] for rank, line in enumerate(lines)}
     actions = _add_send_recv(rows, lambda stage: plan.stage_rank[stage], len(plan.stages))  # type: ignore[arg-type]
     _simulate_comms_compute(actions, lambda stage: plan.stage_rank[stage], len(plan.stages))
-    forwards = [cell for cells in rows.values() for cell in cells if str(cell)[1:2] == "F" or "F" in str(cell)]
+    words = [str(action) for own in actions.values() for action in own]
+    for kind in ("F", "SEND_F", "RECV_F"):
+        found = [word for word in words if re.fullmatch(rf"\d+{kind}\d+", word)]
+        assert len(set(found)) == len(found) > 0
+    forwards = [word for word in words if re.fullmatch(r"\d+F\d+", word)]
     assert len(forwards) == len(plan.stages) * plan.microbatches
 
 

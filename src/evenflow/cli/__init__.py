@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "prove on this machine that the split model equals the whole one",
     "report": "why a run or a plan is as fast as it is",
     "export": "a plan as another trainer's own configuration",
+    "launch": "the script that starts a job on several nodes",
 }
 
 

@@ -6,9 +6,9 @@ CSV, action by action.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from importlib.resources import files
-from pprint import pformat
 
 from evenflow.errors import ImpossibleError
 from evenflow.export.constants import docstring_text, read_constants
@@ -20,6 +20,7 @@ from evenflow.program import Compute, Forward, InputBackward, Order, order_csv, 
 FILE = "train_torch.py"
 CSV_FILE = "schedule.csv"
 _TITLE = "torch.distributed.pipelining"
+_WIDTH = 118  # of a line
 _OWN_CLASSES = {"1f1b": "1F1B", "gpipe": "GPipe"}
 
 
@@ -119,8 +120,11 @@ def _constants(plan: Plan, schedule: str) -> str:
 def _literal(name: str, value: object) -> str:
     if isinstance(value, str):
         return f'"{value}"'
-    text = pformat(value, width=118 - len(name), compact=True)
-    return text.replace("\n", "\n" + " " * (len(name) + 3)).replace("'", '"')
+    text = repr(value).replace("'", '"')
+    if len(name) + 3 + len(text) <= _WIDTH:
+        return text
+    inside = textwrap.fill(text[1:-1], _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+    return f"{text[0]}\n{textwrap.indent(inside, '    ')}\n{text[-1]}  # fmt: skip"
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
