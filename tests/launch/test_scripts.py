@@ -197,7 +197,7 @@ def test_what_saved_nothing_begins_anew_and_torchrun_starts_the_plan(job: Path, 
 def test_leftovers_of_a_start_that_saved_nothing_are_set_aside(tmp_path: Path) -> None:
     """The part of the script that decides it, with the training left out."""
     script = slurm_script(replace(_start(Spread(1, 2, False, 1, 180), str(tmp_path)), out=Path("run")), "24:00:00")
-    script = re.sub(r"srun .*?&\n", 'echo "${resume[*]-}" > told &\n', script, flags=re.S)
+    script = re.sub(r"^srun .*?&\n", 'echo "${resume[*]-}" > told &\n', script, flags=re.S | re.M)
     shims = tmp_path / "bin"
     shims.mkdir()
     _shim(shims, "scontrol", "echo localhost\n")
