@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "why a run or a plan is as fast as it is",
     "export": "a plan as another trainer's own configuration",
     "launch": "the script that starts a job on several nodes",
+    "rehearse": "one rank of a plan alone on this device: its real time and memory",
 }
 
 

@@ -201,6 +201,7 @@ class PlanDocument(Document):
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: Bytes = 0
+    source: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
@@ -237,6 +238,7 @@ class PlanDocument(Document):
             device=plan.device,
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
+            source=plan.source,
         )
 
     def value(self) -> Plan:
@@ -271,6 +273,7 @@ class PlanDocument(Document):
             device=self.device,
             zero=self.zero,
             tied_bytes=self.tied_bytes,
+            source=self.source,
         )
 
 

@@ -123,6 +123,7 @@ class Plan:
         device: what each rank computes on: `cpu`, or a GPU's name.
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
+        source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
 
     model: str
@@ -154,6 +155,7 @@ class Plan:
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: int = 0
+    source: str = ""
 
     @property
     def tied(self) -> tuple[tuple[int, ...], ...]:
