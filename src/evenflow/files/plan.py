@@ -201,6 +201,7 @@ class PlanDocument(Document):
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: Bytes = 0
+    process_bytes: Bytes = 0
     source: str = ""
 
     @classmethod
@@ -238,6 +239,7 @@ class PlanDocument(Document):
             device=plan.device,
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
+            process_bytes=plan.process_bytes,
             source=plan.source,
         )
 
@@ -273,6 +275,7 @@ class PlanDocument(Document):
             device=self.device,
             zero=self.zero,
             tied_bytes=self.tied_bytes,
+            process_bytes=self.process_bytes,
             source=self.source,
         )
 

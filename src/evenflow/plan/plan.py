@@ -123,6 +123,8 @@ class Plan:
         device: what each rank computes on: `cpu`, or a GPU's name.
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
+        process_bytes: what each rank's process holds beside tensors, in the bytes of its stages and its peak; 0 where
+            that was not measured.
         source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
 
@@ -155,6 +157,7 @@ class Plan:
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: int = 0
+    process_bytes: int = 0
     source: str = ""
 
     @property
@@ -201,6 +204,7 @@ class Plan:
             origin=self.costs,
             replicas=self.axes.dp,
             shares=self.axes.dp if self.zero else 1,
+            process_bytes=self.process_bytes,
         )
 
     @property
