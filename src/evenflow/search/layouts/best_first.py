@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evenflow.cost.preset import PresetCosts
-from evenflow.search.layouts.bounds import columns, lower_bounds
+from evenflow.search.layouts.bounds import bounds
 from evenflow.search.layouts.layout import Layout
 from evenflow.search.layouts.solve import Found, Solver
 
@@ -28,7 +28,7 @@ class Searched:
         closest: where none fits, the one that lacks least.
         layouts: how many layouts there are.
         simulated: how many splits were played.
-        is_whole: whether every bound that is left is above the best step.
+        is_whole: whether every layout was solved or has a bound above the best step.
     """
 
     best: Found | None
@@ -44,13 +44,14 @@ def best_first(
     layouts: Sequence[Layout], costs: PresetCosts, solver: Solver, cutoff: float = np.inf, work: int = _WORK
 ) -> Searched:
     """Search all layouts; those that cannot be under `cutoff` are passed over."""
-    rough = lower_bounds(columns(layouts, costs, solver.cap, solver.wish), with_memory=False)
+    rough = bounds(layouts, costs, solver.cap, solver.wish, with_memory=False)
     by_rough = np.argsort(rough, kind="stable")
     heap: list[tuple[float, int]] = []
     solved: list[Found] = []
     best: Found | None = None
     closest: Found | None = None
     taken = simulated = spent = 0
+    unproved = np.inf  # the least bound of what was solved without looking at every split
     limit = cutoff
     while True:
         while taken < len(layouts) and (not heap or rough[by_rough[taken]] < heap[0][0]):
@@ -59,15 +60,17 @@ def best_first(
                 break
             chunk = by_rough[taken : taken + _CHUNK]
             taken += len(chunk)
-            bounds = lower_bounds(columns([layouts[at] for at in chunk], costs, solver.cap, solver.wish))
-            for at, bound in zip(chunk.tolist(), bounds.tolist(), strict=True):
+            fine = bounds([layouts[at] for at in chunk], costs, solver.cap, solver.wish)
+            for at, bound in zip(chunk.tolist(), fine.tolist(), strict=True):
                 if np.isfinite(bound):
                     heapq.heappush(heap, (bound, at))
         if not heap or heap[0][0] >= limit or spent > work:
             break
-        _, at = heapq.heappop(heap)
+        bound, at = heapq.heappop(heap)
         found = solver.solve(layouts[at], limit)
         simulated += found.simulated
+        if not found.is_all:
+            unproved = min(unproved, bound)
         spent += found.simulated * 40 + layouts[at].stages * layouts[at].microbatches * 12
         if np.isfinite(found.step_s):
             solved.append(found)
@@ -77,6 +80,6 @@ def best_first(
         elif closest is None or found.over_bytes < closest.over_bytes:
             closest = found
     left = heap[0][0] if heap else np.inf
-    bound = min(left, *(rough[by_rough[taken:]].tolist()[:1] or [np.inf]), limit)
+    least = min(left, unproved, *(rough[by_rough[taken:]].tolist()[:1] or [np.inf]), limit)
     solved.sort(key=lambda own: own.step_s)
-    return Searched(best, float(bound), tuple(solved), closest, len(layouts), simulated, bool(left >= limit))
+    return Searched(best, float(least), tuple(solved), closest, len(layouts), simulated, bool(left >= limit))

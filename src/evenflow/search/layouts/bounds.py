@@ -11,7 +11,7 @@ From the order of actions follow paths that a step contains. With one stage a ra
 * 1F1B: the first microbatch goes to the end and back to rank r, which has run p - r forwards by then and does the rest
   of its work after, then the last backward goes down: W + (m - 1) t_r - (p - 1 - r) f_r;
 * GPipe: W + (m - 1) t_r;
-* halves (ZB): all work of a rank, m t_r.
+* halves (ZB): all work of a rank, m t_r. ZB-H1 has in flight what 1F1B has, ZB-H2 2 (p - r) - 1 microbatches.
 
 With several stages a rank in a loop, rank r has m t_r, and before and after it the first stages of the ranks before it:
 the embedding, and a block at least in each of the others. Such a rank has in flight, when its warm-up ends, all of a
@@ -24,7 +24,7 @@ over T of the greater of m T, which rises, and of these, which fall.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from evenflow.search.layouts.stages import WAYS
 
 Floats = NDArray[np.float64]
 _GROUPS = 8  # ranks in a row that are counted alike, as the one that holds least of them
-_HALVINGS = 30
+_HALVINGS = 22
 _SLACK = 1e-9
 
 
@@ -67,7 +67,20 @@ class Columns:
     kind: NDArray[np.int64]
 
 
-_KINDS = {"1f1b": 0, "gpipe": 1, "interleaved": 2}  # others are of halves: 3
+_KINDS = {"1f1b": 0, "gpipe": 1, "interleaved": 2, "zb-h1": 3, "zb-h2": 4}
+_OTHERS = 5  # of halves too; those that have both ends on one rank among them
+
+
+def bounds(layouts: Sequence[Layout], costs: PresetCosts, cap: float, wish: str, with_memory: bool = True) -> Floats:
+    """Seconds that the step of each layout takes at least; infinite where nothing fits.
+
+    How many stages a rank has in a loop does not matter here, so such layouts are worked out once.
+    """
+    alike: dict[Layout, int] = {}
+    which = [alike.setdefault(own if own.stages_per_rank < 3 else replace(own, stages_per_rank=2), len(alike))
+             for own in layouts]  # fmt: skip
+    found: Floats = lower_bounds(columns(list(alike), costs, cap, wish), with_memory)[which]
+    return found
 
 
 def columns(layouts: Sequence[Layout], costs: PresetCosts, cap: float, wish: str) -> Columns:
@@ -82,7 +95,7 @@ def columns(layouts: Sequence[Layout], costs: PresetCosts, cap: float, wish: str
         rows.append(made[key])
     table = np.array(rows).T
     count = np.array([(own.pp, own.microbatches, own.stages_per_rank) for own in layouts], dtype=np.float64).T
-    kinds = np.array([_KINDS.get(own.schedule, 3) for own in layouts])
+    kinds = np.array([_KINDS.get(own.schedule, _OTHERS) for own in layouts])
     hops = np.array([
         costs.link(own.tp * own.cp * own.dp).seconds(costs.figures(own.shape).hidden_bytes) for own in layouts
     ])  # fmt: skip
@@ -143,59 +156,82 @@ def _in_flight(own: Columns, rank: Floats) -> Floats:
     """Blocks' worth of activations that a rank keeps for each block that it holds, at least."""
     single = np.minimum(own.m, own.p - rank)
     loop = np.minimum(np.minimum(own.p, own.m), 2 * (own.p - 1 - rank) + 1)
-    return np.select([own.kind == 0, own.kind == 1, own.kind == 2], [single, own.m, loop], 1.0)
+    ahead = np.minimum(own.m, 2 * (own.p - rank) - 1)
+    return np.select([own.kind == kind for kind in range(5)], [single, own.m, loop, single, ahead], 1.0)
 
 
 def _least_bottleneck(own: Columns) -> Floats:
     """The least time of the busiest rank at which the ranks can hold all blocks."""
     low = np.zeros_like(own.p)
-    roomy = (
-        (own.blocks * own.block_s.max(axis=0, where=np.isfinite(own.block_s), initial=0.0)) + own.head_s + own.first_s
-    )
-    high = roomy * 1.001
-    fits = _held(own, high) >= own.blocks
+    slowest = own.block_s.max(axis=0, where=np.isfinite(own.block_s), initial=0.0)
+    high = (own.blocks * slowest + own.head_s + own.first_s) * 1.001
+    crowd = _Crowd(own)
+    fits = crowd.held(high) >= own.blocks
     for _ in range(_HALVINGS):
         half = (low + high) / 2
-        enough = _held(own, half) >= own.blocks
+        enough = crowd.held(half) >= own.blocks
         low, high = np.where(enough, low, half), np.where(enough, half, high)
     return np.where(fits, low, np.inf)
 
 
-def _held(own: Columns, seconds: Floats) -> Floats:
+class _Crowd:
     """How many blocks all ranks can hold, each busy for no more than so long."""
-    total = np.zeros_like(own.p)
-    first = np.zeros_like(own.p)
-    last = own.p - 1
-    is_v = own.kind == 3  # in a V both ends are on the first rank; counted as if both were with whichever holds more
-    first_held = _one(own, seconds - own.first_s, own.cap - own.first_state, first)
-    head_held = _one(own, seconds - own.head_s, own.cap - own.head_state, last)
-    plain_last = _one(own, seconds, own.cap, last)
-    both_held = _one(
-        own, seconds - own.first_s - own.head_s, own.cap - own.first_state - own.head_state, last
-    )  # fmt: skip
-    ends = np.where(own.p == 1, both_held, np.where(is_v, 2 * plain_last, first_held + head_held))
-    middle = np.maximum(own.p - 2, 0)
-    for group in range(_GROUPS):
-        begin, end = np.floor(middle * group / _GROUPS), np.floor(middle * (group + 1) / _GROUPS)
-        total += (end - begin) * np.where(end > begin, _one(own, seconds, own.cap, end), 0.0)
-    return total + ends
+
+    def __init__(self, own: Columns) -> None:
+        last, first = own.p - 1, np.zeros_like(own.p)
+        zero = np.zeros_like(own.p)
+        # In a V both ends are on the first rank; counted as if they took nothing.
+        is_v = own.kind == _OTHERS
+        alone = own.p == 1
+        self.places = [
+            _Place(own, np.where(alone, 0.0, 1.0), np.where(is_v, last, first), np.where(is_v, zero, own.first_s),
+                   np.where(is_v, zero, own.first_state)),
+            _Place(own, np.where(alone, 0.0, 1.0), last, np.where(is_v, zero, own.head_s),
+                   np.where(is_v, zero, own.head_state)),
+            _Place(own, np.where(alone, 1.0, 0.0), last, own.first_s + own.head_s, own.first_state + own.head_state),
+        ]  # fmt: skip
+        middle = np.maximum(own.p - 2, 0)
+        for group in range(_GROUPS):
+            begin, end = np.floor(middle * group / _GROUPS), np.floor(middle * (group + 1) / _GROUPS)
+            if (end > begin).any():
+                self.places.append(_Place(own, end - begin, end, zero, zero))
+
+    def held(self, seconds: Floats) -> Floats:
+        """All ranks' blocks."""
+        total = np.zeros_like(seconds)
+        for place in self.places:
+            total += place.held(seconds)
+        return total
 
 
-def _one(own: Columns, seconds: Floats, room: Floats, rank: Floats) -> Floats:
+class _Place:
     """The most blocks of one rank: two rows, seconds and bytes, so at most two ways mixed."""
-    flight = _in_flight(own, rank)
-    need = own.state + flight * own.block_bytes
-    best = np.zeros_like(seconds)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for way in range(3):
-            best = np.fmax(best, np.minimum(seconds / own.block_s[way], room / need[way]))
-        for one, other in ((0, 1), (0, 2), (1, 2)):
-            a, b, c, d = own.block_s[one], own.block_s[other], need[one], need[other]
-            det = a * d - b * c
-            x, y = (seconds * d - b * room) / det, (a * room - seconds * c) / det
-            good = (x >= 0) & (y >= 0) & np.isfinite(x) & np.isfinite(y)
-            best = np.where(good, np.fmax(best, x + y), best)
-    return np.where((seconds < 0) | (room < 0), -1e9, np.floor(best * (1 + 1e-12) + 1e-9))
+
+    def __init__(self, own: Columns, times: Floats, rank: Floats, taken_s: Floats, taken: Floats) -> None:
+        self.times, self.taken_s, self.block_s = times, taken_s, own.block_s
+        self.room = own.cap - taken
+        self.need = own.state + _in_flight(own, rank) * own.block_bytes
+        with np.errstate(invalid="ignore", divide="ignore"):
+            self.by_room = [self.room / self.need[way] for way in range(3)]
+            self.pairs = []
+            for one, other in ((0, 1), (0, 2), (1, 2)):
+                a, b, c, d = own.block_s[one], own.block_s[other], self.need[one], self.need[other]
+                det = a * d - b * c
+                if np.isfinite(det).any() and (det != 0).any():
+                    self.pairs.append((d / det, -b * self.room / det, a * self.room / det, -c / det))
+
+    def held(self, seconds: Floats) -> Floats:
+        """So many, times the ranks that are alike."""
+        left = seconds - self.taken_s
+        with np.errstate(invalid="ignore", divide="ignore"):
+            best = np.minimum(left / self.block_s[0], self.by_room[0])
+            for way in (1, 2):
+                best = np.fmax(best, np.minimum(left / self.block_s[way], self.by_room[way]))
+            for x_rate, x_base, y_base, y_rate in self.pairs:
+                x, y = left * x_rate + x_base, y_base + left * y_rate
+                best = np.where((x >= 0) & (y >= 0), np.fmax(best, x + y), best)
+        whole = np.floor(best * (1 + 1e-12) + 1e-9)
+        return np.where(self.times > 0, self.times * np.where((left < 0) | (self.room < 0), -1e9, whole), 0.0)
 
 
 def _paths(own: Columns, least: Floats) -> Floats:
@@ -231,5 +267,5 @@ def _last_ranks(own: Columns, bottleneck: Floats) -> Floats:
             - np.where(q == own.p, (own.p - 1) / own.p, 1.0) * np.maximum(own.lightest - own.first_work, 0.0),
             own.m * busy,
         ]
-        best = np.maximum(best, np.select([own.kind == kind for kind in range(4)], paths))
+        best = np.maximum(best, np.select([own.kind == kind for kind in range(3)], paths[:3], paths[3]))
     return best

@@ -14,6 +14,7 @@ from evenflow.spec.batch import MOST_MICROBATCHES, divisors
 from evenflow.spec.trainers import TRAINERS, Trainer
 
 _MOST_PASSES = 2**20  # stages x microbatches: as `program.check_size`
+_DRAWN = 512  # of those, for a schedule whose order is drawn up action by action, unless it is fixed
 _LEAST_PIECE = 256  # tokens of a sequence's piece, below which sharing sequences out is not proposed
 
 
@@ -232,7 +233,8 @@ class Space:
                 if own % size or (count := own // size) > MOST_MICROBATCHES:
                     continue
                 for schedule, each in runs:
-                    if pp * each * count > _MOST_PASSES:
+                    most = _DRAWN if SCHEDULES[schedule].by_costs and pins.schedule is None else _MOST_PASSES
+                    if pp * each * count > most:
                         continue
                     if self.trainer.whole_rounds and each > 1 and schedule == "interleaved" and count % pp:
                         continue

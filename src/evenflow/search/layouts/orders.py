@@ -208,6 +208,13 @@ def _only_saved(rows: Ints) -> Counts:
 
 def _largest(rows: Ints) -> Ints:
     """Those of which none other has as much or more of everything."""
+    if rows.shape[1] == 1:
+        return rows[-1:]
+    if rows.shape[1] == 2:  # sorted by the first column, so what comes later has as much of it or more
+        most = np.maximum.accumulate(rows[::-1, 1])[::-1]
+        alone = np.append(rows[:-1, 1] > most[1:], True)
+        flat: Ints = rows[alone]
+        return flat
     keep = [
         not ((rows >= row).all(axis=1) & (rows > row).any(axis=1)).any() for row in rows
     ]  # fmt: skip

@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 _ALL = 3000  # splits: as many as these are all looked at
 _MOVES = 160  # splits that one round of moves looks at
 _ROUNDS = 6
+_CLOSE = 1.02  # times the best step so far: moves of layers are worth a hundredth
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,8 @@ class _Solve:
         return kept
 
     def _is_close(self, step_s: float) -> bool:
-        """Whether moves may bring it under the cutoff: they are worth some hundredths."""
-        return step_s < self.cutoff * 1.05
+        """Whether moves may bring it under the cutoff: or has none to be under."""
+        return step_s < self.cutoff * _CLOSE
 
     def play(self, ends: Ints) -> tuple[Floats, Fit]:
         """Steps of splits, infinite where they do not fit."""
@@ -146,7 +147,12 @@ class _Solve:
     def _starts(self) -> Ints:
         """Splits whose busiest rank has least to do, differing in which of a rank's stages have a layer more."""
         counts = self._counts()
-        return np.unique(np.array([self._ends(counts, way) for way in range(3)]), axis=0)
+        own = self.stages.layers
+        every = own.forward_s + own.input_s[0] + own.weight_s
+        heavy = round(float(every[-1] / np.median(every[1:-1])))
+        found = np.array([self._ends(counts, way, head) for way in range(3) for head in {0, heavy}])
+        found = np.unique(found[(np.diff(found, axis=1) > 0).all(axis=1)], axis=0)
+        return found if len(found) else np.array([_even(self.stages.layers.layers, self.layout.stages)])
 
     def _counts(self) -> list[int]:
         """Layers of each rank: one by one to whichever is the least busy with it."""
@@ -189,16 +195,23 @@ class _Solve:
         over = np.where(fit.fits.T, 0.0, 1e6 * (1 + fit.peak_bytes.T / self.caps[:, None]))
         return np.where(np.isfinite(seconds), seconds, over)
 
-    def _ends(self, counts: list[int], way: int) -> list[int]:
-        """Where stages end: a rank's layers over its stages, what is left over first, last, or from the middle."""
-        each = self.layout.stages_per_rank
-        sizes = np.empty(self.layout.stages, dtype=np.int64)
+    def _ends(self, counts: list[int], way: int, heavy: int) -> list[int]:
+        """Where stages end: a rank's blocks over its stages, what is left over first, last, or from the middle.
+
+        The head counts as `heavy` blocks where a rank has other stages to put them on.
+        """
+        each, stages = self.layout.stages_per_rank, self.layout.stages
+        sizes = np.empty(stages, dtype=np.int64)
         for rank, count in enumerate(counts):
-            least, more = divmod(count, each)
-            middle = (each - more) // 2
-            begin = (0, each - more, middle)[way]
-            for place, stage in enumerate(self.order.rank_stages[rank].tolist()):
-                sizes[stage] = least + (begin <= place < begin + more)
+            held = self.order.rank_stages[rank].tolist()
+            first, last = 0 in held, stages - 1 in held
+            blocks = count - first - last
+            weight = min(heavy, blocks // each) if last and each > 1 else 0
+            least, more = divmod(blocks + weight, each)
+            begin = (0, each - more, (each - more) // 2)[way]
+            own = [least + (begin <= place < begin + more) for place in range(each)]
+            for place, stage in enumerate(held):
+                sizes[stage] = own[place] + (stage == 0) + (stage == stages - 1) * (1 - weight)
         return [0, *np.cumsum(sizes).tolist()]
 
     def _moves(self, ends: Ints) -> Ints:
@@ -222,6 +235,10 @@ class _Solve:
         ends = [(length, first) for length, first in runs if first == 1 or first + length == stages or length == 1]
         step = max(len(ends) * 2 // _MOVES, 1)
         return ends[::step]
+
+
+def _even(layers: int, stages: int) -> list[int]:
+    return [layers * stage // stages for stage in range(stages + 1)]
 
 
 def _only(fit: Fit, at: Ints) -> Fit:

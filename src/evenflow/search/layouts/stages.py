@@ -60,8 +60,9 @@ class Stages:
             _sums(step.state_bytes), _sums(step.reduce_s), _sums(step.optimizer_s)
         )  # fmt: skip
         most = max(len(own.saved) for own in counts)
-        self.count_saved = np.stack([_padded(own.saved, most) for own in counts])
-        self.count_pending = np.stack([_padded(own.pending, most) for own in counts])
+        # [ranks, stages of a rank, moments]
+        self.count_saved = np.stack([_padded(own.saved, most).T for own in counts]).astype(np.float64)
+        self.count_pending = np.stack([_padded(own.pending, most).T for own in counts]).astype(np.float64)
         # Inputs lie in buffers that are never given up: as many as are ever in flight at once.
         flights = np.array([(own.saved + own.pending).sum(axis=1).max() for own in counts], dtype=np.float64)
         self.each = counts[0].saved.shape[1]
@@ -86,8 +87,7 @@ class Stages:
         base = (self.state[end] - self.state[begin]).sum(axis=2) + self.buffers
         held_pending = 0.0
         if self.has_pending:
-            sizes = (self.pending[end] - self.pending[begin])[:, :, None, :]
-            held_pending = (self.count_pending[None] * sizes).sum(axis=3)
+            held_pending = _by_moment(self.pending[end] - self.pending[begin], self.count_pending)
         has_head = (end == self.layers.layers).any(axis=2)
         head = np.where(has_head, self.passing_head, 0.0)
         start = 0 if self.fixed is None else self.fixed
@@ -107,7 +107,7 @@ class Stages:
         middle = _middle(begin, end, again)
         saved = self.saved[keep][end] - self.saved[keep][middle] + self.saved[rerun][middle] - self.saved[rerun][begin]
         saved = np.maximum(saved - self.layers.hidden_bytes, 0.0)
-        held = (self.count_saved[None] * saved[:, :, None, :]).sum(axis=3)
+        held = _by_moment(saved, self.count_saved)
         passing = np.where(
             again > 0, max(self.passing_block[rerun], self.passing_block[keep]), self.passing_block[keep]
         )
@@ -201,6 +201,11 @@ def _middle(begin: Ints, end: Ints, again: Ints) -> Ints:
     before = np.cumsum(size, axis=2) - size
     found: Ints = begin + np.clip(again[:, :, None] - before, 0, size)
     return found
+
+
+def _by_moment(sizes: Floats, counts: Floats) -> Floats:
+    """Bytes at each moment, [splits, ranks, moments], of stages' sizes: whole numbers, so that no sum is rounded."""
+    return np.matmul(sizes.transpose(1, 0, 2), counts).transpose(1, 0, 2)
 
 
 def _sums(values: Floats) -> Floats:
