@@ -50,7 +50,11 @@ def test_planning_a_preset_imports_no_torch() -> None:
         (2, ("--cp", 2), "--cp 2: evenflow has no cp; 1, or --for megatron, torchtitan, would do"),
         (2, ("--for", "deepspeed", "--schedule", "zb-h1"), "deepspeed has no zb-h1; 1f1b would do"),
         (2, ("--cluster", "local"), "known by its dimensions alone"),
-        (2, ("--global-batch-size", 7), "no layout of llama-2-7b uses all 16 devices"),
+        (
+            2,
+            ("--pp", 3),
+            "no layout of llama-2-7b uses all 16 devices (--pp 3; a global batch of 64); 12 of them would do",
+        ),
         (4, ("--memory-limit", "1GiB"), "no plan fits: of"),
         (4, ("--pp", 1, "--tp", 1, "--recompute", "none", "--zero", 0), "--recompute auto needs less"),
     ],

@@ -85,7 +85,7 @@ class Stages:
             end: the layer after its last.
         """
         base = (self.state[end] - self.state[begin]).sum(axis=2) + self.buffers
-        held_pending = 0.0
+        held_pending: Floats | float = 0.0
         if self.has_pending:
             held_pending = _by_moment(self.pending[end] - self.pending[begin], self.count_pending)
         has_head = (end == self.layers.layers).any(axis=2)
@@ -205,7 +205,8 @@ def _middle(begin: Ints, end: Ints, again: Ints) -> Ints:
 
 def _by_moment(sizes: Floats, counts: Floats) -> Floats:
     """Bytes at each moment, [splits, ranks, moments], of stages' sizes: whole numbers, so that no sum is rounded."""
-    return np.matmul(sizes.transpose(1, 0, 2), counts).transpose(1, 0, 2)
+    found: Floats = np.matmul(sizes.transpose(1, 0, 2), counts).transpose(1, 0, 2)
+    return found
 
 
 def _sums(values: Floats) -> Floats:
