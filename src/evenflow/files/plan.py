@@ -205,6 +205,7 @@ class PlanDocument(Document):
     zero: Zero = 0
     tied_bytes: Bytes = 0
     trainer: str = OURS
+    source: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
@@ -242,6 +243,7 @@ class PlanDocument(Document):
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
             trainer=plan.trainer,
+            source=plan.source,
         )
 
     def value(self) -> Plan:
@@ -277,6 +279,7 @@ class PlanDocument(Document):
             zero=self.zero,
             tied_bytes=self.tied_bytes,
             trainer=self.trainer,
+            source=self.source,
         )
 
 

@@ -126,6 +126,7 @@ class Plan:
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
         trainer: who can run it; plans for others than evenflow are to be exported.
+        source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
 
     model: str
@@ -158,6 +159,7 @@ class Plan:
     zero: Zero = 0
     tied_bytes: int = 0
     trainer: str = OURS
+    source: str = ""
 
     @property
     def tied(self) -> tuple[tuple[int, ...], ...]:

@@ -29,7 +29,7 @@ from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, check_z_loss, describe_model, find_model
 from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, find_out, make_plan, plan_program, plan_timeline
-from evenflow.spec import Batch, Cluster, Model
+from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch, Cluster, Model
 from evenflow.spec.cluster import CPU
 from evenflow.spec.gpus import visible_gpus
 from evenflow.timeline import Comparison, Timeline, compare
@@ -67,8 +67,6 @@ from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
 from evenflow.train.trackers import tracked
 
-_GLOBAL_BATCH_SIZE = 16
-_SEQ_LENGTH = 256
 # The name of what is being written: nothing in a run's folder has its own name before it is whole.
 _PARTIAL_MODEL = "model.partial"
 _SHOWN_SAMPLES = 32
@@ -226,9 +224,9 @@ def _cluster_and_batch(
     kept = checkpoint.state.settings.get("micro_batch_size") if checkpoint else None
     longest = getattr(source.config, "max_position_embeddings", None)
     batch = make_batch(
-        job.global_batch_size or _GLOBAL_BATCH_SIZE,
+        job.global_batch_size or DEFAULT_GLOBAL_BATCH_SIZE,
         job.micro_batch_size or (kept if isinstance(kept, int) else None),
-        job.seq_length or min(_SEQ_LENGTH, longest if isinstance(longest, int) else _SEQ_LENGTH),
+        job.seq_length or min(DEFAULT_SEQ_LENGTH, longest if isinstance(longest, int) else DEFAULT_SEQ_LENGTH),
         axes,
     )
     return cluster, axes, batch
