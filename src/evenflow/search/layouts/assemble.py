@@ -81,6 +81,7 @@ def assemble(
         device=cluster.device.name,
         zero=1 if layout.zero else 0,
         trainer=costs.trainer.name,
+        source=model.name,
     )
 
 
