@@ -86,6 +86,7 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
 
     before(StageRunner, "forward", "forward")
     before(StageRunner, "backward", "backward")
+    before(StageRunner, "evaluate", "evaluation")
     before(GlooTransfer, "wait", "communication")
     before(Optimizer, "step", "optimizer")
     before(shards, "_write", "save")

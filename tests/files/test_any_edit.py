@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,29 @@ def one_line(error: EvenflowError, names: str = "") -> None:
     assert len(text) < 1200, text
 
 
-def survivors(data: Any, file: Path, load: Callable[[Path], object], line: bool = False) -> Iterator[str]:
-    """Edits that the reader takes; of the others each must be refused in one line that names the file."""
-    for path in places(data):
-        for literal in LITERALS:
-            text = edited(data, path, literal)
-            file.write_text(text + "\n" if line else text)
-            try:
-                load(file)
-            except InputError as error:
-                one_line(error, str(file))
-            else:
-                yield f"{'.'.join(map(str, path))} = {literal[:40]}"
+def survivors(
+    data: Any, file: Path, load: Callable[[Path], object], line: bool = False, every: int = 1
+) -> Iterator[str]:
+    """Edits that the reader takes; of the others each must be refused in one line that names the file.
+
+    Of all of them each `every`-th is tried, a prime, so that the literals take turns at every kind of place.
+    """
+    for number, (path, literal) in enumerate(product(places(data), LITERALS)):
+        if number % every:
+            continue
+        text = edited(data, path, literal)
+        file.write_text(text + "\n" if line else text)
+        try:
+            load(file)
+        except InputError as error:
+            one_line(error, str(file))
+        else:
+            yield f"{'.'.join(map(str, path))} = {literal[:40]}"
+
+
+def some_or_all(some: int) -> pytest.MarkDecorator:
+    """Each `some`-th edit in CI, all of them in the full grid, which takes minutes."""
+    return pytest.mark.parametrize("every", [some, pytest.param(1, marks=pytest.mark.full)])
 
 
 def no_constant(name: str) -> None:
@@ -113,12 +125,12 @@ def small_plan(schedule: str) -> Any:
     return plan_json(plan if schedule == plan.schedule else reschedule(plan, schedule))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
+@some_or_all(31)
 @pytest.mark.parametrize("schedule", ["1f1b", "auto"])
-def test_any_edit_of_a_plan(tmp_path: Path, schedule: str) -> None:
+def test_any_edit_of_a_plan(tmp_path: Path, schedule: str, every: int) -> None:
     file = tmp_path / "plan.json"
-    for number, what in enumerate(survivors(small_plan(schedule), file, load_plan)):
+    for number, what in enumerate(survivors(small_plan(schedule), file, load_plan, every=every)):
         run(what, "simulate", file, "--json")
         # The slower ones take turns, out of step with literals and places: together they see every kind of either.
         match number % 11:
@@ -143,13 +155,13 @@ def test_work_that_a_float_loses_beside_the_update(tmp_path: Path) -> None:
     run("lost", "simulate", file, "--compare", "--json")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_any_edit_of_a_profile(tmp_path: Path) -> None:
+@some_or_all(13)
+def test_any_edit_of_a_profile(tmp_path: Path, every: int) -> None:
     model, file = sample_model(2), tmp_path / "profile.json"
     device = Device("cpu", 8 * 2**30, 64e9, 0.5, 2e9, 1e-4, "made up")
     cluster = Cluster("local", device, 2, 1, 2, is_local=True)
-    for _ in survivors(profile_json(sample_profile(model)), file, load_profile):
+    for _ in survivors(profile_json(sample_profile(model)), file, load_profile, every=every):
         costs = load_profile(file).costs()
         try:
             data = plan_json(make_plan(model, cluster, Batch(4, 2, 128), costs))
@@ -170,12 +182,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_any_edit_of_a_timeline(folder: Path) -> None:
+@some_or_all(31)
+def test_any_edit_of_a_timeline(folder: Path, every: int) -> None:
     file = folder / "timeline.json"
     data = json.loads(file.read_text())
-    for number, what in enumerate(survivors(data, file, load_timelines)):
+    for number, what in enumerate(survivors(data, file, load_timelines, every=every)):
         if number % 5 == 0:
             run(what, "report", folder, "--json")
         elif number % 5 == 2:
@@ -192,14 +204,14 @@ def test_any_edit_of_a_timeline(folder: Path) -> None:
             )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_any_edit_of_metrics(folder: Path) -> None:
+@some_or_all(7)
+def test_any_edit_of_metrics(folder: Path, every: int) -> None:
     file = folder / "metrics.jsonl"
     lines = file.read_text()
     step = json.loads(lines.splitlines()[0])
     edits = folder / "edits.jsonl"
-    for what in survivors(step, edits, load_metrics, line=True):
+    for what in survivors(step, edits, load_metrics, line=True, every=every):
         file.write_text(lines + edits.read_text())
         run(what, "report", folder, "--html", folder / "page.html")
 

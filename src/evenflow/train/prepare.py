@@ -89,6 +89,7 @@ def reopen_text(job: Job, source: ModelSource, folder: Path, seq_length: int) ->
         InputError: the folder is not whole.
     """
     store = TokenStore.open(folder)
+    store.verify()
     sequences = cut(store, job, seq_length)
     try:
         tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))

@@ -24,8 +24,9 @@ from tokenizers import Encoding, Tokenizer
 from evenflow.errors import InputError
 from evenflow.files import write_json
 from evenflow.train.document import Document
+from evenflow.train.shards import hash_file
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TOKENS_NAME = "tokens.bin"
 DOCUMENTS_NAME = "documents.bin"
 LEARNED_NAME = "learned.bin"
@@ -113,6 +114,22 @@ class TokenStore:
             ) from None
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}; without {folder} it is made again") from None
+
+    def verify(self) -> None:
+        """Hold the files against the hashes that they were written with; a run does so before it goes on.
+
+        Raises:
+            InputError: which file is not as it was written.
+        """
+        written = _read_facts(self.folder / FACTS_NAME).get("xxh3")
+        names = [TOKENS_NAME, DOCUMENTS_NAME, *([LEARNED_NAME] if self.learned is not None else [])]
+        for name in names:
+            found, expected = hash_file(self.folder / name), written.get(name) if isinstance(written, dict) else None
+            if found != expected:
+                raise InputError(
+                    f"{self.folder / name} is damaged: its hash is {found}, it was written as {expected}; a new run "
+                    "makes it again"
+                )
 
     def sequences(self, seq_length: int) -> int:
         """How many sequences of `seq_length` tokens there are; they do not overlap, and a rest is left out.
@@ -210,6 +227,7 @@ def build_store(
         "separator_id": separator_id,
         "source": source,
         "tokenizer": tokenizer_hash,
+        "xxh3": {name: hash_file(folder / name) for name in names if (folder / name).exists()},
     }
     write_json(folder / FACTS_NAME, facts)
     return TokenStore.open(folder)
@@ -352,6 +370,7 @@ def _existing(folder: Path, source: str, tokenizer_hash: str, separator_id: int 
     """The store in `folder` if it was made of the same text in the same way."""
     try:
         store = TokenStore.open(folder)
+        store.verify()
     except InputError:
         return None  # whatever is wrong with it, it is made again
     made_of = (store.source, store.tokenizer_hash, store.separator_id)
