@@ -90,6 +90,10 @@ class LayerBytes(Protocol):
         """The part of its parameters whose gradients W makes."""
 
     @property
+    def state_bytes(self) -> int:
+        """Parameters, gradients and optimizer state on one replica; 0 where that follows from the parameters."""
+
+    @property
     def first_backward_peak_bytes(self) -> int:
         """The most that a step's first backward holds at once, the gradients that it makes included."""
 
@@ -137,9 +141,10 @@ class MemoryModel:
         if is_last and layers[0] and not has_embedding:
             parameter_bytes += self.model.tied_bytes
         saved, forward_peak = _forward(held, input_bytes)
+        state_bytes = (STATE_COPIES - _MOMENTS) * parameter_bytes - (-_MOMENTS * parameter_bytes // self.shares)
         return StageMemory(
             parameter_bytes=parameter_bytes,
-            state_bytes=(STATE_COPIES - _MOMENTS) * parameter_bytes - (-_MOMENTS * parameter_bytes // self.shares),
+            state_bytes=sum(layer.state_bytes for layer in held) or state_bytes,
             saved_bytes=max(saved - input_bytes, 0),
             pending_bytes=sum(layer.pending_bytes for layer in held) - held[-1].kept_gradient_bytes,
             input_bytes=input_bytes,

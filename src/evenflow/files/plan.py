@@ -28,6 +28,7 @@ from evenflow.files.parts import (
 from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan, Zero
 from evenflow.program import AUTO, SCHEDULES, check_size, misfit, verify_plan
 from evenflow.spec import Recompute
+from evenflow.spec.trainers import OURS
 
 
 class AxesPart(Part):
@@ -132,6 +133,8 @@ class LayerPart(Part):
     recompute_s: Seconds
     selective_s: Seconds
     recompute: Recompute
+    reduce_s: Seconds | None = None
+    state_bytes: Bytes = 0
 
     @classmethod
     def of(cls, layer: LayerPlan) -> LayerPart:
@@ -201,6 +204,7 @@ class PlanDocument(Document):
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: Bytes = 0
+    trainer: str = OURS
     source: str = ""
 
     @classmethod
@@ -238,6 +242,7 @@ class PlanDocument(Document):
             device=plan.device,
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
+            trainer=plan.trainer,
             source=plan.source,
         )
 
@@ -273,6 +278,7 @@ class PlanDocument(Document):
             device=self.device,
             zero=self.zero,
             tied_bytes=self.tied_bytes,
+            trainer=self.trainer,
             source=self.source,
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from evenflow.cost import LayerCost, Origin, Profile
+from evenflow.cost import TIMED_PARTS, LayerCost, Origin, Profile
 from evenflow.errors import InputError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
 from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, no_time
@@ -69,9 +69,7 @@ class ProfileDocument(Document):
             torch_version=profile.torch_version,
             processes=profile.processes,
             threads=profile.threads,
-            layers=[
-                LayerPart(**{name: getattr(layer, name) for name in LayerCost.__slots__}) for layer in profile.layers
-            ],
+            layers=[LayerPart(**{name: getattr(layer, name) for name in TIMED_PARTS}) for layer in profile.layers],
             stage_forward_s=profile.stage_forward_s,
             stage_backward_s=profile.stage_backward_s,
             link=LinkPart.of(profile.link),

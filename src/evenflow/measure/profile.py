@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evenflow.cost import LayerCost, LinkCost, Profile
+from evenflow.cost import TIMED_PARTS, LayerCost, LinkCost, Profile
 from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
 from evenflow.launch import Launcher, ThisHost
@@ -117,7 +117,7 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         return float(median(values))
 
     layers = tuple(
-        LayerCost(**{part: middle([result["layers"][layer][part] for result in timed]) for part in LayerCost.__slots__})
+        LayerCost(**{part: middle([result["layers"][layer][part] for result in timed]) for part in TIMED_PARTS})
         for layer in range(len(model.layers))
     )
     # A rank without a partner reports a free link; it has measured nothing.

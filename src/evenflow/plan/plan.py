@@ -8,6 +8,7 @@ from typing import Literal
 from evenflow.cost import Costs, LayerCost, LinkCost, Origin, RankCost, StageCost, StageMemory
 from evenflow.plan.axes import Axes, Zero
 from evenflow.spec import Recompute
+from evenflow.spec.trainers import OURS
 
 Posting = Literal["even", "costs"]
 
@@ -35,6 +36,7 @@ class LayerPlan:
     kept_gradient_bytes: int
     weight_bytes: int
     recompute: Recompute = "none"
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class Plan:
         device: what each rank computes on: `cpu`, or a GPU's name.
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
+        trainer: who can run it; plans for others than evenflow are to be exported.
         source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
 
@@ -155,6 +158,7 @@ class Plan:
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: int = 0
+    trainer: str = OURS
     source: str = ""
 
     @property
@@ -199,8 +203,8 @@ class Plan:
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
             origin=self.costs,
-            replicas=self.axes.dp,
-            shares=self.axes.dp if self.zero else 1,
+            replicas=self.axes.copies,
+            shares=self.axes.copies if self.zero else 1,
         )
 
     @property
