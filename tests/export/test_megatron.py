@@ -98,6 +98,15 @@ def test_the_arguments_say_what_the_plan_says() -> None:
     assert "--recompute-granularity" not in tied
 
 
+def test_a_plan_for_megatron_asks_for_what_it_counts_on() -> None:
+    plan = plan_of(tp=2, dp=2)
+    made_for_it = _arguments(replace(plan, trainer="megatron"))
+    added = set(made_for_it) - set(_arguments(plan))
+    assert added == {"--bf16", "--sequence-parallel", "--tp-comm-overlap", "--overlap-grad-reduce"}
+    assert any("--for megatron" in note for note in export_plan(plan, "megatron").notes)
+    assert not any("--for" in note for note in export_plan(replace(plan, trainer="megatron"), "megatron").notes)
+
+
 def test_blocks_recomputed_from_the_beginning_of_each_stage() -> None:
     ranks, blocks = 2, 6
     assert [list(own) for own in plan_of(ranks=ranks, blocks=blocks).stage_layers] == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -51,6 +51,8 @@ def test_what_does_not_fill_nodes_or_cannot_be_run() -> None:
         spread_plan(_plan("4x8xA100-80GB", tp=3))
     with pytest.raises(ImpossibleError, match="evenflow train has no cp"):
         spread_plan(_plan("4x8xA100-80GB", cp=2))
+    with pytest.raises(ImpossibleError, match="the plan is for megatron, .*export PLAN --to megatron"):
+        spread_plan(replace(_plan("4x8xA100-80GB"), trainer="megatron"))
     with pytest.raises(InputError, match="--per-node 8 would"):
         spread_plan(_plan("my.toml"))
 
@@ -184,7 +186,7 @@ def test_a_batch_job_saves_before_its_time_is_up_and_goes_on(job: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_what_saved_nothing_begins_anew_and_torchrun_starts_the_plan(job: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_the_plan(job: Path, tmp_path: Path) -> None:
     job.write_text(job.read_text().replace(f"steps = {STEPS}", f"steps = {STEPS}\nstop_at = 2"))
     script = tmp_path / "job.sh"
     assert main(["launch", str(job), "--to", "torchrun", "--out", str(script)]) == 0
