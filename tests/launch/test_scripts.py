@@ -51,7 +51,7 @@ def test_what_does_not_fill_nodes_or_cannot_be_run() -> None:
         spread_plan(_plan("4x8xA100-80GB", tp=3))
     with pytest.raises(ImpossibleError, match="evenflow train has no cp"):
         spread_plan(_plan("4x8xA100-80GB", cp=2))
-    with pytest.raises(ImpossibleError, match="the plan is for megatron, .*export PLAN --to megatron"):
+    with pytest.raises(ImpossibleError, match=r"the plan is for megatron, .*export PLAN --to megatron"):
         spread_plan(replace(_plan("4x8xA100-80GB"), trainer="megatron"))
     with pytest.raises(InputError, match="--per-node 8 would"):
         spread_plan(_plan("my.toml"))
@@ -146,7 +146,7 @@ def _batch(script: Path, starts: int, folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_batch_job_saves_before_its_time_is_up_and_goes_on(job: Path, tmp_path: Path) -> None:
     shims = tmp_path / "bin"
     shims.mkdir()
