@@ -8,7 +8,7 @@ from pathlib import Path
 
 PAGES = Path(__file__).parents[2] / "docs"
 _FENCE = re.compile(
-    r"(?:<!-- (?P<said>[^\n]*?) -->\n)?^```(?P<kind>console|bash|python)[^\n]*\n(?P<body>.*?)^```$", re.M | re.S
+    r"(?:<!-- (?P<said>[^\n]*?) -->\n)?^```(?P<kind>console|bash|python|text)[^\n]*\n(?P<body>.*?)^```$", re.M | re.S
 )
 
 
@@ -18,7 +18,7 @@ class Block:
 
     Attributes:
         page: its file's name.
-        kind: `console` or `python`.
+        kind: `console`, `python` or `text`.
         said: what a comment right before it says, such as `not run here: needs Slurm`.
         body: its lines.
     """
@@ -32,6 +32,11 @@ class Block:
     def is_run(self) -> bool:
         """Whether it can be run on the machine of a test."""
         return not self.said.startswith("not run here")
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it is just what the command before it prints."""
+        return self.kind == "text" and self.said == "what it prints"
 
     @property
     def exit_code(self) -> int:

@@ -34,14 +34,15 @@ def _parse(command: str) -> None:
     parser.parse_args(words[1:])
 
 
-def _run(command: str, block: Block, capfd: pytest.CaptureFixture[str]) -> None:
+def _run(command: str, block: Block, capfd: pytest.CaptureFixture[str]) -> str:
+    """What it writes to standard output."""
     words = shlex.split(command)
     arguments = _evenflow(words)
     where = f"{block.page}: {command}"
     if arguments is None:
         ended = subprocess.run(command, shell=True, capture_output=True, text=True)
         assert ended.returncode == block.exit_code, f"{where}\n{ended.stderr}"
-        return
+        return ended.stdout
     target = Path(arguments.pop()) if len(arguments) > 1 and arguments[-2] == ">" else None
     if target is not None:
         arguments.pop()
@@ -51,6 +52,13 @@ def _run(command: str, block: Block, capfd: pytest.CaptureFixture[str]) -> None:
     assert code == block.exit_code, f"{where}\n{said.err[-2000:]}"
     if target is not None:
         target.write_text(said.out)
+    return said.out
+
+
+def _lines(text: str) -> list[str]:
+    """What is the same each time: without the seconds that a search took."""
+    lines = [line.rstrip() for line in text.strip("\n").splitlines()]
+    return [line for line in lines if not line.startswith("search ")]
 
 
 @pytest.fixture
@@ -70,14 +78,17 @@ def test_every_command_works(clone: Path, capfd: pytest.CaptureFixture[str], mon
     try:
         for page in page_order():
             names: dict[str, object] = {"__name__": "__main__"}
+            printed = ""
             for block in blocks_of(page):
+                if block.is_output:
+                    assert _lines(printed) == _lines(block.body), page.name
                 if not block.is_run:
                     continue
                 if block.kind == "python":
                     exec(compile(block.body, f"{page.name}", "exec"), names)
                     ran += 1
                 for command in block.commands if block.kind == "console" else ():
-                    _run(command, block, capfd)
+                    printed = _run(command, block, capfd)
                     ran += 1
     finally:
         for name in set(SCHEDULES) - before:  # those that a page added
