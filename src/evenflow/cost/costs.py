@@ -81,6 +81,7 @@ class Costs:
         origin: for each group of figures (`layers`, `halves`, `link`, `optimizer`, `memory`), where it comes from.
         replicas: over how many gradients are added.
         shares: how many of them share out the update: all under ZeRO 1, else 1.
+        process_bytes: what a rank's process holds beside tensors; 0 where nobody measured it.
     """
 
     layers: tuple[LayerCost, ...]
@@ -92,6 +93,7 @@ class Costs:
     origin: dict[str, Origin]
     replicas: int = 1
     shares: int = 1
+    process_bytes: int = 0
 
     @property
     def reduces_by_layer(self) -> bool:

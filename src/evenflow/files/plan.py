@@ -204,6 +204,7 @@ class PlanDocument(Document):
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: Bytes = 0
+    process_bytes: Bytes = 0
     trainer: str = OURS
     source: str = ""
 
@@ -242,6 +243,7 @@ class PlanDocument(Document):
             device=plan.device,
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
+            process_bytes=plan.process_bytes,
             trainer=plan.trainer,
             source=plan.source,
         )
@@ -278,6 +280,7 @@ class PlanDocument(Document):
             device=self.device,
             zero=self.zero,
             tied_bytes=self.tied_bytes,
+            process_bytes=self.process_bytes,
             trainer=self.trainer,
             source=self.source,
         )

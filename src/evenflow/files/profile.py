@@ -55,6 +55,7 @@ class ProfileDocument(Document):
     peak_flops: Rate
     cluster: str = "local"
     link_origin: Origin = "measured"
+    process_bytes: Bytes = 0
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -77,6 +78,7 @@ class ProfileDocument(Document):
             peak_flops=profile.peak_flops,
             cluster=profile.cluster,
             link_origin=profile.link_origin,
+            process_bytes=profile.process_bytes,
         )
 
     def value(self) -> Profile:
@@ -98,6 +100,7 @@ class ProfileDocument(Document):
             peak_flops=self.peak_flops,
             cluster=self.cluster,
             link_origin=self.link_origin,
+            process_bytes=self.process_bytes,
         )
 
 

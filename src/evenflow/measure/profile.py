@@ -138,4 +138,5 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         link=LinkCost(middle([link[0] for link in links]), 1 / slowness if slowness else 1e12),
         reduce_s=middle([result["reduce_s"] for result in results]) if cluster.devices > 1 else 0.0,
         peak_flops=middle([result["peak_flops"] for result in timed]),
+        process_bytes=int(middle([result["process_bytes"] for result in timed])),
     )

@@ -125,6 +125,8 @@ class Plan:
         device: what each rank computes on: `cpu`, or a GPU's name.
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
+        process_bytes: what each rank's process holds beside tensors, in the bytes of its stages and its peak; 0 where
+            that was not measured.
         trainer: who can run it; plans for others than evenflow are to be exported.
         source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
@@ -158,6 +160,7 @@ class Plan:
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: int = 0
+    process_bytes: int = 0
     trainer: str = OURS
     source: str = ""
 
@@ -205,6 +208,7 @@ class Plan:
             origin=self.costs,
             replicas=self.axes.copies,
             shares=self.axes.copies if self.zero else 1,
+            process_bytes=self.process_bytes,
         )
 
     @property

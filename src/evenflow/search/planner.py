@@ -128,6 +128,7 @@ def _assemble(
         device=cluster.device.name,
         zero=1 if costs.shares > 1 else 0,
         tied_bytes=model.tied_bytes,
+        process_bytes=costs.process_bytes,
     )
 
 
