@@ -124,6 +124,9 @@ def job(make_model: Callable[..., Path], text: Path, tmp_path: Path) -> Path:
     return path
 
 
+_JOB_ID = str(41_000 + os.getpid() % 1000)  # the script's port follows from it, and another session may run here
+
+
 def _shim(folder: Path, name: str, text: str) -> None:
     path = folder / name
     path.write_text("#!/usr/bin/env bash\n" + text)
@@ -135,7 +138,7 @@ def _batch(script: Path, starts: int, folder: Path) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PATH": f"{folder}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": "41007",
+        "SLURM_JOB_ID": _JOB_ID,
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_RESTART_COUNT": str(starts),
         "CUDA_VISIBLE_DEVICES": "",
@@ -169,7 +172,7 @@ def test_a_batch_job_saves_before_its_time_is_up_and_goes_on(job: Path, tmp_path
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=150)[0]
     assert "time is nearly up" in said
-    assert (shims / "asked").read_text() == "requeue 41007\n", said[-3000:]
+    assert (shims / "asked").read_text() == f"requeue {_JOB_ID}\n", said[-3000:]
     saved = list((run / "checkpoints").glob("step-*"))
     assert len(saved) == 1
     done = int(saved[0].name.removeprefix("step-"))
