@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.errors import ImpossibleError
@@ -37,6 +37,7 @@ def _split(counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(end - count, end)) for end, count in zip(ends, counts, strict=True))
 
 
+@settings(deadline=None)
 @given(_shapes())
 def test_a_layout_reads_back_with_every_layer_once(counts: list[int]) -> None:
     split = _split(counts)
