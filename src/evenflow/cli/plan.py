@@ -7,6 +7,7 @@ import argparse
 from evenflow.cli.options import (
     add_axes,
     add_batch,
+    add_dtype,
     add_json,
     add_memory_limit,
     add_model,
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_stages_per_rank(parser)
     add_memory_limit(parser)
     add_axes(parser)
+    add_dtype(parser)
     parser.add_argument("--out", type=path, metavar="F", help="write the plan here, for `train --plan`")
     add_json(parser)
 
@@ -62,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.recompute,
         axes,
         check_zero(arguments.zero or 0),
+        arguments.dtype,
     )
     if arguments.out:
         save_plan(plan, arguments.out)

@@ -42,7 +42,8 @@ from evenflow.program import (
     action_text,
     buffers_at_once,
 )
-from evenflow.runtime import Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
+from evenflow.runtime import TORCH_DTYPES, Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
+from evenflow.spec import Dtype
 
 _Do = Callable[[RunningStep], None]
 _Key = tuple[int, int]  # stage and microbatch: cheaper to make and to look up than an action
@@ -64,6 +65,7 @@ class Executor:
         mesh: where this process is among those of other replicas and shards; by default there are none.
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
         gauge: the bytes that this process holds, asked after each action; by default nobody asks.
+        crossing: the type of what crosses stages.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Executor:
         reductions: Reductions | None = None,
         mesh: Mesh | None = None,
         gauge: Callable[[], int] | None = None,
+        crossing: Dtype = "fp32",
     ) -> None:
         device = next(iter(stages.values())).device
         self.program = program
@@ -95,7 +98,8 @@ class Executor:
             number: StageRunner(stage, program.microbatches, not program.forward_only)
             for number, stage in stages.items()
         }
-        self.pool = BufferPool(buffers_at_once(program, rank), torch.float32, device)
+        self.crossing = crossing
+        self.pool = BufferPool(buffers_at_once(program, rank), TORCH_DTYPES[crossing], device)
         self._boundary = boundary
         self._receives: dict[_Key, tuple[Transfer, Tensor]] = {}
         self._gradient_receives: dict[_Key, tuple[Transfer, Tensor]] = {}

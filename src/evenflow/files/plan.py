@@ -27,7 +27,7 @@ from evenflow.files.parts import (
 )
 from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan, Zero
 from evenflow.program import AUTO, SCHEDULES, check_size, misfit, verify_plan
-from evenflow.spec import Recompute
+from evenflow.spec import Dtype, Recompute
 
 
 class AxesPart(Part):
@@ -61,6 +61,7 @@ class StagePart(Part):
     weight_bytes: Bytes
     first_backward_peak_bytes: Bytes
     first_input_peak_bytes: Bytes
+    master_bytes: Bytes = 0
 
     @classmethod
     def of(cls, stage: StagePlan) -> StagePart:
@@ -132,6 +133,8 @@ class LayerPart(Part):
     recompute_s: Seconds
     selective_s: Seconds
     recompute: Recompute
+    master_bytes: Bytes = 0
+    freed_input_bytes: Bytes = 0
 
     @classmethod
     def of(cls, layer: LayerPlan) -> LayerPart:
@@ -201,6 +204,7 @@ class PlanDocument(Document):
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: Bytes = 0
+    dtype: Dtype = "fp32"
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
@@ -237,6 +241,7 @@ class PlanDocument(Document):
             device=plan.device,
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
+            dtype=plan.dtype,
         )
 
     def value(self) -> Plan:
@@ -271,6 +276,7 @@ class PlanDocument(Document):
             device=self.device,
             zero=self.zero,
             tied_bytes=self.tied_bytes,
+            dtype=self.dtype,
         )
 
 

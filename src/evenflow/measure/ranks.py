@@ -12,7 +12,17 @@ from evenflow.measure.layers import Repeats, rank_clock, time_layers, time_matmu
 from evenflow.measure.link import time_link, time_sum
 from evenflow.models import read_config
 from evenflow.plan import Axes
-from evenflow.runtime import carry, choose_transport, connect, make_mesh, rank_device, rank_devices, use_device
+from evenflow.runtime import (
+    TORCH_DTYPES,
+    carry,
+    choose_transport,
+    connect,
+    make_mesh,
+    rank_device,
+    rank_devices,
+    use_device,
+)
+from evenflow.spec import DTYPE_BYTES, Dtype
 
 _TIMEOUT_S = 300.0
 
@@ -30,6 +40,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     pairs = [edge for first in range(0, ranks - 1, 2) for edge in ((first, first + 1), (first + 1, first))]
     transport = carry(host, kind, rank, pairs, device, _TIMEOUT_S)
     batch, seq, hidden = payload["shape"]
+    dtype: Dtype = payload["dtype"]
     axes = Axes(pp=ranks // payload["tp"], tp=payload["tp"])
     mesh = make_mesh(axes, rank, (), _TIMEOUT_S, device, own_gpus=kind == "nccl")
     together = torch.zeros(1)
@@ -53,13 +64,14 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             clock,
             meet,
             device,
+            dtype,
         )
         result |= {"layers": [asdict(own) for own in layers], "stage": stage}
         meet()
-        result["peak_flops"] = time_matmul(clock, device)
+        result["peak_flops"] = time_matmul(clock, device, dtype=TORCH_DTYPES[dtype])
     channel.send({"kind": "doing", "what": "timing links"})
     transport.sum(together)
-    link = time_link(rank, ranks, transport, 4 * batch * seq * hidden, device)
+    link = time_link(rank, ranks, transport, DTYPE_BYTES[dtype] * batch * seq * hidden, device)
     result |= {"link": [link.latency_s, 1 / link.bytes_per_s]}
     result["reduce_s"] = time_sum(transport, payload["parameters"])
     channel.send(result)

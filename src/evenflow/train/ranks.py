@@ -18,6 +18,7 @@ from evenflow.models import (
     add_z_loss,
     build_skeleton,
     build_stage,
+    compute_in,
     draw_of,
     draw_weights,
     read_config,
@@ -166,7 +167,17 @@ def _assemble(
     reductions = Reductions(program, mesh, named, tied_names(anatomy), shares=plan.zero == 1)
     optimizer = Optimizer(reductions.updated, anatomy.parameters, _settings(payload), reductions.uncounted)
     boundary = (plan.micro_batch_size, plan.seq_length, payload["hidden_size"])
-    executor = Executor(program, rank, stages, transport, optimizer, boundary, reductions=reductions, mesh=mesh)
+    executor = Executor(
+        program,
+        rank,
+        stages,
+        transport,
+        optimizer,
+        boundary,
+        reductions=reductions,
+        mesh=mesh,
+        crossing=payload["crossing"],
+    )
     return executor, held, optimizer, reductions
 
 
@@ -230,6 +241,7 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
     draw_weights(stage, payload["seed"])
     if payload["weights"] and not payload["done_steps"]:
         read_weights(stage, [Path(file) for file in payload["weights"]])
+    compute_in(stage, plan.dtype)
     stage.to(device).train()
     if stage.sharing is not None and mesh.tp is not None:
         stage.sharing.distribute(mesh.tp)

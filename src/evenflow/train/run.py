@@ -29,7 +29,7 @@ from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, check_z_loss, describe_model, find_model
 from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, find_out, make_plan, plan_program, plan_timeline
-from evenflow.spec import Batch, Cluster, Model
+from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, check_dtype
 from evenflow.spec.cluster import CPU
 from evenflow.spec.gpus import visible_gpus
 from evenflow.timeline import Comparison, Timeline, compare
@@ -163,6 +163,7 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
         ready.text.tokenizer_folder,
         ready.text.separator_id,
         shards,
+        ready.plan.dtype,
     )
     checkpoints.publish(last)
     result = _result(job, ready.plan, recorder)
@@ -197,10 +198,10 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         refuse_dropout(source.config, axes.tp, axes.pp)
-        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp)
+        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, _dtype(job, checkpoint))
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
-        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch))
+        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch, model.dtype))
         check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
     if job.z_loss:
         check_z_loss(source.config)
@@ -232,6 +233,12 @@ def _cluster_and_batch(
         axes,
     )
     return cluster, axes, batch
+
+
+def _dtype(job: Job, checkpoint: Checkpoint | None) -> Dtype:
+    """A resumed run keeps its type, unless it is told otherwise, which is refused."""
+    kept = checkpoint.state.settings.get("dtype") if checkpoint else None
+    return job.dtype or (check_dtype(kept) if isinstance(kept, str) else DEFAULT_DTYPE)
 
 
 def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress, signals: StopSignals) -> PreparedText:
@@ -288,7 +295,7 @@ def _schedule(job: Job) -> str:
 
 def _checkpoints(job: Job, ready: _Prepared, recorder: Recorder) -> Checkpoints:
     plan, batch = ready.plan, _batch_of(ready.plan)
-    model, settings = config_hash(ready.source.config), lasting_settings(job, batch)
+    model, settings = config_hash(ready.source.config), lasting_settings(job, batch, plan.dtype)
 
     def state(step: int) -> RunState:
         return RunState(model, step, recorder.tokens_after(step), settings)
@@ -342,6 +349,7 @@ def _run_ranks(
         "packing": ready.text.sequences.packing,
         "separate": ready.text.sequences.separate,
         "hidden_size": ready.model.hidden_size,
+        "crossing": ready.model.crossing or plan.dtype,
         "last_step": job.stop_at or job.steps,
         "done_steps": checkpoint.state.step if checkpoint else 0,
         "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
