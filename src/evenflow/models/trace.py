@@ -127,8 +127,8 @@ class _Feed:
         return hidden, torch.zeros(self.shape[:2], dtype=torch.long)
 
 
-def _trace_stage(stage: Stage, given: _Feed, group: ImaginedTensorGroup) -> Trace:
-    queue = WeightGradients(stage)
+def _trace_stage(stage: Stage, given: _Feed, group: ImaginedTensorGroup | None = None) -> Trace:
+    queue, group = WeightGradients(stage), group or ImaginedTensorGroup(1)
     forward, backward, weights = _count_flops(stage, queue, given, group)
     combined, marked = tuple(group.asked), group.marked
     kept, output_bytes = _count_bytes(stage, queue, given)

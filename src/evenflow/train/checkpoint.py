@@ -26,6 +26,7 @@ from transformers import PretrainedConfig
 
 from evenflow.errors import InputError
 from evenflow.files import sync_folder, write_json
+from evenflow.spec import DEFAULT_DTYPE
 from evenflow.train.shards import hash_file
 
 CHECKPOINT_VERSION = 4
@@ -199,6 +200,9 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+_BEFORE = {"dtype": DEFAULT_DTYPE}  # what runs had when there was no such key yet
+
+
 def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path) -> None:
     """Refuse to go on with settings that would make it another run, or where nothing is left to do.
 
@@ -208,7 +212,7 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
     if state.model != wanted.model:
         raise InputError(f"{out} was run with another model: its configuration differs from the one given")
     for key, has in wanted.settings.items():
-        had = state.settings.get(key)
+        had = state.settings.get(key, _BEFORE.get(key))
         if had != has:
             option = f"--{key.replace('_', '-')}"
             advice = f"{option} {had} goes on with it" if had is not None else f"without {option} it goes on"

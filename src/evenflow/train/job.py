@@ -212,6 +212,6 @@ def lasting_settings(
         "lr": job.learning_rate,
         "eval_share": job.held_out_share or None,  # as in runs from before there was such a key
         "z_loss": job.z_loss or None,
-        "dtype": None if dtype == DEFAULT_DTYPE else dtype,
+        "dtype": dtype,
         **{key: getattr(job, key) for key in _LASTING},
     }
