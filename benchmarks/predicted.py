@@ -42,14 +42,14 @@ class Case:
     settings: dict[str, Any]
 
 
-def _llama(hidden: int, blocks: int, vocabulary: int, heads: int = 8) -> tuple[str, dict[str, int]]:
+def llama(hidden: int, blocks: int, vocabulary: int, heads: int = 8) -> tuple[str, dict[str, int]]:
     return "llama", {
         "hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": blocks, "vocab_size": vocabulary,
         "num_attention_heads": heads, "num_key_value_heads": heads // 2, "max_position_embeddings": 512,
     }  # fmt: skip
 
 
-def _gpt(hidden: int, blocks: int, vocabulary: int) -> tuple[str, dict[str, int]]:
+def gpt(hidden: int, blocks: int, vocabulary: int) -> tuple[str, dict[str, int]]:
     return "gpt2", {
         "n_embd": hidden, "n_layer": blocks, "n_head": 8, "vocab_size": vocabulary, "n_positions": 512,
         "bos_token_id": 0, "eos_token_id": 0,
@@ -57,18 +57,18 @@ def _gpt(hidden: int, blocks: int, vocabulary: int) -> tuple[str, dict[str, int]
 
 
 CASES = (
-    Case(*_llama(512, 6, 16000), 1, 8, 2, {}),
-    Case(*_llama(512, 6, 16000), 2, 16, 2, {"schedule": "1f1b"}),
-    Case(*_llama(512, 8, 8000), 2, 16, 4, {"schedule": "gpipe"}),
-    Case(*_gpt(512, 8, 16000), 2, 16, 2, {"schedule": "zb-h1"}),
-    Case(*_llama(768, 4, 16000), 2, 8, 1, {"schedule": "interleaved", "stages_per_rank": 2}),
-    Case(*_llama(640, 6, 12000), 2, 16, 2, {"schedule": "1f1b", "recompute": "full"}),
-    Case(*_llama(512, 6, 16000), 2, 16, 2, {"dp": 2}),
-    Case(*_llama(768, 4, 8000), 2, 8, 2, {"tp": 2}),
-    Case(*_gpt(640, 6, 8000), 3, 12, 1, {"schedule": "1f1b"}),
-    Case(*_llama(512, 9, 8000), 3, 12, 2, {"schedule": "zb-h2"}),
-    Case(*_llama(512, 8, 8000), 4, 16, 2, {"schedule": "1f1b"}),
-    Case(*_llama(512, 6, 16000), 4, 16, 2, {"dp": 2, "schedule": "1f1b"}),
+    Case(*llama(512, 6, 16000), 1, 8, 2, {}),
+    Case(*llama(512, 6, 16000), 2, 16, 2, {"schedule": "1f1b"}),
+    Case(*llama(512, 8, 8000), 2, 16, 4, {"schedule": "gpipe"}),
+    Case(*gpt(512, 8, 16000), 2, 16, 2, {"schedule": "zb-h1"}),
+    Case(*llama(768, 4, 16000), 2, 8, 1, {"schedule": "interleaved", "stages_per_rank": 2}),
+    Case(*llama(640, 6, 12000), 2, 16, 2, {"schedule": "1f1b", "recompute": "full"}),
+    Case(*llama(512, 6, 16000), 2, 16, 2, {"dp": 2}),
+    Case(*llama(768, 4, 8000), 2, 8, 2, {"tp": 2}),
+    Case(*gpt(640, 6, 8000), 3, 12, 1, {"schedule": "1f1b"}),
+    Case(*llama(512, 9, 8000), 3, 12, 2, {"schedule": "zb-h2"}),
+    Case(*llama(512, 8, 8000), 4, 16, 2, {"schedule": "1f1b"}),
+    Case(*llama(512, 6, 16000), 4, 16, 2, {"dp": 2, "schedule": "1f1b"}),
 )
 
 

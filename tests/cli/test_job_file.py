@@ -54,7 +54,7 @@ def refuse(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., s
         ("out = ''", "job.toml: out: should be a path, not empty"),
         ("memory_limit = 'much'", "job.toml: memory_limit: 'much' is not a memory size; 70GiB, "),
         ("recompute = 'some'", "job.toml: recompute: should be 'none', 'selective', 'full' or 'auto', not \"some\""),
-        ("format_version = 99", "job.toml: format_version: should be 5, not 99"),
+        ("format_version = 99", "job.toml: format_version: should be 6, not 99"),
         ("steps = 1\nsteps = 2", "job.toml: is not TOML: Cannot overwrite a value"),
         ("steps = ", "job.toml: is not TOML: Invalid value"),
         ("seed = " + "9" * 5000, "job.toml: is not TOML: Exceeds the limit"),

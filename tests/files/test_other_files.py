@@ -47,7 +47,7 @@ def test_a_profile_comes_back_exactly(tmp_path):
 
 def test_a_profile_is_no_plan(tmp_path):
     path = tmp_path / "profile.json"
-    path.write_text('{"format_version": 5, "model": "m"}')
+    path.write_text('{"format_version": 6, "model": "m"}')
     with pytest.raises(InputError, match=r"profile\.json: fingerprint: is missing \(and \d+ more like it\)$"):
         load_profile(path)
 
@@ -215,7 +215,7 @@ def test_ranks_come_back_as_a_plain_list(tmp_path):
 
 def test_the_model_sums_its_layers():
     data = model_json(sample_model())
-    assert data["format_version"] == 5
+    assert data["format_version"] == 6
     assert data["parameters"] == 2 * 8_000_000 + 8 * 1_500_000
     assert data["parameter_bytes"] == 4 * data["parameters"]
     assert data["forward_flops"] == 8 * 400_000_000 + 2_000_000_000

@@ -54,7 +54,7 @@ def test_the_promised_keys():
         "search",
         "costs",
     ]
-    assert data["format_version"] == 5
+    assert data["format_version"] == 6
     assert list(data["axes"]) == ["pp", "tp", "dp", "cp", "ep"]
     assert set(data["stages"][0]) >= {"rank", "layers", "forward_s", "backward_s", "parameter_bytes"}
     assert set(data["ranks"][0]) >= {"rank", "stages", "busy_s", "peak_bytes"}
@@ -122,9 +122,9 @@ def _with_order(lines):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_set("format_version", 1), "format_version: is 1; this evenflow reads 5"),
-        (_set("format_version", True), "format_version: is true; this evenflow reads 5"),
-        (_drop("format_version"), "format_version: is missing; this evenflow reads 5"),
+        (_set("format_version", 1), "format_version: is 1; this evenflow reads 6"),
+        (_set("format_version", True), "format_version: is true; this evenflow reads 6"),
+        (_drop("format_version"), "format_version: is missing; this evenflow reads 6"),
         (_drop("schedule"), "schedule: is missing"),
         (_drop("stages", 2, "forward_s"), "stages.2.forward_s: is missing"),
         (_set("color", "red"), "color: is not a key that belongs here"),

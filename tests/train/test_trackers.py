@@ -48,7 +48,22 @@ def test_weights_and_biases_has_one_run_over_a_resumption(job: Job, monkeypatch:
     name = (job.out / "wandb.id").read_text().strip()
     written = list((job.out / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     assert written
-    assert all(b"idle_fraction" in file.read_bytes() for file in written)
+    figures = (b"idle_fraction", b"tokens_per_s", b"imbalance")  # one may lie across two blocks of the file
+    assert all(any(name in file.read_bytes() for name in figures) for file in written)
+
+
+def test_no_login_is_one_line_with_what_would_do(job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import wandb
+
+    wandb.teardown()  # it keeps the settings of its first run in the process
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    progress = tracked(replace(job, tensorboard=False, wandb="evenflow-tests"), Silent())
+    with pytest.raises(InputError, match=r"^--wandb evenflow-tests: .*WANDB_MODE=offline") as found:
+        progress.planned(sample_plan(), sample_model())
+    assert "\n" not in str(found.value)
 
 
 def test_numbers_that_are_none_are_left_out() -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a model split over processes",
     "check": "prove on this machine that the split model equals the whole one",
     "report": "why a run or a plan is as fast as it is",
+    "rehearse": "one rank of a plan alone on this device: its real time and memory",
 }
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from evenflow.errors import InputError
 from evenflow.plan import ZEROS
 from evenflow.program import AUTO, SCHEDULES
-from evenflow.spec import DEFAULT_DTYPE, DTYPES, RECOMPUTE_WISHES
+from evenflow.spec import DEFAULT_DTYPE, DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, DTYPES, RECOMPUTE_WISHES
 from evenflow.units import parse_bytes
 
-DEFAULT_GLOBAL_BATCH = 16
-DEFAULT_SEQ_LENGTH = 256
 _MOST = 10**9  # of anything that is counted on the command line
 
 
@@ -64,9 +62,9 @@ def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> Non
     parser.add_argument(
         "--global-batch-size",
         type=count,
-        default=DEFAULT_GLOBAL_BATCH if has_defaults else None,
+        default=DEFAULT_GLOBAL_BATCH_SIZE if has_defaults else None,
         metavar="N",
-        help=f"sequences of a step (default {DEFAULT_GLOBAL_BATCH}{otherwise})",
+        help=f"sequences of a step (default {DEFAULT_GLOBAL_BATCH_SIZE}{otherwise})",
     )
     parser.add_argument(
         "--micro-batch-size",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.cost.costs import Costs, LayerCost, LinkCost, Origin
 from evenflow.errors import InputError
 from evenflow.spec import Cluster, Machine, Model, this_machine
 
@@ -28,6 +28,8 @@ class Profile:
         link: transfers between two processes.
         reduce_s: combining the gradient norm over all processes.
         peak_flops: floating-point operations a second of a large matrix product on one process.
+        cluster: what it says something about: this machine, or the cluster of a plan whose ranks were rehearsed here.
+        link_origin: where transfers and the norm's reduction come from: a rank that was rehearsed alone has none.
     """
 
     machine: Machine
@@ -44,6 +46,8 @@ class Profile:
     link: LinkCost
     reduce_s: float
     peak_flops: float
+    cluster: str = "local"
+    link_origin: Origin = "measured"
 
     def costs(self) -> Costs:
         """The measured costs."""
@@ -57,7 +61,7 @@ class Profile:
             origin={
                 "layers": "measured",
                 "halves": "measured",
-                "link": "measured",
+                "link": self.link_origin,
                 "optimizer": "measured",
                 "memory": "analytic",
             },
@@ -75,12 +79,13 @@ class Profile:
             ("number of processes", self.processes, cluster.devices),
             ("number of threads", self.threads, cluster.threads),
         ]
-        if not cluster.is_local:
+        if self.cluster != cluster.name:
             raise InputError(
                 f"the profile was measured on {self.machine.processor}, which says nothing about {cluster.name}; "
                 "without --profile its costs come from FLOPs"
             )
-        pairs.insert(0, ("machine", self.machine, this_machine()))
+        if cluster.is_local:
+            pairs.insert(0, ("machine", self.machine, this_machine()))
         for what, measured, wanted in pairs:
             if measured != wanted:
                 raise InputError(

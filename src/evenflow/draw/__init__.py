@@ -4,6 +4,7 @@ from evenflow.draw.findings import blame_text, finding_lines
 from evenflow.draw.html import report_html
 from evenflow.draw.model_tables import device_table, model_table, profile_table
 from evenflow.draw.png import timeline_png
+from evenflow.draw.rehearsal_table import rehearsal_table
 from evenflow.draw.report_table import report_table
 from evenflow.draw.svg import timeline_svg
 from evenflow.draw.tables import comparison_table, idle_table, plan_table, schedules_table
@@ -20,6 +21,7 @@ __all__ = [
     "model_table",
     "plan_table",
     "profile_table",
+    "rehearsal_table",
     "report_html",
     "report_table",
     "schedules_table",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evenflow.errors import FaultError, InputError
 
-FORMAT_VERSION: Literal[5] = 5
+FORMAT_VERSION: Literal[6] = 6
 _LINE = 110
 _MOST_BYTES = 2**29  # of a file: a program of a million actions, or the metrics of a million steps, is half of it
 _PART_BYTES = 2**20
@@ -32,7 +32,7 @@ class Part(BaseModel):
 class Document(Part):
     """A whole file; the version is its first key."""
 
-    format_version: Literal[5] = FORMAT_VERSION
+    format_version: Literal[6] = FORMAT_VERSION
 
 
 def read_document(path: Path, schema: type[Read]) -> Read:

@@ -16,7 +16,7 @@ from evenflow.errors import InputError
 from evenflow.files.document import FORMAT_VERSION, Part, mistake_of, read_text
 from evenflow.files.parts import MOST_BYTES, MOST_COUNT, Count
 from evenflow.program import AUTO, SCHEDULES
-from evenflow.spec import Dtype, RecomputeWish
+from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Dtype, RecomputeWish
 from evenflow.units import parse_bytes
 
 _MOST_SEED = 2**63 - 1
@@ -53,7 +53,7 @@ class JobPart(Part):
     """A job; a key without a value is None, which means what its description says."""
 
     format_version: Annotated[
-        Literal[5], Field(description="of this file", json_schema_extra={"group": "what is trained"})
+        Literal[6], Field(description="of this file", json_schema_extra={"group": "what is trained"})
     ] = FORMAT_VERSION
     model: Annotated[
         PathText | None,
@@ -71,9 +71,9 @@ class JobPart(Part):
     steps: Annotated[
         Count, Field(description="optimizer updates of the whole run", json_schema_extra={"group": "how much"})
     ] = 100
-    global_batch_size: Annotated[Count | None, Field(description="sequences of a step (default 16, or the plan's)")] = (
-        None
-    )
+    global_batch_size: Annotated[
+        Count | None, Field(description=f"sequences of a step (default {DEFAULT_GLOBAL_BATCH_SIZE}, or the plan's)")
+    ] = None
     micro_batch_size: Annotated[
         Count | None,
         Field(
@@ -82,7 +82,10 @@ class JobPart(Part):
         ),
     ] = None
     seq_length: Annotated[
-        Count | None, Field(description="tokens of a sequence (default 256 if the model reads as many, or the plan's)")
+        Count | None,
+        Field(
+            description=f"tokens of a sequence (default {DEFAULT_SEQ_LENGTH} if the model reads as many, or the plan's)"
+        ),
     ] = None
     seed: Annotated[
         int, Field(ge=0, le=_MOST_SEED, description="of weights, where they are drawn, and of the order of samples")

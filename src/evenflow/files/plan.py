@@ -205,6 +205,7 @@ class PlanDocument(Document):
     zero: Zero = 0
     tied_bytes: Bytes = 0
     dtype: Dtype = "fp32"
+    source: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
@@ -242,6 +243,7 @@ class PlanDocument(Document):
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
             dtype=plan.dtype,
+            source=plan.source,
         )
 
     def value(self) -> Plan:
@@ -277,6 +279,7 @@ class PlanDocument(Document):
             zero=self.zero,
             tied_bytes=self.tied_bytes,
             dtype=self.dtype,
+            source=self.source,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from evenflow.cost import LayerCost, Profile
+from evenflow.cost import LayerCost, Origin, Profile
 from evenflow.errors import InputError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
 from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, no_time
@@ -53,6 +53,8 @@ class ProfileDocument(Document):
     link: LinkPart
     reduce_s: Seconds
     peak_flops: Rate
+    cluster: str = "local"
+    link_origin: Origin = "measured"
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -75,6 +77,8 @@ class ProfileDocument(Document):
             link=LinkPart.of(profile.link),
             reduce_s=profile.reduce_s,
             peak_flops=profile.peak_flops,
+            cluster=profile.cluster,
+            link_origin=profile.link_origin,
         )
 
     def value(self) -> Profile:
@@ -94,6 +98,8 @@ class ProfileDocument(Document):
             link=self.link.value(),
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
+            cluster=self.cluster,
+            link_origin=self.link_origin,
         )
 
 

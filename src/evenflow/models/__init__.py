@@ -7,13 +7,14 @@ from evenflow.models.documents import find_leak
 from evenflow.models.dropout import draw_of, dropouts
 from evenflow.models.microbatch import NOT_LEARNED, Microbatch
 from evenflow.models.precision import compute_in
+from evenflow.models.preset import preset_source
 from evenflow.models.read import read_weights
 from evenflow.models.source import ModelSource, find_model, read_config
 from evenflow.models.stage import Stage, build_stage
 from evenflow.models.tensor_parallel import Sharing, share_out
 from evenflow.models.tied import share_tied, tied_names
 from evenflow.models.tp_plan import TpPlan, check_tensor_parallel, tp_plan_of
-from evenflow.models.weights import draw_weights, write_index, write_weights
+from evenflow.models.weights import draw_weights, make_up_weights, write_index, write_weights
 from evenflow.models.z_loss import add_z_loss, check_z_loss
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "dropouts",
     "find_leak",
     "find_model",
+    "make_up_weights",
+    "preset_source",
     "read_config",
     "read_weights",
     "share_out",

@@ -20,11 +20,15 @@ class ModelSource:
         name: what the user called it.
         config: the Hugging Face configuration.
         folder: the directory with its weights and tokenizer; None where there is none.
+        place: how it is found again from anywhere: a whole path, a hub id, or a preset's name.
+        is_preset: whether it is known by its dimensions alone.
     """
 
     name: str
     config: PretrainedConfig
     folder: Path | None
+    place: str = ""
+    is_preset: bool = False
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -65,12 +69,12 @@ def find_model(name: str) -> ModelSource:
     if len(name) > _LONGEST_PATH:
         raise InputError(f"there is no model {name[:40]!r}...: a name of {len(name)} letters is no path")
     if path.is_dir():
-        return ModelSource(path.resolve().name, _read_config(path / "config.json"), path)
+        return ModelSource(path.resolve().name, _read_config(path / "config.json"), path, str(path.resolve()))
     if path.is_file():
         if path.name == "config.json":
-            return ModelSource(path.resolve().parent.name, _read_config(path), path.parent)
-        return ModelSource(path.stem, _read_config(path), None)
-    return ModelSource(name, _hub_config(name), None)
+            return ModelSource(path.resolve().parent.name, _read_config(path), path.parent, str(path.resolve()))
+        return ModelSource(path.stem, _read_config(path), None, str(path.resolve()))
+    return ModelSource(name, _hub_config(name), None, name)
 
 
 def _read_config(path: Path) -> PretrainedConfig:

@@ -60,6 +60,30 @@ def draw_weights(stage: Stage, seed: int) -> None:
         sharing.cut()
 
 
+@torch.no_grad()
+def make_up_weights(stage: Stage, device: torch.device) -> None:
+    """Move a stage to `device` and fill it there with weights of the usual size, for who asks how long it takes alone.
+
+    Nothing is drawn whole of a stage whose tensors are shared out: each is cut before it has any memory. Buffers
+    (rotary tables and the like) are those of the model's own initialisation.
+    """
+    if stage.sharing is not None:
+        stage.sharing.cut()
+    stage.to(device)
+    absent = {id(own.module) for own in stage.absents}
+    for path, module in stage.model.named_modules():
+        if id(module) not in absent and any(True for _ in module.buffers(recurse=False)):
+            _drawer(stage.model, f"{path}.")._init_weights(module)
+    for parameter in stage.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, _DEVIATION)
+        else:
+            parameter.fill_(1.0)
+    for buffer in stage.buffers():
+        if is_unfilled(buffer):
+            buffer.zero_()
+
+
 def _fill_constants(stage: Stage, seed: int) -> None:
     """Fill what a model's initialisation leaves out with what its constructor makes of it.
 

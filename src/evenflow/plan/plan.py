@@ -126,6 +126,7 @@ class Plan:
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
         dtype: of weights, activations and messages.
+        source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
 
     model: str
@@ -158,6 +159,7 @@ class Plan:
     zero: Zero = 0
     tied_bytes: int = 0
     dtype: Dtype = "fp32"
+    source: str = ""
 
     @property
     def tied_gradient_bytes(self) -> int:

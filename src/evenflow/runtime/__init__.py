@@ -12,8 +12,9 @@ from evenflow.runtime.device import (
 )
 from evenflow.runtime.edge_groups import EdgeGroupTransport, edges_of
 from evenflow.runtime.host_clocks import ClockOffset, clock_offset
-from evenflow.runtime.in_memory import InMemoryNetwork, InMemoryTransport, MadeUpTransport
+from evenflow.runtime.in_memory import InMemoryNetwork, InMemoryTransport
 from evenflow.runtime.live_bytes import LiveBytes
+from evenflow.runtime.made_up import MadeUpTensorGroup, MadeUpTransport, made_up_mesh
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
 from evenflow.runtime.optimizer import MOMENTS, WEIGHT, Optimizer, OptimizerSettings
@@ -48,6 +49,7 @@ __all__ = [
     "InMemoryNetwork",
     "InMemoryTransport",
     "LiveBytes",
+    "MadeUpTensorGroup",
     "MadeUpTransport",
     "MemoryMeter",
     "Mesh",
@@ -74,6 +76,7 @@ __all__ = [
     "is_rounded",
     "job_edges",
     "local",
+    "made_up_mesh",
     "make_mesh",
     "memory_meter",
     "open_store",

@@ -1,7 +1,7 @@
-"""Transports that reach nobody else: one between threads of a process, and one that makes its peers' tensors up.
+"""A transport between threads of one process.
 
-Neither reads tags: on every directed edge the n-th send meets the n-th receive, as it is with NCCL, so whatever runs on
-them keeps the order that `verify` proves. A send is complete only once its receive has come, as if nothing were
+It reads no tags: on every directed edge the n-th send meets the n-th receive, as it is with NCCL, so whatever runs on
+it keeps the order that `verify` proves. A send is complete only once its receive has come, as if nothing were
 buffered on the way.
 """
 
@@ -122,36 +122,3 @@ class _InMemoryTransfer:
         """Return once both ends are there."""
         what = f"rank {self.edge[0]} and rank {self.edge[1]} did not meet"
         self.network._wait(lambda: self.message.done, self.edge, what)
-
-
-class MadeUpTransport:
-    """A rank alone, as if all others were there: what it receives is made up, what it sends goes nowhere.
-
-    A received tensor has the right shape, type and device, and values as hidden states have them; a send is complete
-    at once. So one device can run any rank of a plan for thousands.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._chance = torch.Generator().manual_seed(seed)
-
-    def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002 - nobody is there to tell apart
-        """Nothing travels."""
-        return _Done()
-
-    def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:  # noqa: ARG002 - the same
-        """Fill the buffer."""
-        buffer.copy_(torch.randn(buffer.shape, generator=self._chance))
-        return _Done()
-
-    def sum(self, tensor: Tensor) -> None:
-        """The others have nothing to add."""
-
-    def close(self) -> None:
-        """Nothing to part from."""
-
-
-class _Done:
-    """A transfer that was complete at once."""
-
-    def wait(self) -> None:
-        """Return at once."""

@@ -124,11 +124,15 @@ def _tied_group(axes: Axes, at: Coordinates, ranks: Sequence[int], timeout_s: fl
     """The group of all copies of one weight: of these pp ranks and of every replica, with the same place on tp."""
     own: dist.ProcessGroup | None = None
     for tp in range(axes.tp) if len(ranks) > 1 else ():
-        copies = [axes.process(Coordinates(pp, dp, tp)) for pp in ranks for dp in range(axes.dp)]
-        group = dist.new_group(copies, timedelta(seconds=timeout_s), "gloo")
+        group = dist.new_group(list(copies_of(axes, ranks, tp)), timedelta(seconds=timeout_s), "gloo")
         if tp == at.tp and at.pp in ranks:
             own = group
     return own
+
+
+def copies_of(axes: Axes, ranks: Sequence[int], tp: int) -> tuple[int, ...]:
+    """The processes with a copy of a weight that stages of these pp ranks share, at one place on tp."""
+    return tuple(axes.process(Coordinates(pp, dp, tp)) for pp in ranks for dp in range(axes.dp))
 
 
 class PipelineTransport:

@@ -1,6 +1,6 @@
 """What is trained, on what, and how much at a time: frozen values that everything downstream reads."""
 
-from evenflow.spec.batch import Batch
+from evenflow.spec.batch import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch
 from evenflow.spec.cluster import Cluster, Device, parse_cluster
 from evenflow.spec.dtype import DEFAULT_DTYPE, DTYPE_BYTES, DTYPES, GRADIENT_BYTES, Dtype, check_dtype
 from evenflow.spec.machine import Machine, this_machine
@@ -24,6 +24,8 @@ from evenflow.spec.model import (
 
 __all__ = [
     "DEFAULT_DTYPE",
+    "DEFAULT_GLOBAL_BATCH_SIZE",
+    "DEFAULT_SEQ_LENGTH",
     "DTYPES",
     "DTYPE_BYTES",
     "GRADIENT_BYTES",

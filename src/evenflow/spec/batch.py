@@ -8,6 +8,9 @@ from math import isqrt
 from evenflow.errors import InputError
 
 MOST_MICROBATCHES = 100_000  # a program names each of them
+# What commands take where a user says nothing.
+DEFAULT_GLOBAL_BATCH_SIZE = 16
+DEFAULT_SEQ_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True)

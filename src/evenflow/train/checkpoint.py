@@ -26,7 +26,8 @@ from transformers import PretrainedConfig
 
 from evenflow.errors import InputError
 from evenflow.files import sync_folder, write_json
-from evenflow.spec import DEFAULT_DTYPE
+from evenflow.spec import DEFAULT_DTYPE, Dtype, check_dtype
+from evenflow.train.job import Job
 from evenflow.train.shards import hash_file
 
 CHECKPOINT_VERSION = 4
@@ -222,6 +223,12 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
         raise InputError(f"{out} has done all its {steps} steps; a new --out would start another run")
     if last_step <= state.step:
         raise InputError(f"{out} has done step {state.step}: --stop-at {state.step + 1} to {steps} would go on")
+
+
+def choose_dtype(job: Job, resumed: RunState | None) -> Dtype:
+    """The type that a job trains in: a resumed run keeps its own unless it is told another, which is refused then."""
+    kept = resumed.settings.get("dtype") if resumed else None
+    return job.dtype or (check_dtype(kept) if isinstance(kept, str) else DEFAULT_DTYPE)
 
 
 def _file_facts(written: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from evenflow.cost import Costs, Profile, analytic_costs
@@ -85,7 +86,7 @@ def plan_model(
         axes=axes,
         zero=zero,
     )
-    return model, plan, costs
+    return model, replace(plan, source=source.place), costs
 
 
 def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:

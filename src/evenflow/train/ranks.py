@@ -21,6 +21,7 @@ from evenflow.models import (
     compute_in,
     draw_of,
     draw_weights,
+    make_up_weights,
     read_config,
     read_weights,
     share_out,
@@ -77,7 +78,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         _train(rank, channel, payload, plan, meter, device)
     except (RuntimeError, MemoryError, RankError) as failure:
         error = failure.__cause__ if isinstance(failure, RankError) and failure.__cause__ else failure
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         expected = plan.ranks[plan.axes.coordinates(rank).pp].peak_bytes
         raise FaultError(
@@ -99,7 +100,7 @@ def _train(
     axes, at = plan.axes, plan.axes.coordinates(rank)
     host, transport, mesh = _meet(rank, payload, plan, device)
     channel.send({"kind": "doing", "what": "building its stage"})
-    executor, held, optimizer, reductions = _assemble(payload, plan, program, transport, mesh, device)
+    executor, held, optimizer, reductions = assemble(payload, plan, program, transport, mesh, device)
     executor.gauge = meter.held_bytes
     sequences = _sequences(Path(payload["tokens"]), payload, plan)
     trained, held_out = _divide(sequences, payload, plan)
@@ -154,10 +155,20 @@ def _meet(rank: int, payload: dict[str, Any], plan: Plan, device: torch.device) 
     return host, transport, make_mesh(axes, rank, tied_ranks, timeout_s, device, own_gpus=kind == "nccl")
 
 
-def _assemble(
+def assemble(
     payload: dict[str, Any], plan: Plan, program: Program, transport: Transport, mesh: Mesh, device: torch.device
 ) -> tuple[Executor, tuple[Stage, ...], Optimizer, Reductions]:
-    """This rank's stages with their weights, what updates them, and what runs them."""
+    """This rank's stages with their weights, what updates them, and what runs them.
+
+    Args:
+        payload: `config` (JSON of the model's), `hidden_size`, `crossing`, `seed`, `optimizer`, `weights` (files), `done_steps`;
+            with `made_up` weights are made up where the stage computes, by nobody's initialisation.
+        plan: the plan.
+        program: its program.
+        transport: to the other ranks of its pipeline.
+        mesh: where this process is.
+        device: where it computes.
+    """
     rank = mesh.at.pp
     stages = {number: _build(number, payload, plan, mesh, device) for number in plan.ranks[rank].stages}
     held = tuple(stages.values())
@@ -238,9 +249,12 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
     if mesh.shards is not None:
         share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
     add_z_loss(stage, payload.get("z_loss", 0.0))
-    draw_weights(stage, payload["seed"])
-    if payload["weights"] and not payload["done_steps"]:
-        read_weights(stage, [Path(file) for file in payload["weights"]])
+    if payload.get("made_up"):
+        make_up_weights(stage, device)
+    else:
+        draw_weights(stage, payload["seed"])
+        if payload["weights"] and not payload["done_steps"]:
+            read_weights(stage, [Path(file) for file in payload["weights"]])
     compute_in(stage, plan.dtype)
     stage.to(device).train()
     if stage.sharing is not None and mesh.tp is not None:
@@ -248,7 +262,8 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
     return stage
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this host, has no memory left."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -29,7 +29,7 @@ from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, check_z_loss, describe_model, find_model
 from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, find_out, make_plan, plan_program, plan_timeline
-from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, check_dtype
+from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch, Cluster, Model
 from evenflow.spec.cluster import CPU
 from evenflow.spec.gpus import visible_gpus
 from evenflow.timeline import Comparison, Timeline, compare
@@ -38,6 +38,7 @@ from evenflow.train.checkpoint import (
     Checkpoints,
     RunState,
     check_resumable,
+    choose_dtype,
     config_hash,
     newest_checkpoint,
 )
@@ -67,8 +68,6 @@ from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
 from evenflow.train.trackers import tracked
 
-_GLOBAL_BATCH_SIZE = 16
-_SEQ_LENGTH = 256
 # The name of what is being written: nothing in a run's folder has its own name before it is whole.
 _PARTIAL_MODEL = "model.partial"
 _SHOWN_SAMPLES = 32
@@ -198,7 +197,8 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         refuse_dropout(source.config, axes.tp, axes.pp)
-        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, _dtype(job, checkpoint))
+        dtype = choose_dtype(job, checkpoint.state if checkpoint else None)
+        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, dtype)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
         wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch, model.dtype))
@@ -227,18 +227,12 @@ def _cluster_and_batch(
     kept = checkpoint.state.settings.get("micro_batch_size") if checkpoint else None
     longest = getattr(source.config, "max_position_embeddings", None)
     batch = make_batch(
-        job.global_batch_size or _GLOBAL_BATCH_SIZE,
+        job.global_batch_size or DEFAULT_GLOBAL_BATCH_SIZE,
         job.micro_batch_size or (kept if isinstance(kept, int) else None),
-        job.seq_length or min(_SEQ_LENGTH, longest if isinstance(longest, int) else _SEQ_LENGTH),
+        job.seq_length or min(DEFAULT_SEQ_LENGTH, longest if isinstance(longest, int) else DEFAULT_SEQ_LENGTH),
         axes,
     )
     return cluster, axes, batch
-
-
-def _dtype(job: Job, checkpoint: Checkpoint | None) -> Dtype:
-    """A resumed run keeps its type, unless it is told otherwise, which is refused."""
-    kept = checkpoint.state.settings.get("dtype") if checkpoint else None
-    return job.dtype or (check_dtype(kept) if isinstance(kept, str) else DEFAULT_DTYPE)
 
 
 def _text(job: Job, source: ModelSource, seq_length: int, progress: Progress, signals: StopSignals) -> PreparedText:

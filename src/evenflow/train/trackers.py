@@ -115,7 +115,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, told apart by an id in RUN/wandb.id, so that a resumed run goes on with it."""
+    """A run of Weights & Biases, told apart by an id in RUN/wandb.id, so that a resumed run goes on with it.
+
+    Raises:
+        InputError: there is no login, or its servers refuse or cannot be reached.
+    """
 
     def __init__(self, project: str, out: Path, facts: Mapping[str, Any]) -> None:
         import wandb
@@ -123,15 +127,21 @@ class WeightsAndBiases:
         path = out / "wandb.id"
         if not path.is_file():
             path.write_text(secrets.token_hex(4) + "\n")
-        self._run: Any = wandb.init(
-            project=project,
-            id=path.read_text().strip(),
-            name=out.resolve().name,
-            dir=str(out),
-            config=dict(facts),
-            resume="allow",
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                id=path.read_text().strip(),
+                name=out.resolve().name,
+                dir=str(out),
+                config=dict(facts),
+                resume="allow",
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:  # no login, no network, a project that may not be written
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise InputError(
+                f"--wandb {project}: {reason}; WANDB_MODE=offline in the environment would do too"
+            ) from None
 
     def log(self, step: int, scalars: Scalars) -> None:
         """A point on the curve of each figure."""

@@ -1,0 +1,209 @@
+"""A rank alone is the rank of a run: its tensors have the run's sizes, it does all its actions, and a whole step
+follows from what ranks took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evenflow.cli import main
+from evenflow.cost import RankCost, StageCost
+from evenflow.files import load_plan, load_profile, save_plan
+from evenflow.launch import ForkServer
+from evenflow.models import describe_model, find_model
+from evenflow.plan import Plan
+from evenflow.program import plan_program
+from evenflow.rehearse import Rehearsed, distinct_ranks, predicted_compute_s, rehearsed_plan, rehearsed_profile
+from evenflow.rehearse.rehearsal import _payload
+from evenflow.search import plan_timeline
+from evenflow.spec.cluster import local_cluster
+
+BIG = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "vocab_size": 2000}
+SHAPE = ["--seq-length", 64, "--micro-batch-size", 2]
+
+
+def make_plan(folder: Path, model: Path, *options: object) -> Path:
+    path = folder / "plan.json"
+    assert main([str(own) for own in ("plan", model, *SHAPE, *options, "--out", path, "--json")]) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--pp", 2, "--global-batch-size", 8],
+        ["--pp", 2, "--global-batch-size", 8, "--schedule", "zb-h1"],
+        ["--pp", 2, "--tp", 2, "--global-batch-size", 8],
+        ["--pp", 2, "--dp", 2, "--zero", 1, "--global-batch-size", 8],
+    ],
+    ids=["pp", "halves", "tp", "zero"],
+)
+def test_a_rank_alone_holds_what_the_plan_says(
+    server: ForkServer, make_model: Callable[..., Path], tmp_path: Path, options: list[object]
+) -> None:
+    model = make_model(**BIG)
+    path = make_plan(tmp_path, model, *options)
+    plan, source = load_plan(path), find_model(str(model))
+    for rank in range(2):
+        payload = _payload(path, source, BIG["hidden_size"], rank, 2, local_cluster())
+        group = server.start("bytes", "tests.rehearse.ranks:counts_its_bytes", 1, payload)
+        (found,) = [item[1] for item in group.messages() if item is not None]
+        assert found["spans"] == len(plan_program(plan).ranks[rank])
+        # A reduction's message is there beside the gradients that it is made of, which no plan counts.
+        more = 0.25 if plan.zero else 0.05
+        assert -0.05 <= found["peak"] / plan.ranks[rank].peak_bytes - 1 <= more
+        block = next(shape for name, shape in found["shapes"].items() if name.endswith("mlp.up_proj.weight"))
+        assert block == [384, 128], "a DTensor knows the whole shape"
+
+
+def test_sizes_of_a_plan_for_hundreds_are_those_of_its_shards(
+    server: ForkServer, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Rank 3 of 4 with tp 4 and dp 16: 256 processes, of which one runs."""
+    model = make_model(**BIG, num_key_value_heads=4)
+    options = ["--cluster", "32x8xH100-80GB", "--pp", 4, "--tp", 4, "--dp", 16, "--global-batch-size", 256]
+    path = make_plan(tmp_path, model, *options)
+    plan = load_plan(path)
+    payload = _payload(path, find_model(str(model)), BIG["hidden_size"], 3, 2, local_cluster())
+    group = server.start("bytes", "tests.rehearse.ranks:counts_its_bytes", 1, payload)
+    (found,) = [item[1] for item in group.messages() if item is not None]
+    assert plan.ranks[3].peak_bytes * 0.95 <= found["peak"] <= plan.ranks[3].peak_bytes * 1.25
+
+
+def test_one_rank_from_the_command_line(
+    make_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = make_plan(tmp_path, make_model(), "--pp", 2, "--global-batch-size", 4)
+    capfd.readouterr()
+    assert main(["rehearse", str(path), "--rank", "1", "--steps", "1", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["rank"] == 1
+    assert found["measured"].keys() == found["predicted"].keys() == {"compute_s", "peak_bytes"}
+    assert found["measured"]["compute_s"] > 0
+    assert found["measured"]["peak_bytes"] > 0
+    assert found["predicted"]["peak_bytes"] == load_plan(path).ranks[1].peak_bytes
+    assert "means nothing" in found["note"]
+    assert main(["rehearse", str(path), "--rank", "0", "--steps", "1"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "means nothing" in shown
+
+
+def test_all_ranks_make_a_step_and_a_profile_that_plans(
+    make_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(num_hidden_layers=6)
+    path = make_plan(tmp_path, model, "--pp", 2, "--global-batch-size", 8)
+    profile = tmp_path / "profile.json"
+    capfd.readouterr()
+    assert main(["rehearse", str(path), "--all", "--steps", "1", "--out", str(profile), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [own["rank"] for own in found["ranks"]] == [0, 1]
+    assert found["step"]["measured_s"] >= max(own["measured"]["compute_s"] for own in found["ranks"])
+    assert load_profile(profile).fingerprint == load_plan(path).fingerprint
+    options = ["--pp", 2, "--global-batch-size", 8, "--profile", profile]
+    again = load_plan(make_plan(tmp_path, model, *options))
+    assert again.costs["layers"] == "measured"
+    assert again.costs["link"] == "assumed", "nobody else was there to measure it with"
+
+
+def _doubled(plan: Plan, rank: int, model: Any) -> Rehearsed:
+    """A rank that takes twice what the plan says, sums over tp aside."""
+    own = plan.ranks[rank]
+    stages = [plan.stages[stage].cost for stage in own.stages]
+    return Rehearsed(
+        rank=rank,
+        compute_s=2 * predicted_compute_s(plan, model, rank),
+        peak_bytes=1,
+        stages=tuple(StageCost(2 * it.forward_s, 2 * it.backward_s, 2 * it.input_s, 2 * it.weight_s) for it in stages),
+        once=RankCost(2 * own.cost.norm_s, 2 * own.cost.optimizer_s),
+    )
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "interleaved"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_a_profile_of_ranks_twice_as_slow_has_layers_twice_as_slow(
+    make_model: Callable[..., Path], tmp_path: Path, schedule: str, recompute: str
+) -> None:
+    model = make_model(num_hidden_layers=6)
+    options = ["--pp", 2, "--global-batch-size", 8, "--schedule", schedule, "--recompute", recompute]
+    plan = load_plan(make_plan(tmp_path, model, *options))
+    described = describe_model(find_model(str(model)), 2, 64)
+    found = {rank: _doubled(plan, rank, described) for rank in range(2)}
+    whole = plan_timeline(rehearsed_plan(plan, described, found))
+    assert whole.ranks[0].busy_s == pytest.approx(2 * plan.ranks[0].busy_s)
+    profile = rehearsed_profile(plan, described, found)
+    base = load_plan(make_plan(tmp_path, model, *options[:-1], "none"))
+    for layer, planned in zip(profile.layers, base.layers, strict=True):
+        assert layer.forward_s == pytest.approx(2 * planned.cost.forward_s)
+        assert layer.backward_s == pytest.approx(2 * planned.cost.backward_s)
+        assert layer.input_s == pytest.approx(2 * planned.cost.input_s)
+        assert layer.weight_s == pytest.approx(2 * planned.cost.weight_s)
+        assert layer.optimizer_s == pytest.approx(2 * planned.cost.optimizer_s)
+
+
+def test_ranks_that_do_the_same_are_rehearsed_once(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Under gpipe the ranks between the ends do the same; under 1f1b each holds another number of microbatches."""
+    model = make_model(num_hidden_layers=8)
+    same = load_plan(make_plan(tmp_path, model, "--pp", 5, "--global-batch-size", 8, "--schedule", "gpipe"))
+    split = [len(stage.layers) for stage in same.stages]
+    assert split[1:-1] == [2, 2, 2], "or this test says nothing"
+    assert distinct_ranks(same) == {0: (0,), 1: (1, 2, 3), 4: (4,)}
+    other = load_plan(make_plan(tmp_path, model, "--pp", 5, "--global-batch-size", 16))
+    assert distinct_ranks(other) == {rank: (rank,) for rank in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--rank", "2"], 2, "--rank 2: the plan has ranks 0 to 1"),
+        (["--rank", "-1"], 2, "--rank -1: the plan has ranks 0 to 1"),
+        ([], 2, "which rank to rehearse is missing; --rank R for one, or --all"),
+        (["--all", "--rank", "0"], 2, "--rank and --all are both there"),
+        (["--rank", "0", "--out", "f.json"], 2, "with --all it would work"),
+        (["--rank", "0", "--model", "nowhere"], 2, "there is no model 'nowhere'"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    said: str,
+) -> None:
+    path = make_plan(tmp_path, make_model(), "--pp", 2, "--global-batch-size", 4)
+    assert _refused(capfd, code, path, *options).count(said) == 1
+
+
+def test_a_plan_that_cannot_be_rehearsed_is_one_line(
+    make_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model()
+    path = make_plan(tmp_path, model, "--pp", 2, "--global-batch-size", 4)
+    assert "there is no such file" in _refused(capfd, 2, tmp_path / "none.json", "--rank", "0")
+    plan = load_plan(path)
+    large = replace(plan, ranks=tuple(replace(own, peak_bytes=2**50) for own in plan.ranks), memory_limit=2**52)
+    save_plan(large, tmp_path / "large.json")
+    line = _refused(capfd, 4, tmp_path / "large.json", "--rank", "0")
+    assert "rank 0 needs 1.0 PiB" in line or "rank 0 needs 1048576 GiB" in line or "needs" in line
+    make_model(num_hidden_layers=5)
+    assert "as it is now (7 layers" in _refused(capfd, 2, path, "--rank", "0")
+    (model / "config.json").unlink()
+    line = _refused(capfd, 2, path, "--rank", "0")
+    assert "is a plan for tiny-llama, which is gone" in line
+    assert "--model MODEL" in line
+
+
+def _refused(capfd: pytest.CaptureFixture[str], code: int, path: Path, *options: str) -> str:
+    capfd.readouterr()
+    assert main(["rehearse", str(path), *options]) == code
+    captured = capfd.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert captured.out == ""
+    assert line.startswith("evenflow rehearse: ")
+    return line
