@@ -161,8 +161,9 @@ def assemble(
     """This rank's stages with their weights, what updates them, and what runs them.
 
     Args:
-        payload: `config` (JSON of the model's), `hidden_size`, `crossing`, `seed`, `optimizer`, `weights` (files), `done_steps`;
-            with `made_up` weights are made up where the stage computes, by nobody's initialisation.
+        payload: `config` (JSON of the model's), `hidden_size`, `crossing` (the type of what crosses stages), `seed`,
+            `optimizer`, `weights` (files), `done_steps`; with `made_up` weights are made up where the stage computes,
+            by nobody's initialisation.
         plan: the plan.
         program: its program.
         transport: to the other ranks of its pipeline.
