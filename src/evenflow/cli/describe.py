@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evenflow.cli.options import add_dtype, add_json, add_model, add_shape, add_tp
+
+if TYPE_CHECKING:
+    from evenflow.spec.architecture import Architecture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trace and print."""
-    from evenflow.spec.presets import is_preset
+    from evenflow.spec.presets import preset_of
 
-    if is_preset(arguments.model) and not Path(arguments.model).exists():
-        return _run_preset(arguments)
+    preset = preset_of(arguments.model)
+    if preset is not None:
+        return _run_preset(arguments, preset)
     from evenflow.cli.console import show, show_json
     from evenflow.draw import model_table
     from evenflow.files import model_json
@@ -38,14 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_preset(arguments: argparse.Namespace) -> int:
+def _run_preset(arguments: argparse.Namespace, preset: Architecture) -> int:
     """A preset's figures come from its dimensions: torch is not imported."""
     from evenflow.cli.console import show, show_json
     from evenflow.spec.described import preset_facts
-    from evenflow.spec.presets import find_preset
     from evenflow.units import format_count, format_flops
 
-    facts = preset_facts(find_preset(arguments.model), arguments.micro_batch_size, arguments.seq_length)
+    facts = preset_facts(preset, arguments.micro_batch_size, arguments.seq_length)
     if arguments.json:
         show_json(facts)
         return 0

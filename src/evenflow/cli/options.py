@@ -9,6 +9,7 @@ from evenflow.errors import InputError
 from evenflow.plan import ZEROS
 from evenflow.program import AUTO, SCHEDULES
 from evenflow.spec import DEFAULT_DTYPE, DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, DTYPES, RECOMPUTE_WISHES
+from evenflow.spec.trainers import OURS, TRAINERS
 from evenflow.units import parse_bytes
 
 _MOST = 10**9  # of anything that is counted on the command line
@@ -16,7 +17,11 @@ _MOST = 10**9  # of anything that is counted on the command line
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL."""
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face model directory, its config.json, or a hub id")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a Hugging Face model directory, its config.json, a hub id, or a preset (gpt3-175b, llama-3.1-405b, ...)",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +96,18 @@ def add_axes(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=ZEROS,
         help="1: replicas share out the optimizer's state and its update (default 0)",
+    )
+
+
+def add_trainer_axes(parser: argparse.ArgumentParser) -> None:
+    """--cp, --ep and --for."""
+    parser.add_argument("--cp", type=count, metavar="N", help="processes that share a sequence (trainers that have it)")
+    parser.add_argument("--ep", type=count, metavar="N", help="processes that share the experts (the same)")
+    parser.add_argument(
+        "--for",
+        dest="trainer",
+        metavar="TRAINER",
+        help=f"who will run the plan: {', '.join(TRAINERS)} (default {OURS})",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from evenflow.cli.options import (
     add_axes,
@@ -14,8 +15,14 @@ from evenflow.cli.options import (
     add_recompute,
     add_schedule,
     add_stages_per_rank,
+    add_trainer_axes,
     path,
 )
+from evenflow.errors import InputError
+
+if TYPE_CHECKING:
+    from evenflow.plan import Plan
+    from evenflow.spec.architecture import Architecture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,19 +42,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_memory_limit(parser)
     add_axes(parser)
     add_dtype(parser)
+    add_trainer_axes(parser)
     parser.add_argument("--out", type=path, metavar="F", help="write the plan here, for `train --plan`")
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, save and print."""
-    from evenflow.cli.console import show, show_json
-    from evenflow.draw import plan_table
-    from evenflow.files import load_profile, plan_json, save_plan
+    from evenflow.spec.presets import preset_of
+
+    preset = preset_of(arguments.model)
+    plan = _plan_model(arguments) if preset is None else _plan_preset(arguments, preset)
+    if arguments.out:
+        from evenflow.files import save_plan
+
+        save_plan(plan, arguments.out)
+    if arguments.json:
+        from evenflow.cli.console import show_json
+        from evenflow.files import plan_json
+
+        show_json(plan_json(plan))
+    else:
+        from evenflow.cli.console import show
+        from evenflow.draw import plan_table
+
+        show(plan_table(plan))
+    return 0
+
+
+def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
+    """A preset is planned from its dimensions: torch is not imported."""
+    from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
+    from evenflow.spec import parse_cluster
+    from evenflow.spec.trainers import OURS
+
+    if arguments.profile:
+        raise InputError(
+            f"--profile holds layers that were timed, and {arguments.model} is known by its dimensions alone; a model "
+            "directory would do, or no --profile"
+        )
+    names = ("pp", "tp", "dp", "cp", "ep", "stages_per_rank", "schedule", "micro_batch_size", "zero")
+    return plan_layout(
+        LayoutRequest(
+            preset,
+            parse_cluster(arguments.cluster),
+            arguments.global_batch_size,
+            arguments.seq_length,
+            arguments.trainer or OURS,
+            Pins(**{name: getattr(arguments, name) for name in names}),
+            arguments.recompute or "auto",
+            arguments.memory_limit,
+        )
+    )
+
+
+def _plan_model(arguments: argparse.Namespace) -> Plan:
+    """A model that can be traced is planned from its layers, measured or by their FLOPs."""
+    from dataclasses import replace
+
+    from evenflow.files import load_profile
     from evenflow.models import find_model
     from evenflow.plan import check_zero
+    from evenflow.spec.trainers import OURS, find_trainer
     from evenflow.train import choose_cluster, make_batch, plan_model
 
+    trainer = find_trainer(arguments.trainer or OURS)
+    for name in ("cp", "ep"):
+        if (getattr(arguments, name) or 1) > 1:
+            raise InputError(f"--{name} is planned for presets, such as llama-3.1-405b; without it this would work")
+    schedule = arguments.schedule or "1f1b"
+    if trainer.name != OURS and schedule not in trainer.schedules:
+        raise InputError(f"{trainer.name} has no {schedule}; {', '.join(trainer.schedules)} would do")
     profile = load_profile(arguments.profile) if arguments.profile else None
     cluster, axes = choose_cluster(
         arguments.cluster, arguments.pp, arguments.tp, arguments.dp, profile.threads if profile else None
@@ -66,10 +131,4 @@ def run(arguments: argparse.Namespace) -> int:
         check_zero(arguments.zero or 0),
         arguments.dtype,
     )
-    if arguments.out:
-        save_plan(plan, arguments.out)
-    if arguments.json:
-        show_json(plan_json(plan))
-    else:
-        show(plan_table(plan))
-    return 0
+    return replace(plan, trainer=trainer.name)

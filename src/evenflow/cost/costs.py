@@ -24,6 +24,8 @@ class LayerCost:
         recompute_s: what running its forward again adds to a backward, and to its input half; 0 for a layer that is
             never recomputed.
         selective_s: as `recompute_s`, of its attention's forward alone.
+        reduce_s: adding its gradients over the replicas, once a step; None where that follows from the pipeline's link.
+            Where it is given, collecting what other replicas updated is in `optimizer_s`.
     """
 
     forward_s: float
@@ -34,6 +36,7 @@ class LayerCost:
     optimizer_s: float
     recompute_s: float = 0.0
     selective_s: float = 0.0
+    reduce_s: float | None = None
 
     def again_s(self, recompute: Recompute) -> float:
         """What a way to recompute adds."""
@@ -46,6 +49,10 @@ class LayerCost:
         """
         again_s = self.again_s(recompute)
         return replace(self, backward_s=self.backward_s + again_s, input_s=self.input_s + again_s)
+
+
+# What a profile measures of a layer: all but what replicas exchange.
+TIMED_PARTS = tuple(name for name in LayerCost.__slots__ if name != "reduce_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class Costs:
         origin: for each group of figures (`layers`, `halves`, `link`, `optimizer`, `memory`), where it comes from.
         replicas: over how many gradients are added.
         shares: how many of them share out the update: all under ZeRO 1, else 1.
+        process_bytes: what a rank's process holds beside tensors; 0 where nobody measured it.
     """
 
     layers: tuple[LayerCost, ...]
@@ -85,6 +93,12 @@ class Costs:
     origin: dict[str, Origin]
     replicas: int = 1
     shares: int = 1
+    process_bytes: int = 0
+
+    @property
+    def reduces_by_layer(self) -> bool:
+        """Whether layers say what adding their gradients takes."""
+        return any(own.reduce_s is not None for own in self.layers)
 
     def over(self, replicas: int, shares: int) -> Costs:
         """These costs for several replicas, of which `shares` share out every update."""

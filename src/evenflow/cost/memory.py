@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 _MOMENTS = 2  # of AdamW, each as large as the gradient
@@ -16,7 +16,8 @@ class StageMemory:
     Attributes:
         parameter_bytes: its parameters.
         state_bytes: parameters, gradients and optimizer state (master weights in it) together; gradients are held from
-            the step's first backward to its update, the others all the time.
+            the step's first backward to its update, the others all the time. In the first stage of a rank also what its
+            process holds beside tensors.
         saved_bytes: kept from a microbatch's forward to its backward, the stage's input not included.
         pending_bytes: kept from the input half of a backward to its weight half, beside the stage's input and the
             gradient of its output.
@@ -119,6 +120,10 @@ class LayerBytes(Protocol):
         """Copies in fp32 of those parameters that are in less."""
 
     @property
+    def state_bytes(self) -> int:
+        """Parameters, gradients and optimizer state on one replica; 0 where that follows from the parameters."""
+
+    @property
     def first_backward_peak_bytes(self) -> int:
         """The most that a step's first backward holds at once, the gradients that it makes included."""
 
@@ -150,10 +155,12 @@ class MemoryModel:
     Attributes:
         model: the layers.
         shares: how many replicas share out the optimizer's state (ZeRO 1); 1 where each has all of it.
+        process_bytes: what a rank's process holds beside tensors, as measured.
     """
 
     model: HasLayers
     shares: int = 1
+    process_bytes: int = 0
 
     def stage(self, layers: Sequence[int], has_embedding: bool = False) -> StageMemory:
         """The memory of a stage that holds `layers` (contiguous, in order; may be empty).
@@ -177,7 +184,7 @@ class MemoryModel:
         saved, forward_peak = _forward(held, kept_input_bytes)
         return StageMemory(
             parameter_bytes=parameter_bytes,
-            state_bytes=parameter_bytes + gradient_bytes + optimizer_bytes,
+            state_bytes=sum(layer.state_bytes for layer in held) or parameter_bytes + gradient_bytes + optimizer_bytes,
             saved_bytes=max(saved - kept_input_bytes, 0),
             pending_bytes=sum(layer.pending_bytes for layer in held) - held[-1].kept_gradient_bytes,
             input_bytes=input_bytes,
@@ -194,8 +201,13 @@ class MemoryModel:
         """The memory of each stage; `stage_rank[s]` is the rank that holds stage `s`, by default one of its own."""
         ranks = range(len(stages)) if stage_rank is None else stage_rank
         return tuple(
-            self.stage(layers, has_embedding=rank == ranks[0]) for layers, rank in zip(stages, ranks, strict=True)
+            self.on_rank(self.stage(layers, has_embedding=rank == ranks[0]), is_first=rank not in ranks[:number])
+            for number, (layers, rank) in enumerate(zip(stages, ranks, strict=True))
         )
+
+    def on_rank(self, stage: StageMemory, is_first: bool = True) -> StageMemory:
+        """A stage with what its rank's process holds beside tensors, which the first of a rank's stages has."""
+        return replace(stage, state_bytes=stage.state_bytes + self.process_bytes) if is_first else stage
 
 
 def _forward(held: Sequence[LayerBytes], input_bytes: int) -> tuple[int, int]:

@@ -29,6 +29,8 @@ class Profile:
         reduce_s: combining the gradient norm over all processes.
         peak_flops: floating-point operations a second of a large matrix product on one process.
         cluster: what it says something about: this machine, or the cluster of a plan whose ranks were rehearsed here.
+        process_bytes: what a process held beside tensors once all of that had run in it: threads, libraries' working
+            space, fragments.
         link_origin: where transfers and the norm's reduction come from: a rank that was rehearsed alone has none.
     """
 
@@ -48,6 +50,7 @@ class Profile:
     peak_flops: float
     cluster: str = "local"
     link_origin: Origin = "measured"
+    process_bytes: int = 0
 
     def costs(self) -> Costs:
         """The measured costs."""
@@ -58,6 +61,7 @@ class Profile:
             link=self.link,
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
+            process_bytes=self.process_bytes,
             origin={
                 "layers": "measured",
                 "halves": "measured",

@@ -12,9 +12,11 @@ from rich.text import Text
 from evenflow.draw.idle_rows import PARTS, idle_rows
 from evenflow.draw.scale import Scale, bytes_scale, seconds_scale
 from evenflow.draw.words import error_text, layers_text, origins_text, plain, points_text, shape_text
-from evenflow.plan import Plan
+from evenflow.plan import Plan, RankPlan
 from evenflow.timeline import Comparison, Figure, Timeline
 from evenflow.units import format_count, format_percent, format_seconds
+
+_STAGES_SHOWN = 16  # a row each; of more, where ranks have several, a row for each rank
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -34,7 +36,13 @@ def plan_table(plan: Plan) -> RenderableType:
         f"memory\n{memory.unit}",
     )
     busiest = max(range(len(ranks)), key=lambda rank: ranks[rank].busy_s)
+    summed = len(stages) > _STAGES_SHOWN and len(stages) > len(ranks)
     for rank in ranks:
+        if summed:
+            table.add_row(
+                *_summed_row(plan, rank, total, (compute, busy, memory)), style="bold" * (rank.rank == busiest)
+            )
+            continue
         for place, index in enumerate(rank.stages):
             stage = stages[index]
             own = [
@@ -50,6 +58,22 @@ def plan_table(plan: Plan) -> RenderableType:
             style = "bold" if rank.rank == busiest and len(ranks) > 1 else ""
             table.add_row(name, layers_text(stage.layers, len(plan.layer_names)), *own, style=style)
     return Group(title(plan.model, shape_text(plan)), table, Text(), _plan_lines(plan))
+
+
+def _summed_row(plan: Plan, rank: RankPlan, total: float, scales: tuple[Scale, Scale, Scale]) -> list[str]:
+    """A rank with all its stages in one row."""
+    compute, busy, memory = scales
+    held = [plan.stages[index] for index in rank.stages]
+    layers = sum(len(stage.layers) for stage in held)
+    return [
+        str(rank.rank),
+        f"{layers_text(held[0].layers, len(plan.layer_names))} ... ({layers} in {len(held)} stages)",
+        compute.text(sum(stage.cost.forward_s for stage in held)),
+        compute.text(sum(stage.cost.backward_s for stage in held)),
+        busy.text(rank.busy_s),
+        _share(rank.busy_s, total),
+        memory.text(rank.peak_bytes),
+    ]
 
 
 def _plan_lines(plan: Plan) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
+from evenflow.spec.trainers import OURS
 from evenflow.timeline import Figure
 
 _AGAIN = {
@@ -81,9 +82,15 @@ def held_out_text(metrics: StepMetrics) -> str:
 def shape_text(plan: Plan) -> str:
     """What one step is: `local, 4 ranks x 2 replicas (ZeRO 1), 1f1b, 16 microbatches of 1 x 128 tokens`."""
     ranks = "1 rank" if len(plan.ranks) == 1 else f"{len(plan.ranks)} ranks"
+    if plan.axes.tp > 1:
+        ranks += f" x tp {plan.axes.tp}"
+    for name in ("cp", "ep"):
+        if (size := getattr(plan.axes, name)) > 1:
+            ranks += f" x {name} {size}" if name == "cp" else f" (ep {size})"
     if plan.axes.dp > 1:
         ranks += f" x {plan.axes.dp} replicas" + (f" (ZeRO {plan.zero})" if plan.zero else "")
     microbatches = "1 microbatch" if plan.microbatches == 1 else f"{plan.microbatches} microbatches"
     shape = f"{plan.micro_batch_size} x {plan.seq_length} tokens"
     again = _AGAIN[plan.recomputed]
-    return f"{plain(plan.cluster)}, {ranks}, {plain(plan.schedule)}, {microbatches} of {shape}{again}"
+    runner = "" if plan.trainer == OURS else f", for {plain(plan.trainer)}"
+    return f"{plain(plan.cluster)}, {ranks}, {plain(plan.schedule)}, {microbatches} of {shape}{again}{runner}"

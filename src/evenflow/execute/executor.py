@@ -20,6 +20,7 @@ from evenflow.errors import EvenflowError, InputError, PeerLostError, RankError,
 from evenflow.execute.buffers import BufferPool
 from evenflow.execute.runner import StageRunner
 from evenflow.execute.step import RunningStep, StepResult, Tokens
+from evenflow.launch import Heartbeat, action_note
 from evenflow.models import Microbatch, Stage, draw_of
 from evenflow.program import (
     Action,
@@ -66,6 +67,7 @@ class Executor:
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
         gauge: the bytes that this process holds, asked after each action; by default nobody asks.
         crossing: the type of what crosses stages.
+        heartbeat: notes each action as it begins; by default one that nobody sees.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Executor:
         mesh: Mesh | None = None,
         gauge: Callable[[], int] | None = None,
         crossing: Dtype = "fp32",
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         device = next(iter(stages.values())).device
         self.program = program
@@ -112,8 +115,9 @@ class Executor:
         self._here = frozenset(stages)
         self.clock = clock or clock_of(device)
         self.gauge = gauge
+        self.heartbeat = heartbeat or Heartbeat()
         self._finished = time.perf_counter()
-        self._bound = tuple((action, self._bind(action)) for action in self.actions)
+        self._bound = tuple((action, self._bind(action), action_note(action_text(action))) for action in self.actions)
 
     def run_step(
         self,
@@ -151,12 +155,13 @@ class Executor:
             runner.begin_step(learned)
         running = RunningStep(tokens, learning_rate, want_stop, draw, self._shapes(lengths))
         evaluates = self.program.forward_only
-        mark, gauge = self.clock.mark, self.gauge
+        mark, gauge, note = self.clock.mark, self.gauge, self.heartbeat.takes
         memory: list[int] = []
         action: Action | None = None
         try:
             with self._evaluating() if evaluates else nullcontext():
-                for action, do in self._bound:  # noqa: B007 - the message of a failure names it
+                for action, do, text in self._bound:  # noqa: B007 - the message of a failure names it
+                    note(text)
                     do(running)
                     mark()
                     if gauge is not None:
@@ -187,6 +192,11 @@ class Executor:
                 "learn from; a batch with at least one label that is not -100 would do"
             )
         return predicted
+
+    def _begins(self) -> None:
+        """What an action needs is here: it computes from now on."""
+        self.heartbeat.has_input()
+        self.clock.mark()
 
     def starts_now(self) -> None:
         """The next step begins now: what was done since the last one is none of its time."""
@@ -243,16 +253,16 @@ class Executor:
     def _do_forward(self, stage: int, microbatch: int, running: RunningStep) -> None:
         batch = self._tokens(microbatch, running)
         hidden = batch.ids if stage == 0 else self._input(stage, microbatch)
-        self.clock.mark()
+        self._begins()
         self._forward(stage, microbatch, hidden, batch, running.draw)
 
     def _do_backward(self, stage: int, microbatch: int, halves: bool, running: RunningStep) -> None:  # noqa: ARG002 - as all
         gradient = self._output_gradient(stage, microbatch)
-        self.clock.mark()
+        self._begins()
         self._backward(stage, microbatch, gradient, halves)
 
     def _do_weight_backward(self, stage: int, microbatch: int, running: RunningStep) -> None:  # noqa: ARG002 - as all
-        self.clock.mark()
+        self._begins()
         self.runners[stage].weight_backward(microbatch)
         self._free(stage, microbatch)
 
@@ -260,20 +270,20 @@ class Executor:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         if self.reductions is not None:
             self.reductions.finish()
-        self.clock.mark()
+        self._begins()
         running.norms = self.optimizer.gradient_norms()
 
     def _do_step(self, running: RunningStep) -> None:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         self._combine(running)
-        self.clock.mark()
+        self._begins()
         running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
         if self.reductions is not None:
             self.reductions.spread()
 
     def _do_reduce(self, action: Reduction, running: RunningStep) -> None:  # noqa: ARG002 - as all
         assert self.reductions is not None, "a program that reduces is given what reduces"
-        self.clock.mark()
+        self._begins()
         self.reductions.start(action)
 
     def _shapes(self, lengths: Sequence[int] | None) -> Sequence[tuple[int, ...]]:
@@ -355,7 +365,7 @@ class Executor:
         tag: int,
         running: RunningStep,  # noqa: ARG002 - as all
     ) -> None:
-        self.clock.mark()
+        self._begins()
         sends[key] = self.transport.send(made[key], rank, tag)
 
     def _receive(
@@ -366,7 +376,7 @@ class Executor:
         tag: int,
         running: RunningStep,
     ) -> None:
-        self.clock.mark()
+        self._begins()
         buffer = self.pool.take(running.shapes[key[1]])
         receives[key] = self.transport.receive(buffer, rank, tag), buffer
 

@@ -221,6 +221,10 @@ class JobPart(Part):
     stop_at: Annotated[
         Count | None, Field(description="save and stop after this step; the learning rate still spans steps")
     ] = None
+    restarts: Annotated[
+        Steps,
+        Field(description="how often to start again, from the newest checkpoint, when a process is lost; 0 for never"),
+    ] = 3
     save_every: Annotated[
         Count | None, Field(description="save after every so many steps, while the run goes on (default: at its end)")
     ] = None

@@ -28,6 +28,7 @@ from evenflow.files.parts import (
 from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan, Zero
 from evenflow.program import AUTO, SCHEDULES, check_size, misfit, verify_plan
 from evenflow.spec import Dtype, Recompute
+from evenflow.spec.trainers import OURS
 
 
 class AxesPart(Part):
@@ -135,6 +136,8 @@ class LayerPart(Part):
     recompute: Recompute
     master_bytes: Bytes = 0
     freed_input_bytes: Bytes = 0
+    reduce_s: Seconds | None = None
+    state_bytes: Bytes = 0
 
     @classmethod
     def of(cls, layer: LayerPlan) -> LayerPart:
@@ -205,6 +208,8 @@ class PlanDocument(Document):
     zero: Zero = 0
     tied_bytes: Bytes = 0
     dtype: Dtype = "fp32"
+    process_bytes: Bytes = 0
+    trainer: str = OURS
     source: str = ""
 
     @classmethod
@@ -243,6 +248,8 @@ class PlanDocument(Document):
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
             dtype=plan.dtype,
+            process_bytes=plan.process_bytes,
+            trainer=plan.trainer,
             source=plan.source,
         )
 
@@ -279,6 +286,8 @@ class PlanDocument(Document):
             zero=self.zero,
             tied_bytes=self.tied_bytes,
             dtype=self.dtype,
+            process_bytes=self.process_bytes,
+            trainer=self.trainer,
             source=self.source,
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from evenflow.cost import LayerCost, Origin, Profile
+from evenflow.cost import TIMED_PARTS, LayerCost, Origin, Profile
 from evenflow.errors import InputError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
 from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, no_time
@@ -55,6 +55,7 @@ class ProfileDocument(Document):
     peak_flops: Rate
     cluster: str = "local"
     link_origin: Origin = "measured"
+    process_bytes: Bytes = 0
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -69,9 +70,7 @@ class ProfileDocument(Document):
             torch_version=profile.torch_version,
             processes=profile.processes,
             threads=profile.threads,
-            layers=[
-                LayerPart(**{name: getattr(layer, name) for name in LayerCost.__slots__}) for layer in profile.layers
-            ],
+            layers=[LayerPart(**{name: getattr(layer, name) for name in TIMED_PARTS}) for layer in profile.layers],
             stage_forward_s=profile.stage_forward_s,
             stage_backward_s=profile.stage_backward_s,
             link=LinkPart.of(profile.link),
@@ -79,6 +78,7 @@ class ProfileDocument(Document):
             peak_flops=profile.peak_flops,
             cluster=profile.cluster,
             link_origin=profile.link_origin,
+            process_bytes=profile.process_bytes,
         )
 
     def value(self) -> Profile:
@@ -100,6 +100,7 @@ class ProfileDocument(Document):
             peak_flops=self.peak_flops,
             cluster=self.cluster,
             link_origin=self.link_origin,
+            process_bytes=self.process_bytes,
         )
 
 

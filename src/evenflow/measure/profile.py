@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evenflow.cost import LayerCost, LinkCost, Profile
+from evenflow.cost import TIMED_PARTS, LayerCost, LinkCost, Profile
 from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
 from evenflow.launch import Launcher, ThisHost
@@ -118,7 +118,7 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         return float(median(values))
 
     layers = tuple(
-        LayerCost(**{part: middle([result["layers"][layer][part] for result in timed]) for part in LayerCost.__slots__})
+        LayerCost(**{part: middle([result["layers"][layer][part] for result in timed]) for part in TIMED_PARTS})
         for layer in range(len(model.layers))
     )
     # A rank without a partner reports a free link; it has measured nothing.
@@ -139,4 +139,5 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         link=LinkCost(middle([link[0] for link in links]), 1 / slowness if slowness else 1e12),
         reduce_s=middle([result["reduce_s"] for result in results]) if cluster.devices > 1 else 0.0,
         peak_flops=middle([result["peak_flops"] for result in timed]),
+        process_bytes=int(middle([result["process_bytes"] for result in timed])),
     )

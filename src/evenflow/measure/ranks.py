@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,7 @@ from evenflow.runtime import (
     choose_transport,
     connect,
     make_mesh,
+    memory_meter,
     rank_device,
     rank_devices,
     use_device,
@@ -35,6 +37,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     local_rank = payload["places"][rank][1]
     device = rank_device(local_rank, gpus)
     use_device(device)
+    meter = memory_meter(device)
     kind = choose_transport(rank_devices(payload["places"], gpus))
     host = connect(rank, ranks, payload["rendezvous"], _TIMEOUT_S)
     pairs = [edge for first in range(0, ranks - 1, 2) for edge in ((first, first + 1), (first + 1, first))]
@@ -54,7 +57,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     # Of ranks that share a GPU the first times its layers, alone: what they take of it together is the simulator's.
     # Those that share out a layer have to time it together.
     if not gpus or local_rank - local_rank % payload["tp"] < gpus:
-        channel.send({"kind": "doing", "what": "timing layers"})
+        channel.doing("timing layers")
         layers, *stage = time_layers(
             read_config(payload["model"]),
             payload["signatures"],
@@ -69,10 +72,13 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         result |= {"layers": [asdict(own) for own in layers], "stage": stage}
         meet()
         result["peak_flops"] = time_matmul(clock, device, dtype=TORCH_DTYPES[dtype])
-    channel.send({"kind": "doing", "what": "timing links"})
+    channel.doing("timing links")
     transport.sum(together)
     link = time_link(rank, ranks, transport, DTYPE_BYTES[dtype] * batch * seq * hidden, device)
     result |= {"link": [link.latency_s, 1 / link.bytes_per_s]}
     result["reduce_s"] = time_sum(transport, payload["parameters"])
+    # All that a rank ever starts has started by now, and no tensor is left.
+    gc.collect()
+    result["process_bytes"] = max(meter.held_bytes(), 0)
     channel.send(result)
     transport.close()

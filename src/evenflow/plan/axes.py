@@ -46,8 +46,13 @@ class Axes:
 
     @property
     def processes(self) -> int:
-        """How many processes a job has."""
-        return self.pp * self.dp * self.tp
+        """How many processes a job has; experts are shared out among those that there are anyway."""
+        return self.pp * self.dp * self.cp * self.tp
+
+    @property
+    def copies(self) -> int:
+        """Over how many processes the gradients of a weight are added."""
+        return self.dp * self.cp
 
     def coordinates(self, process: int) -> Coordinates:
         """The place of a process."""

@@ -8,6 +8,7 @@ from typing import Literal
 from evenflow.cost import Costs, LayerCost, LinkCost, Origin, RankCost, StageCost, StageMemory
 from evenflow.plan.axes import Axes, Zero
 from evenflow.spec import Dtype, Recompute, gradient_bytes
+from evenflow.spec.trainers import OURS
 
 Posting = Literal["even", "costs"]
 
@@ -37,6 +38,7 @@ class LayerPlan:
     recompute: Recompute = "none"
     master_bytes: int = 0
     freed_input_bytes: int = 0
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,9 @@ class Plan:
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
         dtype: of weights, activations and messages.
+        process_bytes: what each rank's process holds beside tensors, in the bytes of its stages and its peak; 0 where
+            that was not measured.
+        trainer: who can run it; plans for others than evenflow are to be exported.
         source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
 
@@ -159,6 +164,8 @@ class Plan:
     zero: Zero = 0
     tied_bytes: int = 0
     dtype: Dtype = "fp32"
+    process_bytes: int = 0
+    trainer: str = OURS
     source: str = ""
 
     @property
@@ -208,8 +215,9 @@ class Plan:
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
             origin=self.costs,
-            replicas=self.axes.dp,
-            shares=self.axes.dp if self.zero else 1,
+            replicas=self.axes.copies,
+            shares=self.axes.copies if self.zero else 1,
+            process_bytes=self.process_bytes,
         )
 
     @property

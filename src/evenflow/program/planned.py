@@ -27,7 +27,7 @@ def plan_program(plan: Plan) -> Program:
         ProgramError: its order is not one of its stages and microbatches.
     """
     work = _work(plan) if plan.posting == "costs" else None
-    reduces, tied = plan.axes.dp > 1, plan.tied
+    reduces, tied = plan.axes.copies > 1, plan.tied
     if plan.order is None:
         return build_program(plan.schedule, plan.stage_rank, plan.microbatches, work, reduces=reduces, tied=tied)
     order = parse_order(plan.order)

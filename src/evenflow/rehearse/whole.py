@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 
@@ -106,7 +106,14 @@ def rehearsed_profile(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) 
         peak_flops=plan.peak_flops,
         cluster=plan.cluster,
         link_origin=plan.costs["link"],
+        process_bytes=_process_bytes(plan, found),
     )
+
+
+def _process_bytes(plan: Plan, found: Mapping[int, Rehearsed]) -> int:
+    """What processes held beside the tensors that the plan expects."""
+    beside = [own.peak_bytes - plan.ranks[rank].peak_bytes + plan.process_bytes for rank, own in found.items()]
+    return max(int(median(beside)), 0)
 
 
 def _layer_costs(plan: Plan, whole: Plan) -> list[LayerCost]:

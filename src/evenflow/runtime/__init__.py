@@ -31,6 +31,7 @@ from evenflow.runtime.tensor_group import (
     ThreadMeeting,
     ThreadTensorGroup,
 )
+from evenflow.runtime.timeouts import set_gloo_timeouts
 from evenflow.runtime.transport import AloneTransport, Transfer, Transport, connect
 from evenflow.runtime.weight_gradients import WeightGradients
 
@@ -83,6 +84,7 @@ __all__ = [
     "plain_part",
     "rank_device",
     "rank_devices",
+    "set_gloo_timeouts",
     "synchronize",
     "to_device",
     "use_device",

@@ -42,7 +42,8 @@ def split_hardware(
     """
     stages, tied_bytes = memory.stages(split, stage_rank), memory.model.tied_gradient_bytes
     ranks = list(rank_costs(costs, split, stage_rank))
-    for stage, rank in enumerate(stage_rank if costs.shares > 1 else ()):  # what each has updated goes to all of them
+    gathers = costs.shares > 1 and not costs.reduces_by_layer
+    for stage, rank in enumerate(stage_rank if gathers else ()):  # what each has updated goes to all of them
         gather_s = spread_s(costs.link, costs.shares, stages[stage].parameter_bytes)
         ranks[rank] = replace(ranks[rank], optimizer_s=ranks[rank].optimizer_s + gather_s)
     return Hardware(
@@ -51,7 +52,8 @@ def split_hardware(
         links=costs.link,
         memory=stages,
         reduce_s=costs.reduce_s,
-        reduce_grad_s=_reduce_grad_s(costs.link, costs.replicas, costs.shares, stages, stage_rank, tied_bytes),
+        reduce_grad_s=_by_layer(costs, split)
+        or _reduce_grad_s(costs.link, costs.replicas, costs.shares, stages, stage_rank, tied_bytes),
         reduce_tied_s=_reduce_tied_s(costs.link, costs.replicas, stage_rank, tied_bytes),
         at_once=at_once,
     )
@@ -59,18 +61,26 @@ def split_hardware(
 
 def plan_hardware(plan: Plan) -> Hardware:
     """What the simulator needs to know of a plan, from the figures that it holds."""
-    stages, replicas = [stage.memory for stage in plan.stages], plan.axes.dp
-    shares = plan.axes.dp if plan.zero else 1
+    stages, replicas = [stage.memory for stage in plan.stages], plan.axes.copies
+    shares = replicas if plan.zero else 1
     return Hardware(
         stages=[stage.cost for stage in plan.stages],
         ranks=[rank.cost for rank in plan.ranks],
         links=plan.link,
         memory=stages,
         reduce_s=plan.reduce_s,
-        reduce_grad_s=_reduce_grad_s(plan.link, replicas, shares, stages, plan.stage_rank, plan.tied_gradient_bytes),
+        reduce_grad_s=_by_layer(plan.layer_costs, plan.stage_layers)
+        or _reduce_grad_s(plan.link, replicas, shares, stages, plan.stage_rank, plan.tied_gradient_bytes),
         reduce_tied_s=_reduce_tied_s(plan.link, replicas, plan.stage_rank, plan.tied_gradient_bytes),
         at_once=plan.at_once,
     )
+
+
+def _by_layer(costs: Costs, split: Sequence[Sequence[int]]) -> tuple[float, ...] | None:
+    """For each stage, adding its gradients, where its layers say what that takes and there are replicas."""
+    if costs.replicas == 1 or not costs.reduces_by_layer:
+        return None
+    return tuple(sum(costs.layers[layer].reduce_s or 0.0 for layer in layers) for layers in split)
 
 
 def _reduce_grad_s(

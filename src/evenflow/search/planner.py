@@ -108,10 +108,10 @@ def _assemble(
         microbatches=batch.microbatches,
         seq_length=batch.seq_length,
         memory_limit=int(problem.limit),
-        layers=_layer_plans(model.under(recompute), costs, recompute),
+        layers=layer_plans(model.under(recompute), costs, recompute),
         stage_forward_s=costs.stage_forward_s,
         stage_backward_s=costs.stage_backward_s,
-        stages=stage_plans(solution, problem),
+        stages=stage_plans(solution.split, problem),
         ranks=rank_plans(solution, problem),
         link=costs.link,
         reduce_s=costs.reduce_s,
@@ -129,6 +129,7 @@ def _assemble(
         zero=1 if costs.shares > 1 else 0,
         tied_bytes=model.tied_bytes,
         dtype=model.dtype,
+        process_bytes=costs.process_bytes,
     )
 
 
@@ -173,10 +174,10 @@ def check_request(
         raise InputError(f"a step of {batch.microbatches} microbatches trains nothing; 1 would be the least")
 
 
-def stage_plans(solution: Solution, problem: Problem) -> tuple[StagePlan, ...]:
-    """Each stage of a solution."""
-    hardware = problem.hardware(solution.split)
-    columns = zip(problem.stage_rank, solution.split, hardware.stages, hardware.memory, strict=True)
+def stage_plans(split: Split, problem: Problem) -> tuple[StagePlan, ...]:
+    """Each stage of a split."""
+    hardware = problem.hardware(split)
+    columns = zip(problem.stage_rank, split, hardware.stages, hardware.memory, strict=True)
     return tuple(StagePlan(*column) for column in columns)
 
 
@@ -200,7 +201,8 @@ def predict(timeline: Timeline, mfu: float, tokens: int) -> Prediction:
     )
 
 
-def _layer_plans(model: Model, costs: Costs, recompute: tuple[Recompute, ...]) -> tuple[LayerPlan, ...]:
+def layer_plans(model: Model, costs: Costs, recompute: tuple[Recompute, ...]) -> tuple[LayerPlan, ...]:
+    """Each layer, with the figures that it has under its way to recompute."""
     return tuple(
         LayerPlan(
             name=layer.name,
@@ -220,6 +222,7 @@ def _layer_plans(model: Model, costs: Costs, recompute: tuple[Recompute, ...]) -
             recompute=own,
             master_bytes=layer.master_bytes,
             freed_input_bytes=layer.freed_input_bytes,
+            state_bytes=layer.state_bytes,
         )
         for layer, cost, own in zip(model.layers, costs.layers, recompute, strict=True)
     )

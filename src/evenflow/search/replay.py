@@ -73,7 +73,7 @@ def reschedule(plan: Plan, schedule: str, stages_per_rank: int | None = None) ->
         schedule=schedule,
         order=None if solution.order is None else order_text(solution.order),
         posting=solution.posting,
-        stages=stage_plans(solution, problem),
+        stages=stage_plans(solution.split, problem),
         ranks=rank_plans(solution, problem),
         predicted=predict(
             solution.timeline,

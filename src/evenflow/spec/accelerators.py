@@ -6,6 +6,7 @@ beside each device. What no page confirmed is named in `assumed`. Peaks are with
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from evenflow.errors import InputError
 from evenflow.spec.wires import WIRES
 
 _TERA = 1e12
+# What a process holds on a device before its first tensor (CUDA's context, libraries' workspaces, communicators), and
+# by how much the allocator's reserved memory exceeds what is allocated. Assumed.
+CONTEXT_BYTES = 2e9
+RESERVED_MARGIN = 0.08
 FigureOrigin = Literal["measured", "analytic", "assumed"]  # analytic: as the data sheet works it out
 
 
@@ -57,6 +62,11 @@ class Accelerator:
     network_wire: str = ""
     assumed: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
+
+    @property
+    def usable_bytes(self) -> int:
+        """What tensors may take of its memory: less the process's own and the allocator's margin."""
+        return max(int((self.memory_bytes - CONTEXT_BYTES) / (1 + RESERVED_MARGIN)), 0)
 
     def origin(self, figure: str) -> FigureOrigin:
         """Where one of its figures comes from."""
@@ -146,3 +156,18 @@ def find_accelerator(text: str) -> Accelerator:
         if words and re.sub(r"[^a-z0-9]", "", name.lower()).startswith(re.sub(r"sxm.*", "", words)):
             return ACCELERATORS["H100-80GB" if words.startswith("h100") else name]
     raise InputError(f"there is no device {text!r} in the catalogue; {', '.join(ACCELERATORS)} would do")
+
+
+def named_accelerator(name: str) -> Accelerator:
+    """The device of this very name, however it is cased.
+
+    Raises:
+        InputError: there is none; the nearest names are given.
+    """
+    known = {own.lower(): own for own in ACCELERATORS}
+    if name.lower() in known:
+        return ACCELERATORS[known[name.lower()]]
+    begun = [own for own in known if name and own.startswith(name.lower())]
+    near = begun or difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.4)
+    would = ", ".join(known[own] for own in near) or ", ".join(ACCELERATORS)
+    raise InputError(f"device {name!r} is not in the catalogue; {would} would do")

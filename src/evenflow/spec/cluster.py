@@ -1,4 +1,4 @@
-"""What the model is trained on: equal devices, the memory of each, and how they are linked."""
+"""What the model is trained on: devices, the memory of each, and how they are linked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evenflow.errors import InputError
+from evenflow.spec.accelerators import Accelerator, named_accelerator
 from evenflow.spec.gpus import Gpu, visible_gpus
 from evenflow.spec.machine import Machine, this_machine
 
@@ -45,7 +46,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Equal devices.
+    """Devices, equal ones unless `groups` are of several kinds.
 
     Attributes:
         name: what the user called it.
@@ -55,6 +56,7 @@ class Cluster:
         at_once: how many devices compute at full speed at once: fewer than `devices` where processes share cores or
             GPUs.
         is_local: whether it is this machine, so that costs can be measured here.
+        groups: its nodes, kind by kind; none for this machine.
     """
 
     name: str
@@ -63,32 +65,44 @@ class Cluster:
     threads: int
     at_once: int
     is_local: bool
+    groups: tuple[NodeGroup, ...] = ()
 
 
 GIB = 2**30
-CATALOGUE: dict[str, Device] = {
-    device.name: device
-    for device in (
-        Device(
-            "A100-80GB",
-            80 * GIB,
-            312e12,
-            0.5,
-            300e9,
-            10e-6,
-            "NVIDIA A100 datasheet, 2021: BF16 dense, NVLink 600 GB/s both ways; efficiency assumed",
-        ),
-        Device(
-            "H100-80GB",
-            80 * GIB,
-            989e12,
-            0.45,
-            450e9,
-            10e-6,
-            "NVIDIA H100 SXM datasheet, 2023: BF16 dense, NVLink 900 GB/s both ways; efficiency assumed",
-        ),
+_EFFICIENCY = 0.5  # of the peak in half precision, where only FLOPs are known
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGroup:
+    """Equal nodes of a cluster.
+
+    Attributes:
+        accelerator: every device of them, with the links that it has here.
+        nodes: how many.
+        node_devices: devices of each.
+    """
+
+    accelerator: Accelerator
+    nodes: int
+    node_devices: int
+
+    @property
+    def devices(self) -> int:
+        """Devices of all of them."""
+        return self.nodes * self.node_devices
+
+
+def device_of(accelerator: Accelerator) -> Device:
+    """A catalogue entry as ranks see it."""
+    return Device(
+        accelerator.name,
+        accelerator.usable_bytes,
+        accelerator.half_flops,
+        _EFFICIENCY,
+        accelerator.node_bytes_per_s,
+        10e-6,
+        accelerator.source + "; efficiency assumed",
     )
-}
 
 
 # What one process needs of a GPU before its first tensor: CUDA's context and the libraries' workspaces. Assumed.
@@ -172,12 +186,21 @@ def parse_cluster(text: str, processes: int | None = None, threads: int | None =
     if match is None:
         raise InputError(f"cluster {text!r} is not understood; `local`, 8xA100-80GB or 4x8xH100-80GB would be")
     first, second, name = match.groups()
-    if name not in CATALOGUE:
-        raise InputError(f"device {name!r} is not in the catalogue; it has {', '.join(CATALOGUE)}")
-    count = int(first or 1) * int(second or 1)
-    if count < 1:
-        raise InputError(f"cluster {text!r} has no devices")
-    if processes is not None and not 1 <= processes <= count:
-        raise InputError(f"cluster {text!r} has {count} devices; 1 to {count} of them can be used, not {processes}")
-    devices = processes or count
-    return Cluster(text, CATALOGUE[name], devices, threads=1, at_once=devices, is_local=False)
+    accelerator = named_accelerator(name)
+    counts = [int(number) for number in (first, second) if number]
+    nodes = counts[0] if len(counts) == 2 else 1
+    each = counts[-1] if counts else 1
+    if nodes * each < 1:
+        raise InputError(f"cluster {text!r} has no devices; 1 node of 1 device would be the least")
+    if processes is not None and not 1 <= processes <= nodes * each:
+        raise InputError(
+            f"cluster {text!r} has {nodes * each} devices; 1 to {nodes * each} of them can be used, not {processes}"
+        )
+    return grouped_cluster(text, (NodeGroup(accelerator, nodes, each),), processes)
+
+
+def grouped_cluster(name: str, groups: tuple[NodeGroup, ...], processes: int | None = None) -> Cluster:
+    """A cluster of nodes; `device` is that of the first group."""
+    devices = processes or sum(group.devices for group in groups)
+    device = device_of(groups[0].accelerator)
+    return Cluster(name, device, devices, threads=1, at_once=devices, is_local=False, groups=groups)

@@ -133,6 +133,7 @@ class Layer:
         forward_combined: what its forward puts together over the processes that share it.
         backward_combined: what its backward does, recomputation not included.
         master_bytes: fp32 copies that the optimizer keeps, of those parameters that are in less.
+        state_bytes: parameters, gradients and optimizer state on one replica; 0 where that follows from the parameters.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Layer:
     backward_combined: tuple[Combined, ...] = ()
     master_bytes: int = 0
     freed_input_bytes: int = 0
+    state_bytes: int = 0
 
     def again(self, recompute: Recompute) -> Again | None:
         """What a way to recompute makes of this layer; None where it has nothing to run again."""
@@ -254,6 +256,9 @@ class Model:
         """A hash of the layers and the shape, names aside: equal models cost the same to run."""
         facts = asdict(self)
         del facts["name"], facts["tied_bytes"]  # the bytes follow from the layers and from what is tied
+        if not any(layer.state_bytes for layer in self.layers):
+            for layer in facts["layers"]:
+                del layer["state_bytes"]
         if self.tp == 1:  # what there is nothing of does not change what models were called before
             del facts["tp"], facts["whole_flops"]
             for layer in facts["layers"]:

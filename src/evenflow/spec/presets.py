@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from pathlib import Path
 
 from evenflow.errors import InputError
 from evenflow.spec.architecture import Architecture, Experts, Latent
@@ -26,6 +28,8 @@ _GPT_1T = "Narayanan et al. 2021, arXiv:2104.04473; calculon-ai/calculon models/
 _BLOOM = "bigscience-workshop/bigscience train/tr11-176B-ml/README.md (ALiBi)"
 _GPT_OSS = "OpenAI 2025, arXiv:2508.10925; openai/gpt-oss-120b config.json, transformers' GptOssConfig"
 _DEEPSEEK = "deepseek-ai/DeepSeek-V3 inference/configs; deepwiki.com/deepseek-ai/DeepSeek-V3/6.1-configuration-options"
+
+_PLAIN_NAME = re.compile(r"[\w.+-]+")  # neither a path nor `organisation/name`
 
 PRESETS: dict[str, Architecture] = {
     preset.name: preset
@@ -88,6 +92,20 @@ def find_preset(name: str) -> Architecture:
     near = difflib.get_close_matches(_plain(name), list(plain), n=3, cutoff=0.4)
     would = ", ".join(plain[known] for known in near) or ", ".join(PRESETS)
     raise InputError(f"there is no preset {name!r}; {would} would do")
+
+
+def preset_of(text: str) -> Architecture | None:
+    """The preset that a MODEL on the command line is; None for a path or a hub id.
+
+    Raises:
+        InputError: it is none of these; the nearest presets are given.
+    """
+    if Path(text).exists() or not (is_preset(text) or _PLAIN_NAME.fullmatch(text)):
+        return None
+    try:
+        return find_preset(text)
+    except InputError as error:
+        raise InputError(f"there is no model {text!r}: no such directory or config.json, and {error}") from None
 
 
 def is_preset(name: str) -> bool:

@@ -15,6 +15,7 @@ from evenflow.search import make_plan
 from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, RecomputeWish, parse_cluster
 from evenflow.spec.batch import default_micro_batch_size
 from evenflow.spec.cluster import local_cluster
+from evenflow.spec.trainers import OURS
 from evenflow.train.job import Job
 from evenflow.units import format_bytes
 
@@ -96,18 +97,22 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
         InputError: the plan is for another model or shape, or for axes that are not run here.
     """
     plan = load_plan(path)
+    if plan.trainer != OURS:
+        raise InputError(
+            f"{path} is a plan for {plan.trainer}; `evenflow export` writes it for that, train runs our own"
+        )
+    if plan.cluster != "local":
+        raise InputError(f"{path} is a plan for {plan.cluster}; train runs on this machine, for --cluster local")
+    check_axes(plan.axes, str(path))
     model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp, plan.dtype)
     if model.fingerprint != plan.fingerprint:
         raise InputError(
             f"{path} is a plan for {plan.model} ({len(plan.layer_names)} layers, fingerprint {plan.fingerprint}), "
             f"not for {model.name} ({len(model.layers)} layers, {model.fingerprint}); `evenflow plan` makes one"
         )
-    if plan.cluster != "local":
-        raise InputError(f"{path} is a plan for {plan.cluster}; train runs on this machine, for --cluster local")
     own = local_cluster().device.name
     if plan.device != own:
         raise InputError(f"{path} is a plan for {plan.device}; the ranks of this machine compute on {own}")
-    check_axes(plan.axes, str(path))
     reason = tp_misfit(plan.schedule, plan.axes.tp)
     if reason is not None:
         raise InputError(f"{path}: {reason}")

@@ -30,7 +30,7 @@ from evenflow.models import (
     tp_plan_of,
     write_weights,
 )
-from evenflow.plan import Plan
+from evenflow.plan import Coordinates, Plan
 from evenflow.program import Program, verify_plan
 from evenflow.runtime import (
     CudaMemoryMeter,
@@ -51,20 +51,18 @@ from evenflow.runtime import (
     memory_meter,
     rank_device,
     rank_devices,
+    set_gloo_timeouts,
     use_device,
 )
 from evenflow.train.batches import Batch
 from evenflow.train.evaluation import Evaluator, HeldOut
 from evenflow.train.lr_schedule import LrSchedule
+from evenflow.train.patience import gloo_timeout_s
 from evenflow.train.sampler import hold_out, step_samples
 from evenflow.train.saver import Saver, read_state
 from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
 from evenflow.units import format_bytes
-
-# A peer is taken for lost after this many predicted steps, and never before a slow start could end.
-_LOST_AFTER_STEPS = 20
-_LOST_AFTER_S = 120.0
 
 
 def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
@@ -96,19 +94,19 @@ def _train(
     device: torch.device,
 ) -> None:
     program = verify_plan(plan)
-    channel.send({"kind": "doing", "what": "meeting the other ranks"})
+    channel.doing("meeting the other ranks")
     axes, at = plan.axes, plan.axes.coordinates(rank)
     host, transport, mesh = _meet(rank, payload, plan, device)
-    channel.send({"kind": "doing", "what": "building its stage"})
+    channel.doing("building its stage")
     executor, held, optimizer, reductions = assemble(payload, plan, program, transport, mesh, device)
     executor.gauge = meter.held_bytes
+    executor.heartbeat = channel.heartbeat
     sequences = _sequences(Path(payload["tokens"]), payload, plan)
     trained, held_out = _divide(sequences, payload, plan)
-    evaluator = held_out and Evaluator(executor, mesh, held_out, payload["hidden_size"], device)
-    rates = LrSchedule(**payload["rates"])
+    evaluator = Evaluator(executor, mesh, held_out, payload["hidden_size"], device) if held_out else None
     done: int = payload["done_steps"]
     if done:
-        channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
+        channel.doing(f"reading its state after step {done}")
         read_state(Path(payload["checkpoint"]), done, held, optimizer)
     saver = Saver(Path(payload["run"]), at.pp * axes.tp + at.tp, held, optimizer, reductions, writes=at.dp == 0)
     if done:
@@ -116,25 +114,10 @@ def _train(
         if at.dp == 0:
             channel.send({"kind": "state", "hashes": hashes})
     _compare_clocks(channel, host, rank, axes.processes)
-    for step in range(done + 1, payload["last_step"] + 1):
-        channel.send({"kind": "doing", "what": f"in step {step}"})
-        rate = rates.at(step)
-        want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        samples = step_samples(payload["seed"], step, plan.global_batch_size, trained)
-        batch = Batch(sequences, samples, plan.micro_batch_size, at.dp, axes.dp, device)
-        draw = draw_of(payload["seed"], step)
-        result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
-        report = {**_step_report(step, result, rate), "peak": meter.peak_bytes(), "tokens": batch.tokens}
-        if evaluator and _is_evaluated(step, payload):
-            report["eval_loss"] = evaluator.loss(lambda what: channel.send({"kind": "doing", "what": what}))
-        channel.send({**report, "samples": batch.samples() if held[0].is_first and at.tp == 0 else []})
-        _tell(channel, saver.done())
-        if result.stop:
-            break
-        if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
-            _tell(channel, saver.start(step))
+    step = _take_steps(channel, payload, plan, at, host, executor, evaluator, saver, sequences, trained, meter, device)
+    set_gloo_timeouts(host, gloo_timeout_s(plan.predicted.step_s, None))
     _compare_clocks(channel, host, rank, axes.processes)
-    channel.send({"kind": "doing", "what": "saving its state"})
+    channel.doing("saving its state")
     _tell(channel, saver.save_last(step))
     if at.dp == 0:
         sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp)
@@ -143,9 +126,49 @@ def _train(
     transport.close()
 
 
+def _take_steps(
+    channel: Channel,
+    payload: dict[str, Any],
+    plan: Plan,
+    at: Coordinates,
+    host: Transport,
+    executor: Executor,
+    evaluator: Evaluator | None,
+    saver: Saver,
+    sequences: Sequences,
+    trained: NDArray[np.int64],
+    meter: MemoryMeter | CudaMemoryMeter,
+    device: torch.device,
+) -> int:
+    """Take one step after another until the last, or until a rank was asked to stop; returns the newest step."""
+    rates, first = LrSchedule(**payload["rates"]), payload["done_steps"] + 1
+    names_samples = 0 in executor.runners and at.tp == 0
+    for step in range(first, payload["last_step"] + 1):
+        channel.doing(f"in step {step}", timed=True)
+        rate = rates.at(step)
+        want_stop = any(message["kind"] == "stop" for message in channel.waiting())
+        samples = step_samples(payload["seed"], step, plan.global_batch_size, trained)
+        batch = Batch(sequences, samples, plan.micro_batch_size, at.dp, plan.axes.dp, device)
+        draw = draw_of(payload["seed"], step)
+        result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
+        report = {**_step_report(step, result, rate), "peak": meter.peak_bytes(), "tokens": batch.tokens}
+        if evaluator and _is_evaluated(step, payload):
+            report["eval_loss"] = evaluator.loss(lambda what: channel.doing(what, timed=True))
+        channel.send({**report, "samples": batch.samples() if names_samples else []})
+        _tell(channel, saver.done())
+        if step == first:
+            set_gloo_timeouts(host, gloo_timeout_s(plan.predicted.step_s, result.end_s - result.begin_s))
+        if result.stop:
+            break
+        if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
+            channel.doing(f"copying its state after step {step}")
+            _tell(channel, saver.start(step))
+    return step
+
+
 def _meet(rank: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> tuple[Transport, Transport, Mesh]:
     """Find the other processes: a transport to all, one to the ranks of this pipeline, and the groups of the axes."""
-    timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
+    timeout_s = gloo_timeout_s(plan.predicted.step_s, None)
     axes = plan.axes
     host = connect(rank, axes.processes, payload["rendezvous"], timeout_s)
     kind = choose_transport(rank_devices(payload["places"], payload["gpus"]))

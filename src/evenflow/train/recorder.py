@@ -63,6 +63,7 @@ class Recorder:
         metrics: all steps so far, those before a resume included.
         done_before: how many of them that is.
         samples: those of the newest step.
+        busy_s: of each process, what it computed in the newest step.
     """
 
     plan: Plan
@@ -72,8 +73,10 @@ class Recorder:
     metrics: list[StepMetrics] = field(default_factory=list)
     done_before: int = 0
     samples: tuple[int, ...] = ()
+    busy_s: tuple[float, ...] = ()
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     _clocks: dict[int, list[ClockOffset]] = field(default_factory=dict)
+    _busy: dict[int, float] = field(default_factory=dict)
     _kept: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
 
     def take_clock(self, rank: int, report: dict[str, Any]) -> None:
@@ -89,6 +92,7 @@ class Recorder:
             return None
         del self._reports[step]
         timeline = self._timeline(reports)
+        self.busy_s = tuple(self._busy[process] for process in range(self.plan.axes.processes))
         warm_up = self.done_before + _WARM_UP_STEPS
         if step > warm_up or not self._kept:
             if self._kept and self._kept[0].step <= warm_up:
@@ -159,6 +163,7 @@ class Recorder:
         zero = min(clocks[rank].correct(report["begin"]) for rank, report in reports.items())
         errors = sorted(clock.error_s for clock in clocks.values())
         ranks = tuple(self._rank(rank, reports[own], clocks[own], zero) for rank, own in enumerate(processes))
+        self._busy.update(zip(processes, (own.busy_s for own in ranks), strict=True))
         return Timeline("measured", self.program, ranks, clock_error_s=sum(errors[-2:]))
 
     def _rank(self, rank: int, report: dict[str, Any], clock: _Correction, zero: float) -> RankTimeline:

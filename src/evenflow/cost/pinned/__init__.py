@@ -2,7 +2,7 @@
 
 from evenflow.cost.pinned.bytes import RankBytes, activation_bytes, peak_bytes, rank_bytes, worst_rank
 from evenflow.cost.pinned.job import Holding, Order, Pinned, Redone
-from evenflow.cost.pinned.seconds import BlockSeconds, block_seconds, fabric_of, layer_seconds, step_seconds
+from evenflow.cost.pinned.seconds import BlockSeconds, block_seconds, fabric_of, layer_seconds, one_block, step_seconds
 
 __all__ = [
     "BlockSeconds",
@@ -15,6 +15,7 @@ __all__ = [
     "block_seconds",
     "fabric_of",
     "layer_seconds",
+    "one_block",
     "peak_bytes",
     "rank_bytes",
     "step_seconds",

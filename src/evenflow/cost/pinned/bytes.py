@@ -8,13 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evenflow.cost.pinned.job import Holding, Pinned
+from evenflow.spec.accelerators import CONTEXT_BYTES, RESERVED_MARGIN
 
 _HALF = 2
 _MASTER = 12  # fp32 weight and two moments
-# What a process holds on a device before its first tensor (CUDA's context, libraries' workspaces, communicators), and
-# by how much the allocator's reserved memory exceeds what is allocated. Assumed.
-CONTEXT_BYTES = 2e9
-RESERVED_MARGIN = 0.08
 # What a block that was computed again holds in its backward: what it kept, and gradients of about half of that.
 _WITH_GRADIENTS = 1.5
 

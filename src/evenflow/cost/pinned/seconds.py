@@ -56,7 +56,7 @@ def block_seconds(job: Pinned, roofline: Roofline) -> BlockSeconds:
     """One block; where every second has a window, the mean of two."""
     it = job.architecture
     last = it.layers - 1
-    found = [_block(job, roofline, block) for block in ([last, last - 1] if it.window is not None else [last])]
+    found = [one_block(job, roofline, block) for block in ([last, last - 1] if it.window is not None else [last])]
     return BlockSeconds(*(sum(getattr(one, name) for one in found) / len(found) for name in BlockSeconds.__slots__))
 
 
@@ -66,7 +66,8 @@ def layer_seconds(job: Pinned, roofline: Roofline) -> tuple[float, float]:
     return one.forward_s, one.backward_s
 
 
-def _block(job: Pinned, roofline: Roofline, block: int) -> BlockSeconds:
+def one_block(job: Pinned, roofline: Roofline, block: int) -> BlockSeconds:
+    """The block of a number."""
     fabric, device = fabric_of(job.device, roofline), job.device
     operators = job.architecture.block(block, job.micro_batch, job.seq, job.shards, job.is_flash)
 

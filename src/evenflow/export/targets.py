@@ -1,0 +1,39 @@
+"""The trainers that plans are exported to, by name; what was written is read back and held against the plan."""
+
+from __future__ import annotations
+
+from evenflow.errors import FaultError, InputError
+from evenflow.export.deepspeed import DEEPSPEED
+from evenflow.export.exported import Export, Target
+from evenflow.export.megatron import MEGATRON
+from evenflow.export.torch_script import TORCH
+from evenflow.export.torchtitan import TORCHTITAN
+from evenflow.plan import Plan
+
+TARGETS: dict[str, Target] = {
+    "megatron": MEGATRON,
+    "torchtitan": TORCHTITAN,
+    "deepspeed": DEEPSPEED,
+    "torch": TORCH,
+}
+
+
+def export_plan(plan: Plan, target: str) -> Export:
+    """A plan as a trainer's own configuration.
+
+    Raises:
+        InputError: the trainer is not known.
+        ImpossibleError: it cannot express the plan.
+        FaultError: what was written does not say the plan's split: ours to mend.
+    """
+    if target not in TARGETS:
+        raise InputError(f"--to {target} is not known; {', '.join(TARGETS)} are")
+    found = TARGETS[target]
+    export = found.make(plan)
+    split, ranks = found.read(export.files)
+    if split != plan.stage_layers or ranks != plan.stage_rank:
+        raise FaultError(
+            f"what was written for {target} reads back as {[list(stage) for stage in split]} on the ranks "
+            f"{list(ranks)}, not as the plan; nothing was handed over"
+        )
+    return export

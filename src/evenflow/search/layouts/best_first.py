@@ -1,0 +1,85 @@
+"""The search: layouts by their bound, the lowest first, until the next bound is no better than the best step found."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evenflow.cost.preset import PresetCosts
+from evenflow.search.layouts.bounds import bounds
+from evenflow.search.layouts.layout import Layout
+from evenflow.search.layouts.solve import Found, Solver
+
+_CHUNK = 512  # layouts whose bound with memory is worked out at a time
+_WORK = 6_000_000  # actions that a search may walk through; then it says how far it may be from the best
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search came to.
+
+    Attributes:
+        best: the best layout; None where none fits.
+        bound_s: no layout has a shorter step.
+        solved: every layout that was solved, the best first.
+        closest: where none fits, the one that lacks least.
+        layouts: how many layouts there are.
+        simulated: how many splits were played.
+        is_whole: whether every layout was solved or has a bound above the best step.
+    """
+
+    best: Found | None
+    bound_s: float
+    solved: tuple[Found, ...]
+    closest: Found | None
+    layouts: int
+    simulated: int
+    is_whole: bool
+
+
+def best_first(
+    layouts: Sequence[Layout], costs: PresetCosts, solver: Solver, cutoff: float = np.inf, work: int = _WORK
+) -> Searched:
+    """Search all layouts; those that cannot be under `cutoff` are passed over."""
+    rough = bounds(layouts, costs, solver.cap, solver.wish, with_memory=False)
+    by_rough = np.argsort(rough, kind="stable")
+    heap: list[tuple[float, int]] = []
+    solved: list[Found] = []
+    best: Found | None = None
+    closest: Found | None = None
+    taken = simulated = spent = 0
+    unproved = np.inf  # the least bound of what was solved without looking at every split
+    limit = cutoff
+    while True:
+        while taken < len(layouts) and (not heap or rough[by_rough[taken]] < heap[0][0]):
+            if rough[by_rough[taken]] >= limit:
+                taken = len(layouts)
+                break
+            chunk = by_rough[taken : taken + _CHUNK]
+            taken += len(chunk)
+            fine = bounds([layouts[at] for at in chunk], costs, solver.cap, solver.wish)
+            for at, bound in zip(chunk.tolist(), fine.tolist(), strict=True):
+                if np.isfinite(bound):
+                    heapq.heappush(heap, (bound, at))
+        if not heap or heap[0][0] >= limit or spent > work:
+            break
+        bound, at = heapq.heappop(heap)
+        found = solver.solve(layouts[at], limit)
+        simulated += found.simulated
+        if not found.is_all:
+            unproved = min(unproved, bound)
+        spent += found.simulated * 40 + layouts[at].stages * layouts[at].microbatches * 12
+        if np.isfinite(found.step_s):
+            solved.append(found)
+            if best is None or found.step_s < best.step_s:
+                best = found
+                limit = min(limit, found.step_s)
+        elif closest is None or found.over_bytes < closest.over_bytes:
+            closest = found
+    left = heap[0][0] if heap else np.inf
+    least = min(left, unproved, *(rough[by_rough[taken:]].tolist()[:1] or [np.inf]), limit)
+    solved.sort(key=lambda own: own.step_s)
+    return Searched(best, float(least), tuple(solved), closest, len(layouts), simulated, bool(left >= limit))

@@ -1,0 +1,214 @@
+"""Why: a search that calls its plan the best must be right about every bound, every step and every byte it counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from random import Random
+
+import numpy as np
+import pytest
+
+from evenflow.cost.preset import PresetCosts
+from evenflow.errors import ImpossibleError, InputError
+from evenflow.plan import Search
+from evenflow.program import compute_order, verify_plan
+from evenflow.search.layouts import Layout, LayoutRequest, Pins, Space, plan_layout
+from evenflow.search.layouts.assemble import assemble
+from evenflow.search.layouts.best_first import best_first
+from evenflow.search.layouts.bounds import columns, lower_bounds
+from evenflow.search.layouts.layout import stage_ranks
+from evenflow.search.layouts.orders import order_arrays
+from evenflow.search.layouts.solve import Solver
+from evenflow.search.layouts.stages import places
+from evenflow.spec import Batch, parse_cluster
+from evenflow.spec.accelerators import ACCELERATORS
+from evenflow.spec.architecture import Architecture, Experts
+from evenflow.spec.trainers import TRAINERS
+from tests.search.exhaustive import best_by_trying_everything
+
+SMALL = Architecture("small", "test", 6, 2048, 8192, 16, 8, 128, 32000)
+DEVICE = ACCELERATORS["A100-80GB"]
+SEQ = 2048
+
+
+def space(random: Random, architecture: Architecture = SMALL, trainer: str | None = None) -> Space:
+    """A small space at random."""
+    name = trainer or random.choice(list(TRAINERS))
+    return Space(architecture, random.choice([2, 4, 8]), 8, random.choice([4, 8, 12]), SEQ, TRAINERS[name])
+
+
+def caps(costs: PresetCosts, random: Random) -> float:
+    """From what hardly fits to what always does."""
+    state = costs.step_figures(next(iter([Layout(1, 1, 1, 1, 1, 1, "1f1b", 1, 0, 1).shape])), 1, 0).state_bytes.sum()
+    return float(state * random.choice([0.15, 0.3, 0.6, 1.2, 5.0]))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_step_is_the_simulators_and_no_rank_holds_more_than_was_allowed_for(seed: int) -> None:
+    random = Random(seed)
+    own = space(random)
+    costs = PresetCosts(SMALL, DEVICE, SEQ, own.trainer)
+    solver = Solver(costs, caps(costs, random), random.choice(["auto", "auto", "none", "full"]))
+    for layout in random.sample(all_of := own.layouts(), min(len(all_of), 6)):
+        found = solver.solve(layout)
+        if not np.isfinite(found.step_s):
+            continue
+        batch = Batch(own.global_batch_size, layout.micro_batch_size, SEQ, layout.dp)
+        plan = assemble(
+            found, costs, parse_cluster(f"{own.devices}xA100-80GB"), batch, int(solver.cap), found.step_s,
+            Search(1, 0.0), (),
+        )  # fmt: skip
+        assert plan.predicted.step_s == pytest.approx(found.step_s, rel=2e-3), layout
+        for rank, peak in zip(plan.ranks, found.rank_peaks, strict=True):
+            assert rank.peak_bytes <= peak, (layout, rank.rank)
+        verify_plan(plan)
+        assert sorted(layer for stage in plan.stages for layer in stage.layers) == list(range(SMALL.layers + 2))
+        assert plan.recompute == found.modes
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_layout_is_faster_than_its_bound(seed: int) -> None:
+    random = Random(seed)
+    own = space(random)
+    costs = PresetCosts(SMALL, DEVICE, SEQ, own.trainer)
+    solver = Solver(costs, caps(costs, random), random.choice(["auto", "auto", "selective", "full"]))
+    layouts = own.layouts()
+    layouts = random.sample(layouts, min(len(layouts), 25))
+    table = columns(layouts, costs, solver.cap, solver.wish)
+    for layout, bound, rough in zip(layouts, lower_bounds(table), lower_bounds(table, with_memory=False), strict=True):
+        found = solver.solve(layout)
+        assert found.is_all or layout.stages > 6
+        assert rough <= bound * (1 + 1e-6), "both are found by bisection"
+        assert bound <= found.step_s, layout
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_is_that_of_trying_everything(seed: int) -> None:
+    random = Random(100 + seed)
+    tiny = replace(SMALL, layers=3, vocab=random.choice([8000, 128000]))
+    own = replace(space(random, tiny, "evenflow"), devices=random.choice([2, 3]), global_batch_size=4)
+    own = replace(own, pins=Pins(micro_batch_size=random.choice([1, 2]), zero=0))
+    costs = PresetCosts(tiny, DEVICE, SEQ, own.trainer)
+    cap = caps(costs, random)
+    try:
+        layouts = own.layouts()
+    except InputError:
+        return
+    best = best_first(layouts, costs, Solver(costs, cap, "auto")).best
+    everything = best_by_trying_everything(layouts, costs, cap)
+    assert (best.step_s if best else np.inf) == pytest.approx(everything, rel=1e-9)
+
+
+def test_a_search_looks_no_further_than_it_has_to_and_says_how_good_it_is() -> None:
+    own = Space(SMALL, 8, 8, 64, SEQ, TRAINERS["evenflow"])
+    costs = PresetCosts(SMALL, DEVICE, SEQ, own.trainer)
+    layouts = own.layouts()
+    solver = Solver(costs, DEVICE.usable_bytes, "auto")
+    found = best_first(layouts, costs, solver)
+    assert found.best is not None
+    assert found.is_whole
+    assert found.bound_s == found.best.step_s
+    assert len(found.solved) < len(layouts)
+    hurried = best_first(layouts, costs, solver, work=1)
+    assert hurried.best is not None
+    assert not hurried.is_whole
+    assert hurried.bound_s < hurried.best.step_s
+
+
+@pytest.mark.parametrize("name", ["1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zb-v"])
+@pytest.mark.parametrize(("ranks", "m"), [(2, 3), (4, 4), (4, 11)])
+def test_orders_are_those_of_the_schedules(name: str, ranks: int, m: int) -> None:
+    """The quick ones made of numbers too; a rank's counts are what a walk over its actions counts."""
+    each = 2 if name in ("interleaved", "zb-v") else 1
+    arrays = order_arrays(name, ranks, each, m)
+    order = compute_order(name, stage_ranks(name, ranks, each), m)
+    for rank, actions in enumerate(order):
+        costs = [arrays.cost[node] for node in _rank_nodes(arrays, rank)]
+        kinds = ["Forward", "Backward", "InputBackward", "WeightBackward"]
+        assert [(kinds[c // arrays.stages], c % arrays.stages) for c in costs] == [
+            (type(own).__name__, own.stage) for own in actions
+        ]
+        flight = most = 0
+        for own in actions:
+            flight += {"Forward": 1, "Backward": -1, "InputBackward": -1}.get(type(own).__name__, 0)
+            most = max(most, flight)
+        assert arrays.counts[rank].saved.sum(axis=1).max() >= most
+
+
+def _rank_nodes(arrays, rank):
+    nodes = []
+    at = int(arrays.ends[rank])
+    while at >= arrays.ranks:
+        nodes.append(at)
+        at = int(arrays.before[at])
+    return nodes[::-1]
+
+
+def test_every_layer_is_in_one_stage_in_order() -> None:
+    arrays = order_arrays("interleaved", 2, 2, 4)
+    begin, end = places(arrays, np.array([[0, 2, 4, 6, 8]]))
+    assert begin.tolist() == [[[0, 4], [2, 6]]]
+    assert end.tolist() == [[[2, 6], [4, 8]]]
+
+
+def request(**changes) -> LayoutRequest:
+    """A plan that takes no time."""
+    base = LayoutRequest(SMALL, parse_cluster("8xA100-80GB"), 32, SEQ)
+    return replace(base, **changes)
+
+
+def test_experts_and_sequences_are_shared_out_for_trainers_that_can() -> None:
+    mixture = replace(SMALL, experts=Experts(8, 2, 2048))
+    plan = plan_layout(request(architecture=mixture, trainer="megatron", pins=Pins(ep=4, cp=2)))
+    assert (plan.axes.ep, plan.axes.cp, plan.trainer) == (4, 2, "megatron")
+    assert plan.axes.processes == 8
+    with pytest.raises(InputError, match="--ep 4: evenflow has no ep; 1, or --for megatron, torchtitan"):
+        plan_layout(request(architecture=mixture, pins=Pins(ep=4)))
+
+
+@pytest.mark.parametrize(
+    ("pins", "message"),
+    [
+        (Pins(tp=3), "--tp 3 does not divide the query heads of small, 16; 2 or 4 would do"),
+        (Pins(dp=5), "--dp 5 does not divide a global batch of 32; 4 or 8 would do"),
+        (Pins(pp=9), "--pp 9 is more than the 8 layers there are; 8 would be the most"),
+        (Pins(pp=4, tp=4), "--pp 4 --tp 4 needs 16 devices, and there are 8"),
+        (Pins(micro_batch_size=5), "--micro-batch-size 5 does not divide the 32 sequences"),
+        (Pins(schedule="2f2b"), "schedule '2f2b' is not known"),
+        (Pins(pp=3), "no layout of small uses all 8 devices"),
+    ],
+)
+def test_pins_that_no_layout_has_are_refused(pins: Pins, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_layout(request(pins=pins))
+
+
+def test_where_nothing_fits_the_closest_is_named_and_what_it_lacks() -> None:
+    with pytest.raises(ImpossibleError, match=r"no plan fits: of \d+ layouts the closest .* of 100 MiB, .* more than"):
+        plan_layout(request(memory_limit=100 * 2**20))
+
+
+def test_a_fixed_axis_stays_and_costs() -> None:
+    free, fixed = plan_layout(request()), plan_layout(request(pins=Pins(pp=4, schedule="gpipe")))
+    assert (fixed.axes.pp, fixed.schedule) == (4, "gpipe")
+    assert fixed.predicted.step_s >= free.predicted.step_s
+
+
+def test_auto_is_no_slower_than_the_named_schedule_that_it_starts_from() -> None:
+    named, made = (
+        plan_layout(request(pins=Pins(tp=1, pp=4))),
+        plan_layout(request(pins=Pins(tp=1, pp=4, schedule="auto"))),
+    )
+    assert made.schedule == "auto"
+    assert made.predicted.step_s <= named.predicted.step_s * (1 + 1e-9)
+
+
+def test_splits_are_all_looked_at_where_they_are_few() -> None:
+    costs = PresetCosts(SMALL, DEVICE, SEQ, TRAINERS["evenflow"])
+    solver = Solver(costs, 1e12, "none")
+    layout = Layout(3, 1, 1, 1, 1, 1, "1f1b", 1, 0, 6)
+    found = solver.solve(layout)
+    ways = [solver.of_split(layout, (0, *cuts, 8)).step_s for cuts in combinations(range(1, 8), 2)]
+    assert found.is_all
+    assert found.step_s == min(ways)
