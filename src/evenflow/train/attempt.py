@@ -204,6 +204,7 @@ def _payload(job: Job, ready: Prepared) -> Message:
         "packing": ready.text.sequences.packing,
         "separate": ready.text.sequences.separate,
         "hidden_size": ready.model.hidden_size,
+        "crossing": ready.model.crossing or ready.plan.dtype,
         "last_step": job.stop_at or job.steps,
         "done_steps": ready.done_steps,
         "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
@@ -219,7 +220,7 @@ def _payload(job: Job, ready: Prepared) -> Message:
 
 def _checkpoints(job: Job, ready: Prepared, recorder: Recorder) -> Checkpoints:
     plan = ready.plan
-    model, settings = config_hash(ready.source.config), lasting_settings(job, ready.batch)
+    model, settings = config_hash(ready.source.config), lasting_settings(job, ready.batch, ready.plan.dtype)
 
     def state(step: int) -> RunState:
         return RunState(model, step, recorder.tokens_after(step), settings)

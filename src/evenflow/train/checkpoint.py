@@ -26,6 +26,8 @@ from transformers import PretrainedConfig
 
 from evenflow.errors import FaultError, InputError, first_line
 from evenflow.files import check_names, check_shard_header, sync_folder, write_json
+from evenflow.spec import DEFAULT_DTYPE, Dtype, check_dtype
+from evenflow.train.job import Job
 from evenflow.train.shards import hash_file
 
 CHECKPOINT_VERSION = 4
@@ -241,6 +243,9 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+_BEFORE = {"dtype": DEFAULT_DTYPE}  # what runs had when there was no such key yet
+
+
 def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path) -> None:
     """Refuse to go on with settings that would make it another run, or where nothing is left to do.
 
@@ -250,7 +255,7 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
     if state.model != wanted.model:
         raise InputError(f"{out} was run with another model: its configuration differs from the one given")
     for key, has in wanted.settings.items():
-        had = state.settings.get(key)
+        had = state.settings.get(key, _BEFORE.get(key))
         if had != has:
             option = f"--{key.replace('_', '-')}"
             advice = f"{option} {had} goes on with it" if had is not None else f"without {option} it goes on"
@@ -260,6 +265,12 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
         raise InputError(f"{out} has done all its {steps} steps; a new --out would start another run")
     if last_step <= state.step:
         raise InputError(f"{out} has done step {state.step}: --stop-at {state.step + 1} to {steps} would go on")
+
+
+def choose_dtype(job: Job, resumed: RunState | None) -> Dtype:
+    """The type that a job trains in: a resumed run keeps its own unless it is told another, which is refused then."""
+    kept = resumed.settings.get("dtype") if resumed else None
+    return job.dtype or (check_dtype(kept) if isinstance(kept, str) else DEFAULT_DTYPE)
 
 
 def _file_facts(written: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from evenflow.models import (
     add_z_loss,
     build_skeleton,
     build_stage,
+    compute_in,
     draw_of,
     draw_weights,
     make_up_weights,
@@ -200,8 +201,9 @@ def assemble(
     """This rank's stages with their weights, what updates them, and what runs them.
 
     Args:
-        payload: `config` (JSON of the model's), `hidden_size`, `seed`, `optimizer`, `weights` (files), `done_steps`;
-            with `made_up` weights are made up where the stage computes, by nobody's initialisation.
+        payload: `config` (JSON of the model's), `hidden_size`, `crossing` (the type of what crosses stages), `seed`,
+            `optimizer`, `weights` (files), `done_steps`; with `made_up` weights are made up where the stage computes,
+            by nobody's initialisation.
         plan: the plan.
         program: its program.
         transport: to the other ranks of its pipeline.
@@ -217,7 +219,17 @@ def assemble(
     reductions = Reductions(program, mesh, named, tied_names(anatomy), shares=plan.zero == 1)
     optimizer = Optimizer(reductions.updated, anatomy.parameters, _settings(payload), reductions.uncounted)
     boundary = (plan.micro_batch_size, plan.seq_length, payload["hidden_size"])
-    executor = Executor(program, rank, stages, transport, optimizer, boundary, reductions=reductions, mesh=mesh)
+    executor = Executor(
+        program,
+        rank,
+        stages,
+        transport,
+        optimizer,
+        boundary,
+        reductions=reductions,
+        mesh=mesh,
+        crossing=payload["crossing"],
+    )
     return executor, held, optimizer, reductions
 
 
@@ -284,6 +296,7 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
         draw_weights(stage, payload["seed"])
         if payload["weights"] and not payload["done_steps"]:
             read_weights(stage, [Path(file) for file in payload["weights"]])
+    compute_in(stage, plan.dtype)
     stage.to(device).train()
     if stage.sharing is not None and mesh.tp is not None:
         stage.sharing.distribute(mesh.tp)

@@ -26,7 +26,7 @@ from evenflow.search import check_request, find_out, make_plan, plan_timeline
 from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch, Cluster, Model
 from evenflow.timeline import Comparison, Timeline, compare
 from evenflow.train.attempt import PARTIAL_MODEL, Attempt, Prepared, Watcher
-from evenflow.train.checkpoint import Checkpoint, RunState, check_resumable, config_hash
+from evenflow.train.checkpoint import Checkpoint, RunState, check_resumable, choose_dtype, config_hash
 from evenflow.train.checks import check_apart, check_model
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
@@ -151,6 +151,7 @@ def _finish(job: Job, ready: Prepared, attempt: Attempt, signals: StopSignals) -
         ready.text.tokenizer_folder,
         ready.text.separator_id,
         [attempt.shards[rank] for rank in sorted(attempt.shards)],
+        ready.plan.dtype,
     )
     attempt.checkpoints.publish(last)
     result = _result(job, ready.plan, recorder)
@@ -183,10 +184,11 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         refuse_dropout(source.config, axes.tp, axes.pp)
-        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp)
+        dtype = choose_dtype(job, checkpoint.state if checkpoint else None)
+        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, dtype)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
-        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch))
+        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch, model.dtype))
         check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
     if job.z_loss:
         check_z_loss(source.config)

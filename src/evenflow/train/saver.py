@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evenflow.errors import FaultError, InputError
 from evenflow.models import Cut, Stage
-from evenflow.runtime import Optimizer, Reductions, local
+from evenflow.runtime import WEIGHT, Optimizer, Reductions, is_rounded, local
 from evenflow.train.checkpoint import partial_folder, shard_file
 from evenflow.train.shards import Piece, WrittenFile, hash_tensor, read_pieces, saved_names, write_shard
 from evenflow.units import format_bytes
@@ -125,12 +125,16 @@ class Saver:
 
     def _state(self, joined: bool = False) -> dict[str, Piece]:
         """What this rank writes, or with `joined` whole tensors instead; all replicas have to ask for it at once."""
-        moments, elsewhere = self._optimizer.moments(), frozenset[str]()
+        updated, elsewhere = self._optimizer.moments(), frozenset[str]()
+        kinds: tuple[str, ...] = self._optimizer.kinds
+        if any(is_rounded(parameter) for stage in self._stages for parameter in stage.parameters()):
+            # Weights that compute are roundings of the optimizer's, and follow from them.
+            updated, kinds = {**updated, **self._optimizer.weights()}, (*kinds, WEIGHT)
         if self._reductions is not None:
-            moments = self._reductions.gathered(moments, self._optimizer.kinds)
+            updated = self._reductions.gathered(updated, kinds)
             elsewhere = self._reductions.elsewhere
-        weights = {f"weight/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
-        state = {**weights, **moments}
+        weights = {f"{WEIGHT}/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
+        state = {**weights, **updated}
         kept = {key: own for key, own in state.items() if key.partition("/")[2] not in elsewhere}
         pieces = {key: self._piece(key.partition("/")[2], own, joined) for key, own in kept.items()}
         return {key: piece for key, piece in pieces.items() if piece is not None}
@@ -178,15 +182,22 @@ def read_state(folder: Path, step: int, stages: Sequence[Stage], optimizer: Opti
         InputError: a tensor is missing or misshapen, or a file unreadable.
     """
     saved, cuts = saved_names(folder), _cuts(stages)
-    own = {f"weight/{name}": local(tensor.detach()) for name, tensor in _own_tensors(stages).items()}
+    tensors = {f"{WEIGHT}/{name}": local(tensor.detach()) for name, tensor in _own_tensors(stages).items()}
+    parameters = {f"{WEIGHT}/{name}" for stage in stages for name in stage.named_model_parameters()}
+    masters = {key: tensors[key].float() for key in parameters if is_rounded(tensors[key])}
     moments: dict[str, Tensor] = {}
     for name, parameter in _own_tensors(stages).items():
         names = [f"{kind}/{name}" for kind in optimizer.kinds]
         if saved.issuperset(names):  # a parameter that never had a gradient has none, nor has a buffer
-            moments |= {key: torch.empty_like(local(parameter), requires_grad=False) for key in names}
+            moments |= {
+                key: torch.empty_like(local(parameter), dtype=torch.float32, requires_grad=False) for key in names
+            }
     if not moments and step:
         raise InputError(f"{folder} has no moments of these stages' parameters; another run's?")
-    _read_parts(folder, {**own, **moments}, cuts)
+    _read_parts(folder, {**tensors, **masters, **moments}, cuts)
+    for key, master in masters.items():
+        tensors[key].copy_(master)
+    optimizer.set_weights(masters)
     optimizer.set_moments(moments, step)
 
 
