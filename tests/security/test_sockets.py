@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -30,8 +31,8 @@ class Looks(Silent):
         family = [top, *top.children(recursive=True)]
         self.processes = max(self.processes, len(family))
         for process in family:
-            for own in process.net_connections(kind="inet"):
-                self.places.append((own.status, own.laddr.ip))
+            with suppress(psutil.NoSuchProcess):  # of the check before the run, just ending
+                self.places += [(own.status, own.laddr.ip) for own in process.net_connections(kind="inet")]
 
 
 def test_no_socket_of_a_local_run_is_off_loopback(make_model: Callable[..., Path], text: Path, tmp_path: Path) -> None:

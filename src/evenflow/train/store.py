@@ -95,7 +95,13 @@ class TokenStore:
                 )
             tokens = np.memmap(path, dtype=dtype, mode="r", shape=(count,))
             path = folder / DOCUMENTS_NAME
-            documents = np.memmap(path, dtype=_PLACES, mode="r", shape=(int(facts["documents"]) + 1,))
+            places = int(facts["documents"]) + 1
+            if path.stat().st_size != places * _PLACES.itemsize:
+                raise InputError(
+                    f"{path} has {path.stat().st_size} bytes where {FACTS_NAME} says {places * _PLACES.itemsize}; "
+                    f"without {folder} it is made again"
+                )
+            documents = np.memmap(path, dtype=_PLACES, mode="r", shape=(places,))
             path = folder / LEARNED_NAME
             learned = np.memmap(path, dtype=np.uint8, mode="r", shape=(count,)) if facts["masked"] else None
             return cls(
@@ -121,7 +127,12 @@ class TokenStore:
         Raises:
             InputError: which file is not as it was written.
         """
-        written = _read_facts(self.folder / FACTS_NAME).get("xxh3")
+        facts = _read_facts(self.folder / FACTS_NAME)
+        if facts.pop("hash", None) != _facts_hash(facts):
+            raise InputError(
+                f"{self.folder / FACTS_NAME} is damaged: it does not have its own hash; a new run makes it"
+            )
+        written = facts.get("xxh3")
         names = [TOKENS_NAME, DOCUMENTS_NAME, *([LEARNED_NAME] if self.learned is not None else [])]
         for name in names:
             found, expected = hash_file(self.folder / name), written.get(name) if isinstance(written, dict) else None
@@ -229,7 +240,7 @@ def build_store(
         "tokenizer": tokenizer_hash,
         "xxh3": {name: hash_file(folder / name) for name in names if (folder / name).exists()},
     }
-    write_json(folder / FACTS_NAME, facts)
+    write_json(folder / FACTS_NAME, {**facts, "hash": _facts_hash(facts)})
     return TokenStore.open(folder)
 
 
@@ -375,6 +386,10 @@ def _existing(folder: Path, source: str, tokenizer_hash: str, separator_id: int 
         return None  # whatever is wrong with it, it is made again
     made_of = (store.source, store.tokenizer_hash, store.separator_id)
     return store if made_of == (source, tokenizer_hash, separator_id) else None
+
+
+def _facts_hash(facts: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
