@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from evenflow.execute import CheckResult
     from evenflow.train import Job, Progress, RunResult
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Batch",
