@@ -26,8 +26,8 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 dist.init_process_group("fake", rank=rank, world_size=processes, store=FakeStore())
 import deepspeed
-import deepspeed.comm.torch
-deepspeed.comm.torch.build_shm_op = lambda: None  # a minute of C++, for messages that nobody sends here
+# a minute of C++, for messages that nobody sends here (as an attribute of deepspeed.comm, torch is torch itself)
+sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
 deepspeed.init_distributed(dist_backend="fake", verbose=False)
 from deepspeed.pipe import LayerSpec
 from deepspeed.runtime.config import DeepSpeedConfig
