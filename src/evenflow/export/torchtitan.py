@@ -209,8 +209,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     notes = ["the registered config's optimizer, data and checkpoints are kept"]
     if plan.model not in _REGISTERED:
         notes.append(
-            "torchtitan has no config of its own for this model: it runs by its transformers backend, as HF_MODEL, which "
-            "has to be a hub id or a directory"
+            "torchtitan has no config of its own for this model: it runs by its transformers backend, as HF_MODEL, "
+            "which has to be a hub id or a directory"
         )
     if plan.zero:
         notes.append(
