@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 import torch
 
-from evenflow.cost import LayerCost, Profile, RankCost, StageCost, combined_s, spread_s
+from evenflow.cost import TIMED_PARTS, LayerCost, Profile, RankCost, StageCost, combined_s, spread_s
 from evenflow.plan import Plan, StagePlan
 from evenflow.program import WeightBackward, plan_program
 from evenflow.rehearse.rehearsal import Rehearsed, layer_kind
@@ -172,5 +172,5 @@ def _alike(plan: Plan, layers: Sequence[LayerCost]) -> tuple[LayerCost, ...]:
     means: dict[tuple[object, ...], LayerCost] = {}
     for kind in set(kinds):
         own = [cost for cost, other in zip(layers, kinds, strict=True) if other == kind]
-        means[kind] = LayerCost(**{name: fmean(getattr(cost, name) for cost in own) for name in LayerCost.__slots__})
+        means[kind] = LayerCost(**{name: fmean(getattr(cost, name) for cost in own) for name in TIMED_PARTS})
     return tuple(means[kind] for kind in kinds)
