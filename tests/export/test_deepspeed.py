@@ -97,6 +97,12 @@ def test_what_deepspeed_cannot_run_is_refused() -> None:
         export_plan(plan_of(recompute=("selective",) * 8), "deepspeed")
 
 
+def test_bf16_is_asked_for() -> None:
+    files = export_plan(replace(plan_of(), dtype="bf16"), "deepspeed").files
+    assert json.loads(files["ds_config.json"])["bf16"] == {"enabled": True}
+    assert "bf16" not in json.loads(export_plan(plan_of(), "deepspeed").files["ds_config.json"])
+
+
 def test_tied_weights_and_tp_are_said() -> None:
     notes = " ".join(export_plan(replace(plan_of(tp=2), tied_bytes=100), "deepspeed").notes)
     assert "TiedLayerSpec" in notes

@@ -108,6 +108,11 @@ def test_a_plan_for_megatron_asks_for_what_it_counts_on() -> None:
     assert not any("--for" in note for note in export_plan(replace(plan, trainer="megatron"), "megatron").notes)
 
 
+def test_bf16_is_asked_for() -> None:
+    assert "--bf16" in _arguments(replace(plan_of(), dtype="bf16"))
+    assert "--bf16" not in _arguments(plan_of())
+
+
 def test_blocks_recomputed_from_the_beginning_of_each_stage() -> None:
     ranks, blocks = 2, 6
     assert [list(own) for own in plan_of(ranks=ranks, blocks=blocks).stage_layers] == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -157,6 +157,9 @@ def test_losses_out_of_order_are_refused() -> None:
 
 
 def test_what_the_script_cannot_hold_is_refused() -> None:
+    assert any(
+        "trains in fp32: it takes more" in note for note in export_plan(replace(plan_of(), dtype="bf16"), "torch").notes
+    )
     with pytest.raises(ImpossibleError, match="has no tp here, and the plan has tp 2; tp 1 would do"):
         export_plan(plan_of(tp=2), "torch")
     with pytest.raises(ImpossibleError, match=r"llama-3\.1-8b is known by its dimensions alone"):

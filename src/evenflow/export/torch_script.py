@@ -138,6 +138,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         f"{FILE} trains in fp32 with AdamW at a constant learning rate, on token ids in their order; what differs is "
         "yours to change"
     ]
+    if plan.dtype != "fp32":
+        notes.append(f"the plan is for {plan.dtype}, and {FILE} trains in fp32: it takes more memory than planned")
     if plan.zero:
         notes.append("ZeRO 1 is torch's ZeroRedundancyOptimizer, which shares out whole parameters")
     if "full" in plan.recompute and _has_halves(plan):

@@ -193,6 +193,7 @@ def _training(plan: Plan) -> dict[str, object]:
         "local_batch_size": plan.micro_batch_size * held,
         "global_batch_size": plan.global_batch_size,
         "seq_len": plan.seq_length,
+        "mixed_precision_param": "bfloat16" if plan.dtype == "bf16" or plan.trainer == "torchtitan" else "float32",
         "disable_cuda_graphs": True,  # torchtitan has them without a pipeline alone
     }
 
