@@ -41,9 +41,23 @@ class Searched:
 
 
 def best_first(
-    layouts: Sequence[Layout], costs: PresetCosts, solver: Solver, cutoff: float = np.inf, work: int = _WORK
+    layouts: Sequence[Layout],
+    costs: PresetCosts,
+    solver: Solver,
+    cutoff: float = np.inf,
+    work: int = _WORK,
+    runners_up: int = 0,
 ) -> Searched:
-    """Search all layouts; those that cannot be under `cutoff` are passed over."""
+    """Search all layouts; those that cannot be under `cutoff` are passed over.
+
+    Args:
+        layouts: the space.
+        costs: of its layers.
+        solver: what solves one.
+        cutoff: a step that is to be beaten.
+        work: actions that may be walked through.
+        runners_up: how many other axes are to be solved as well.
+    """
     rough = bounds(layouts, costs, solver.cap, solver.wish, with_memory=False)
     by_rough = np.argsort(rough, kind="stable")
     heap: list[tuple[float, int]] = []
@@ -70,7 +84,7 @@ def best_first(
         found = solver.solve(layouts[at], limit)
         simulated += found.simulated
         if not found.is_all:
-            unproved = min(unproved, bound)
+            unproved = min(unproved, max(bound, found.bound_s))
         spent += found.simulated * 40 + layouts[at].stages * layouts[at].microbatches * 12
         if np.isfinite(found.step_s):
             solved.append(found)
@@ -80,6 +94,14 @@ def best_first(
         elif closest is None or found.over_bytes < closest.over_bytes:
             closest = found
     left = heap[0][0] if heap else np.inf
+    others = {own.layout.axes for own in solved}
+    for _ in range(3 * runners_up):
+        if len(others) > runners_up or not heap:
+            break
+        _, at = heapq.heappop(heap)
+        if layouts[at].axes not in others and np.isfinite((found := solver.solve(layouts[at])).step_s):
+            solved.append(found)
+            others.add(found.layout.axes)
     least = min(left, unproved, *(rough[by_rough[taken:]].tolist()[:1] or [np.inf]), limit)
     solved.sort(key=lambda own: own.step_s)
     return Searched(best, float(least), tuple(solved), closest, len(layouts), simulated, bool(left >= limit))

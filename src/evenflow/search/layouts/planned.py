@@ -13,6 +13,7 @@ from evenflow.plan import Plan, Search
 from evenflow.program import AUTO
 from evenflow.search.layouts.assemble import assemble
 from evenflow.search.layouts.best_first import Searched, best_first
+from evenflow.search.layouts.explain import ALTERNATIVES, notes
 from evenflow.search.layouts.layout import FREE, Layout, Pins, Space
 from evenflow.search.layouts.solve import Found, Solver
 from evenflow.search.replay import reschedule
@@ -80,27 +81,29 @@ def plan_layout(request: LayoutRequest) -> Plan:
         )
     if request.pins.schedule == AUTO and trainer.name != OURS:
         raise InputError(f"{trainer.name} does not run orders that are made for a plan; --schedule 1f1b would do")
-    layouts = request.space(trainer).layouts()
+    space = request.space(trainer)
+    layouts = space.layouts()
     costs = PresetCosts(request.architecture, request.cluster.groups[0].accelerator, request.seq_length, trainer)
     limit = cap = request.limit
     for _ in range(_TRIES):
         solver = Solver(costs, cap, request.recompute)
-        searched = best_first(layouts, costs, solver)
+        searched = best_first(layouts, costs, solver, runners_up=ALTERNATIVES)
         if searched.best is None:
             raise ImpossibleError(_closest_text(request, searched, layouts, costs, solver))
-        plan = _plan(request, searched, searched.best, costs, began)
+        plan = _plan(request, searched, searched.best, costs)
         over = max(rank.peak_bytes for rank in plan.ranks) - limit
         if over <= 0:
+            plan = replace(plan, notes=notes(plan, searched, solver, space))
             break
         cap -= over
+    plan = replace(plan, search=Search(len(layouts), time.perf_counter() - began))
     return reschedule(plan, AUTO) if request.pins.schedule == AUTO else plan
 
 
-def _plan(request: LayoutRequest, searched: Searched, best: Found, costs: PresetCosts, began: float) -> Plan:
+def _plan(request: LayoutRequest, searched: Searched, best: Found, costs: PresetCosts) -> Plan:
     layout = best.layout
     batch = Batch(request.global_batch_size, layout.micro_batch_size, request.seq_length, layout.dp)
-    search = Search(searched.layouts, time.perf_counter() - began)
-    return assemble(best, costs, request.cluster, batch, request.limit, searched.bound_s, search, ())
+    return assemble(best, costs, request.cluster, batch, request.limit, searched.bound_s, Search(1, 0.0), ())
 
 
 def _closest_text(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenflow.cost.preset import PresetCosts
-from evenflow.search.layouts.bounds import norm_seconds
+from evenflow.search.layouts.bounds import columns, lower_bounds, norm_seconds
 from evenflow.search.layouts.layout import Layout
 from evenflow.search.layouts.orders import Ints, OrderArrays, order_arrays
 from evenflow.search.layouts.pace import step_seconds
@@ -37,6 +37,7 @@ class Found:
         over_bytes: by how much the closest split is over the limit; 0 where it fits.
         simulated: how many splits were played.
         is_all: whether every split was looked at.
+        bound_s: no split of the layout has a shorter step.
     """
 
     layout: Layout
@@ -47,6 +48,7 @@ class Found:
     over_bytes: float
     simulated: int
     is_all: bool
+    bound_s: float
 
     @property
     def peak_bytes(self) -> float:
@@ -91,6 +93,16 @@ class _Solve:
         self.lag = np.full(layout.stages - 1, hop)
         self.norm_s = norm_seconds(costs, layout)
         self.simulated = 0
+        self.bound_s = 0.0
+        self.solver = solver
+
+    def _bound(self) -> float:
+        """No split is faster: the columns' paths, with what this order lets each rank hold."""
+        least = self.stages.least_bottleneck(self.order)
+        if not np.isfinite(least):
+            return np.inf
+        own = columns([self.layout], self.solver.costs, self.solver.cap, self.solver.wish)
+        return float(lower_bounds(own, bottleneck=least)[0])
 
     def best(self) -> Found:
         layers, stages = self.stages.layers.layers, self.layout.stages
@@ -100,6 +112,11 @@ class _Solve:
             ).reshape(-1, stages + 1)  # fmt: skip
             steps, fit = self.play(every)
             return self.found(every, steps, fit, is_all=True)
+        self.bound_s = self._bound()
+        if self.bound_s >= self.cutoff:
+            even = np.array([_even(layers, stages)])
+            begin, end = places(self.order, even)
+            return self.found(even, np.array([np.inf]), self.stages.fit(begin, end), is_all=False)
         start = self._starts()
         steps, fit = self.play(start)
         at = _first(steps, fit)
@@ -142,6 +159,7 @@ class _Solve:
             self.layout, float(steps[at]), tuple(ends[at].tolist()),
             self.stages.modes(begin, end, _only(fit, np.array([at]))), tuple(fit.peak_bytes[at].tolist()),
             max(over, 0.0) if not np.isfinite(steps[at]) else 0.0, self.simulated, is_all,
+            float(steps[at]) if is_all else self.bound_s,
         )  # fmt: skip
 
     def _starts(self) -> Ints:
