@@ -10,7 +10,7 @@ from pydantic import Field
 from evenflow.cost import TIMED_PARTS, LayerCost, Origin, Profile
 from evenflow.errors import InputError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
-from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, no_time
+from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, Speed, no_time
 from evenflow.spec import Machine
 
 
@@ -55,6 +55,7 @@ class ProfileDocument(Document):
     peak_flops: Rate
     cluster: str = "local"
     link_origin: Origin = "measured"
+    speeds: list[Speed] | None = None
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -77,6 +78,7 @@ class ProfileDocument(Document):
             peak_flops=profile.peak_flops,
             cluster=profile.cluster,
             link_origin=profile.link_origin,
+            speeds=None if profile.speeds is None else list(profile.speeds),
         )
 
     def value(self) -> Profile:
@@ -98,6 +100,7 @@ class ProfileDocument(Document):
             peak_flops=self.peak_flops,
             cluster=self.cluster,
             link_origin=self.link_origin,
+            speeds=None if self.speeds is None else tuple(self.speeds),
         )
 
 

@@ -126,6 +126,8 @@ class Plan:
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
         trainer: who can run it; plans for others than evenflow are to be exported.
+        speeds: how fast each rank computes, where they differ; layers and stages have the seconds of speed 1.
+        memory_limits: bytes that each rank may use, where they differ; `memory_limit` is the most of them.
         source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
 
@@ -159,6 +161,8 @@ class Plan:
     zero: Zero = 0
     tied_bytes: int = 0
     trainer: str = OURS
+    speeds: tuple[float, ...] | None = None
+    memory_limits: tuple[int, ...] | None = None
     source: str = ""
 
     @property
@@ -205,6 +209,7 @@ class Plan:
             origin=self.costs,
             replicas=self.axes.copies,
             shares=self.axes.copies if self.zero else 1,
+            speeds=self.speeds,
         )
 
     @property

@@ -26,10 +26,10 @@ def notes(plan: Plan, searched: Searched, solver: Solver, space: Space) -> tuple
     """Lines for a person, the most useful first."""
     assert searched.best is not None
     best, costs = searched.best, solver.costs
-    return tuple([
+    return (
         *_gap(plan, searched), _limit(plan), *_head(best, costs), *_memory(best, solver),
         *_pins(best, solver, space), *_alternatives(best, searched.solved),
-    ])  # fmt: skip
+    )  # fmt: skip
 
 
 def _gap(plan: Plan, searched: Searched) -> Iterator[str]:
@@ -38,13 +38,13 @@ def _gap(plan: Plan, searched: Searched) -> Iterator[str]:
         return
     if not searched.is_whole:
         yield (
-            f"the step is {format_percent(plan.bound.gap)} above the bound: the search ended at its limit of work, with "
-            "layouts left; fewer free axes would end it"
+            f"the step is {format_percent(plan.bound.gap)} above the bound: the search ended at its limit of "
+            "work, with layouts left; fewer free axes would end it"
         )
         return
     yield (
-        f"the step is {format_percent(plan.bound.gap)} above the bound, which counts blocks as if a rank could keep all "
-        "of them in the stage that holds least at once, and each stage before it as a single block; all layouts whose "
+        f"the step is {format_percent(plan.bound.gap)} above the bound, which counts blocks as if a rank could keep "
+        "all of them in the stage that holds least at once, and each stage before it as a single block; all layouts whose "
         "bound is below the step were solved"
     )
 
@@ -94,8 +94,7 @@ def _memory(best: Found, solver: Solver) -> Iterator[str]:
     """What a little more memory would make of the same layout."""
     if "full" not in best.modes and "selective" not in best.modes:
         return
-    roomy = Solver(solver.costs, solver.cap + _MORE, solver.wish, solver.speeds,
-                   None if solver.caps is None else solver.caps + _MORE)  # fmt: skip
+    roomy = solver.with_more(_MORE)
     found = roomy.solve(best.layout)
     gain = best.step_s / found.step_s - 1
     if gain > _WORTH:
@@ -110,6 +109,7 @@ def _pins(best: Found, solver: Solver, space: Space) -> Iterator[str]:
             layouts = replace(space, pins=replace(space.pins, **{name: None})).layouts()
         except InputError:
             continue
+        layouts = [own for own in layouts if solver.has_ranks(own)]
         freed = best_first(layouts, solver.costs, solver, cutoff=best.step_s, work=_QUICK, runners_up=0).best
         gain = best.step_s / freed.step_s - 1 if freed is not None else 0.0
         if freed is not None and gain > _WORTH:

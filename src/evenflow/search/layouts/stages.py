@@ -183,7 +183,7 @@ class Stages:
 
         return StageSeconds(by_stage(forward), by_stage(inputs), by_stage(weight), by_stage(reduce_s), optimizer.T)
 
-    def least_bottleneck(self, order: OrderArrays) -> float:
+    def least_bottleneck(self, order: OrderArrays, speeds: Floats | None) -> float:
         """Seconds for a microbatch that the busiest rank needs at least, whatever the split.
 
         A rank with n blocks, one at least in each of its stages but those with embedding or head, keeps at each moment
@@ -229,7 +229,8 @@ class Stages:
             ends_s = sum(float(own.forward_s[at] + own.input_s[0][at] + own.weight_s[at]) for at in ends)
             fits = (lacks <= counts * most_saved) & (room >= 0)
             taken.append(np.maximum.accumulate(np.where(fits, counts * seconds[base] + extra + ends_s, np.inf)))
-        return _least_of(np.stack(taken), total)
+        table = np.stack(taken)
+        return _least_of(table if speeds is None else table / speeds[:, None], total)
 
     def modes(self, begin: Ints, end: Ints, fit: Fit) -> tuple[str, ...]:
         """What each layer of the first split does again."""
