@@ -44,8 +44,8 @@ def _gap(plan: Plan, searched: Searched) -> Iterator[str]:
         return
     yield (
         f"the step is {format_percent(plan.bound.gap)} above the bound, which counts blocks as if a rank could keep "
-        "all of them in the stage that holds least at once, and each stage before it as a single block; all layouts whose "
-        "bound is below the step were solved"
+        "all of them in the stage that holds least at once, and each stage before it as a single block; all layouts "
+        "whose bound is below the step were solved"
     )
 
 
@@ -76,8 +76,8 @@ def _head(best: Found, costs: PresetCosts) -> Iterator[str]:
         return
     if head > float(every.sum()) / pp:
         yield (
-            f"the head alone exceeds an equal share: it is {format_percent(head / float(every.sum()))} of the work, and "
-            f"a share over {pp} ranks is {format_percent(1 / pp)}"
+            f"the head alone exceeds an equal share: it is {format_percent(head / float(every.sum()))} of the "
+            f"work, and a share over {pp} ranks is {format_percent(1 / pp)}"
         )
     elif head > 1.5 * block:
         held = [0] * pp
@@ -113,7 +113,8 @@ def _pins(best: Found, solver: Solver, space: Space) -> Iterator[str]:
         freed = best_first(layouts, solver.costs, solver, cutoff=best.step_s, work=_QUICK, runners_up=0).best
         gain = best.step_s / freed.step_s - 1 if freed is not None else 0.0
         if freed is not None and gain > _WORTH:
-            yield f"{flag} costs {format_percent(gain)}: {freed.layout.text()} would take {format_seconds(freed.step_s)}"
+            would = f"{freed.layout.text()} would take {format_seconds(freed.step_s)}"
+            yield f"{flag} costs {format_percent(gain)}: {would}"
         else:
             yield f"{flag} costs nothing that was found"
 

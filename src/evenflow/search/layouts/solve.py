@@ -68,7 +68,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Devices of a cluster that are alike: how many, how fast beside the fastest, and what each rank of them may hold."""
+    """Devices of a cluster that are alike: how many, how fast beside the fastest, and what each may hold."""
 
     devices: int
     speed: float
