@@ -57,7 +57,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     for round_number in range(payload["rounds"] + _WARM_UP_ROUNDS):
         turn = round_number % len(names)
         for name in [*names[turn:], *names[:turn]]:
-            channel.send({"kind": "doing", "what": f"in round {round_number}, {name}"})
+            channel.doing(f"in round {round_number}, {name}")
             warm = round_number >= _WARM_UP_ROUNDS
             profile = profiles.get(name) if warm else None
             used = _cpu_s()
@@ -84,7 +84,7 @@ def _build(work: Work, channel: Channel, names: list[str]) -> tuple[dict[str, Co
     contestants: dict[str, Contestant] = {}
     left_out: dict[str, str] = {}
     for name in names:
-        channel.send({"kind": "doing", "what": f"building {name}"})
+        channel.doing(f"building {name}")
         failed = torch.zeros(1)
         try:
             contestants[name] = CONTESTANTS[name](work)

@@ -6,6 +6,7 @@ EvenflowError
 │   └── ProgramError    2   a program breaks a rule of `program.verify`: rank, action, reason
 ├── FaultError          3   a run stopped on a fault it names
 │   ├── RankError       3   an action of a rank failed: rank, action, cause
+│   ├── RankLostError   3   a rank died, fell silent or got stuck: going on from a checkpoint may do
 │   └── PeerLostError   3   a rank saw another one disappear (never the root cause)
 ├── ImpossibleError     4   nothing fits: the closest, and what it lacks
 └── StoppedError  130/143   saved and stopped by a signal
@@ -42,6 +43,10 @@ class FaultError(EvenflowError):
 
 class RankError(FaultError):
     """An action failed by itself; the text names the rank, the action and the cause, which is `__cause__`."""
+
+
+class RankLostError(FaultError):
+    """A rank died without a word, fell silent or got stuck; nothing says that it would again, so a run may restart."""
 
 
 class PeerLostError(FaultError):

@@ -20,5 +20,5 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     executor = make_executor(build_program("1f1b", 2, 4), rank, connect(rank, 2, Path(payload["rendezvous"]), 60))
     if rank == payload["rank"]:
         fail_at(executor, rank, 2)
-    channel.send({"kind": "doing", "what": "in step 1"})
+    channel.doing("in step 1")
     executor.run_step(tokens, 1e-3)

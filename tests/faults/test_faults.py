@@ -35,7 +35,7 @@ def start(make_model: Callable[..., Path], text: Path, tmp_path: Path) -> Iterat
 
     def run(**popen: Any) -> subprocess.Popen[str]:
         options = options_of(
-            data=text, out=tmp_path / "run", processes=2, steps=100_000, seq_length=32, micro_batch_size=2
+            data=text, out=tmp_path / "run", processes=2, steps=100_000, seq_length=32, micro_batch_size=2, restarts=0
         )
         process = subprocess.Popen(
             [*EVENFLOW, "train", str(make_model()), "--no-check", *options],

@@ -23,7 +23,7 @@ def echo(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             "payload": payload,
             "pid": os.getpid(),
             "cores": sorted(os.sched_getaffinity(0)),
-            "threads": threading.active_count(),
+            "threads": sorted(thread.name for thread in threading.enumerate()),
             "tunables": os.environ.get("GLIBC_TUNABLES", ""),
             "cuda_check": os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"),
             "cuda_is_spoilt": torch.cuda.is_initialized() or torch.cuda._is_in_bad_fork(),
@@ -40,7 +40,7 @@ def much(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
 def fail(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Fail as the payload says for this rank; the others wait, then lose their peer."""
     how = payload["how"][rank]
-    channel.send({"kind": "doing", "what": f"testing {how}"})
+    channel.doing(f"testing {how}")
     match how:
         case "input":
             raise InputError("the text is wrong")

@@ -34,7 +34,7 @@ def test_each_rank_gets_its_number_the_payload_and_its_cores(server: ForkServer)
     assert sorted(found) == [0, 1]
     assert all(found[rank]["rank"] == rank and found[rank]["payload"] == {"a": [1, "two"]} for rank in found)
     assert [found[rank]["cores"] for rank in (0, 1)] == cores
-    assert all(own["threads"] == 1 for own in found.values())
+    assert all(own["threads"] == ["MainThread", "heartbeat"] for own in found.values())
     assert all("glibc.malloc.hugetlb=1" in own["tunables"] for own in found.values())
     assert all(gone(own["pid"]) for own in found.values())
 

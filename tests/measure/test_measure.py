@@ -30,6 +30,8 @@ def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: i
     assert profile.link.bytes_per_s > 0
     assert (profile.reduce_s > 0) == (processes > 1)
     assert profile.peak_flops > 1e8
+    # Threads, libraries' working space and imports; of this tiny model's tensors there would be less than one MiB.
+    assert 8 * 2**20 < profile.process_bytes < 256 * 2**20
 
 
 def test_more_work_takes_longer(make_model: Callable[..., Path]) -> None:

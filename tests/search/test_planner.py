@@ -73,6 +73,46 @@ def test_a_limit_that_some_split_meets_is_met():
     assert max(worse.values(), default=1.0) < 1.05, worse
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zb-v", "auto"])
+def test_a_process_own_memory_is_counted_once_on_each_rank(schedule, tmp_path):
+    """Whatever number of stages a rank has; under a limit, under another schedule and read back, too."""
+    random = Random(3)
+    own, model = 10_000, random_model(random, 8)
+    costs = random_costs(random, 8)
+    beside = replace(costs, process_bytes=own)
+    bare = make_plan(model, cluster_of(2), Batch(4, 1, 16), costs, schedule)
+    plan = make_plan(model, cluster_of(2), Batch(4, 1, 16), beside, schedule, split=bare.stage_layers)
+    assert [rank.peak_bytes - own for rank in plan.ranks] == [rank.peak_bytes for rank in bare.ranks]
+    timelines = plan_timeline(plan), plan_timeline(bare)
+    assert all(
+        [one - own for one in mine.memory] == list(other.memory)
+        for mine, other in zip(timelines[0].ranks, timelines[1].ranks, strict=True)
+    )
+    other = reschedule(plan, "gpipe"), reschedule(bare, "gpipe")
+    assert [rank.peak_bytes - own for rank in other[0].ranks] == [rank.peak_bytes for rank in other[1].ranks]
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+    fullest = max(rank.peak_bytes for rank in bare.ranks)
+    assert make_plan(model, cluster_of(2), Batch(4, 1, 16), costs, schedule, fullest, split=bare.stage_layers)
+    if schedule != "auto":  # which would take another order
+        with pytest.raises((ImpossibleError, ProgramError)):
+            make_plan(model, cluster_of(2), Batch(4, 1, 16), beside, schedule, fullest, split=bare.stage_layers)
+
+
+@pytest.mark.parametrize("recompute", ["none", "auto"])
+def test_a_limit_holds_with_a_process_own_memory(recompute):
+    random = Random(5)
+    model, costs = random_model(random, 8), random_costs(random, 8)
+    bare = make_plan(model, cluster_of(2), Batch(8, 1, 16), costs, "1f1b")
+    limit = max(rank.peak_bytes for rank in bare.ranks) + 500
+    plan = make_plan(
+        model, cluster_of(2), Batch(8, 1, 16), replace(costs, process_bytes=500), "1f1b", limit, recompute=recompute
+    )
+    assert max(rank.peak_bytes for rank in plan.ranks) <= limit
+    assert plan.stage_layers == bare.stage_layers
+    assert set(plan.recompute) == {"none"}
+
+
 def test_a_plan_says_what_its_simulation_says():
     _, layers, stages, microbatches, costs, model, schedule = _case(11)
     costs = replace(costs, stage_forward_s=0.01, stage_backward_s=0.02)

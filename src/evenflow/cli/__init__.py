@@ -23,6 +23,8 @@ COMMANDS = {
     "train": "train a model split over processes",
     "check": "prove on this machine that the split model equals the whole one",
     "report": "why a run or a plan is as fast as it is",
+    "export": "a plan as another trainer's own configuration",
+    "launch": "the script that starts a job on several nodes",
     "rehearse": "one rank of a plan alone on this device: its real time and memory",
 }
 

@@ -82,6 +82,7 @@ class Costs:
         replicas: over how many gradients are added.
         shares: how many of them share out the update: all under ZeRO 1, else 1.
         speeds: how fast each rank computes, where they differ: a rank of speed 2 takes half of these seconds.
+        process_bytes: what a rank's process holds beside tensors; 0 where nobody measured it.
     """
 
     layers: tuple[LayerCost, ...]
@@ -94,6 +95,7 @@ class Costs:
     replicas: int = 1
     shares: int = 1
     speeds: tuple[float, ...] | None = None
+    process_bytes: int = 0
 
     @property
     def reduces_by_layer(self) -> bool:

@@ -30,6 +30,8 @@ class Profile:
         peak_flops: floating-point operations a second of a large matrix product on one process.
         cluster: what it says something about: this machine, or the cluster of a plan whose ranks were rehearsed here.
         speeds: how fast each process computed beside the median of all, where that differs by more than noise.
+        process_bytes: what a process held beside tensors once all of that had run in it: threads, libraries' working
+            space, fragments.
         link_origin: where transfers and the norm's reduction come from: a rank that was rehearsed alone has none.
     """
 
@@ -50,6 +52,7 @@ class Profile:
     cluster: str = "local"
     link_origin: Origin = "measured"
     speeds: tuple[float, ...] | None = None
+    process_bytes: int = 0
 
     def costs(self) -> Costs:
         """The measured costs."""
@@ -60,6 +63,7 @@ class Profile:
             link=self.link,
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
+            process_bytes=self.process_bytes,
             origin={
                 "layers": "measured",
                 "halves": "measured",

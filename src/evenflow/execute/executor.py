@@ -20,6 +20,7 @@ from evenflow.errors import EvenflowError, InputError, PeerLostError, RankError,
 from evenflow.execute.buffers import BufferPool
 from evenflow.execute.runner import StageRunner
 from evenflow.execute.step import RunningStep, StepResult, Tokens
+from evenflow.launch import Heartbeat, action_note
 from evenflow.models import Microbatch, Stage, draw_of
 from evenflow.program import (
     Action,
@@ -42,7 +43,8 @@ from evenflow.program import (
     action_text,
     buffers_at_once,
 )
-from evenflow.runtime import Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
+from evenflow.runtime import TORCH_DTYPES, Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
+from evenflow.spec import Dtype
 
 _Do = Callable[[RunningStep], None]
 _Key = tuple[int, int]  # stage and microbatch: cheaper to make and to look up than an action
@@ -64,6 +66,8 @@ class Executor:
         mesh: where this process is among those of other replicas and shards; by default there are none.
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
         gauge: the bytes that this process holds, asked after each action; by default nobody asks.
+        crossing: the type of what crosses stages.
+        heartbeat: notes each action as it begins; by default one that nobody sees.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class Executor:
         reductions: Reductions | None = None,
         mesh: Mesh | None = None,
         gauge: Callable[[], int] | None = None,
+        crossing: Dtype = "fp32",
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         device = next(iter(stages.values())).device
         self.program = program
@@ -95,7 +101,8 @@ class Executor:
             number: StageRunner(stage, program.microbatches, not program.forward_only)
             for number, stage in stages.items()
         }
-        self.pool = BufferPool(buffers_at_once(program, rank), torch.float32, device)
+        self.crossing = crossing
+        self.pool = BufferPool(buffers_at_once(program, rank), TORCH_DTYPES[crossing], device)
         self._boundary = boundary
         self._receives: dict[_Key, tuple[Transfer, Tensor]] = {}
         self._gradient_receives: dict[_Key, tuple[Transfer, Tensor]] = {}
@@ -108,8 +115,9 @@ class Executor:
         self._here = frozenset(stages)
         self.clock = clock or clock_of(device)
         self.gauge = gauge
+        self.heartbeat = heartbeat or Heartbeat()
         self._finished = time.perf_counter()
-        self._bound = tuple((action, self._bind(action)) for action in self.actions)
+        self._bound = tuple((action, self._bind(action), action_note(action_text(action))) for action in self.actions)
 
     def run_step(
         self,
@@ -147,12 +155,13 @@ class Executor:
             runner.begin_step(learned)
         running = RunningStep(tokens, learning_rate, want_stop, draw, self._shapes(lengths))
         evaluates = self.program.forward_only
-        mark, gauge = self.clock.mark, self.gauge
+        mark, gauge, note = self.clock.mark, self.gauge, self.heartbeat.takes
         memory: list[int] = []
         action: Action | None = None
         try:
             with self._evaluating() if evaluates else nullcontext():
-                for action, do in self._bound:  # noqa: B007 - the message of a failure names it
+                for action, do, text in self._bound:  # noqa: B007 - the message of a failure names it
+                    note(text)
                     do(running)
                     mark()
                     if gauge is not None:
@@ -183,6 +192,11 @@ class Executor:
                 "learn from; a batch with at least one label that is not -100 would do"
             )
         return predicted
+
+    def _begins(self) -> None:
+        """What an action needs is here: it computes from now on."""
+        self.heartbeat.has_input()
+        self.clock.mark()
 
     def starts_now(self) -> None:
         """The next step begins now: what was done since the last one is none of its time."""
@@ -239,16 +253,16 @@ class Executor:
     def _do_forward(self, stage: int, microbatch: int, running: RunningStep) -> None:
         batch = self._tokens(microbatch, running)
         hidden = batch.ids if stage == 0 else self._input(stage, microbatch)
-        self.clock.mark()
+        self._begins()
         self._forward(stage, microbatch, hidden, batch, running.draw)
 
     def _do_backward(self, stage: int, microbatch: int, halves: bool, running: RunningStep) -> None:  # noqa: ARG002 - as all
         gradient = self._output_gradient(stage, microbatch)
-        self.clock.mark()
+        self._begins()
         self._backward(stage, microbatch, gradient, halves)
 
     def _do_weight_backward(self, stage: int, microbatch: int, running: RunningStep) -> None:  # noqa: ARG002 - as all
-        self.clock.mark()
+        self._begins()
         self.runners[stage].weight_backward(microbatch)
         self._free(stage, microbatch)
 
@@ -256,20 +270,20 @@ class Executor:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         if self.reductions is not None:
             self.reductions.finish()
-        self.clock.mark()
+        self._begins()
         running.norms = self.optimizer.gradient_norms()
 
     def _do_step(self, running: RunningStep) -> None:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         self._combine(running)
-        self.clock.mark()
+        self._begins()
         running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
         if self.reductions is not None:
             self.reductions.spread()
 
     def _do_reduce(self, action: Reduction, running: RunningStep) -> None:  # noqa: ARG002 - as all
         assert self.reductions is not None, "a program that reduces is given what reduces"
-        self.clock.mark()
+        self._begins()
         self.reductions.start(action)
 
     def _shapes(self, lengths: Sequence[int] | None) -> Sequence[tuple[int, ...]]:
@@ -351,7 +365,7 @@ class Executor:
         tag: int,
         running: RunningStep,  # noqa: ARG002 - as all
     ) -> None:
-        self.clock.mark()
+        self._begins()
         sends[key] = self.transport.send(made[key], rank, tag)
 
     def _receive(
@@ -362,7 +376,7 @@ class Executor:
         tag: int,
         running: RunningStep,
     ) -> None:
-        self.clock.mark()
+        self._begins()
         buffer = self.pool.take(running.shapes[key[1]])
         receives[key] = self.transport.receive(buffer, rank, tag), buffer
 

@@ -28,7 +28,7 @@ from evenflow.files.parts import (
 )
 from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan, Zero
 from evenflow.program import AUTO, SCHEDULES, check_size, misfit, verify_plan
-from evenflow.spec import Recompute
+from evenflow.spec import Dtype, Recompute
 from evenflow.spec.trainers import OURS
 
 
@@ -63,6 +63,7 @@ class StagePart(Part):
     weight_bytes: Bytes
     first_backward_peak_bytes: Bytes
     first_input_peak_bytes: Bytes
+    master_bytes: Bytes = 0
 
     @classmethod
     def of(cls, stage: StagePlan) -> StagePart:
@@ -134,6 +135,8 @@ class LayerPart(Part):
     recompute_s: Seconds
     selective_s: Seconds
     recompute: Recompute
+    master_bytes: Bytes = 0
+    freed_input_bytes: Bytes = 0
     reduce_s: Seconds | None = None
     state_bytes: Bytes = 0
 
@@ -205,6 +208,8 @@ class PlanDocument(Document):
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: Bytes = 0
+    dtype: Dtype = "fp32"
+    process_bytes: Bytes = 0
     trainer: str = OURS
     speeds: list[Speed] | None = None
     memory_limits: list[Bytes] | None = None
@@ -245,6 +250,8 @@ class PlanDocument(Document):
             device=plan.device,
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
+            dtype=plan.dtype,
+            process_bytes=plan.process_bytes,
             trainer=plan.trainer,
             speeds=None if plan.speeds is None else list(plan.speeds),
             memory_limits=None if plan.memory_limits is None else list(plan.memory_limits),
@@ -283,6 +290,8 @@ class PlanDocument(Document):
             device=self.device,
             zero=self.zero,
             tied_bytes=self.tied_bytes,
+            dtype=self.dtype,
+            process_bytes=self.process_bytes,
             trainer=self.trainer,
             speeds=None if self.speeds is None else tuple(self.speeds),
             memory_limits=None if self.memory_limits is None else tuple(self.memory_limits),

@@ -56,6 +56,7 @@ class ProfileDocument(Document):
     cluster: str = "local"
     link_origin: Origin = "measured"
     speeds: list[Speed] | None = None
+    process_bytes: Bytes = 0
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -79,6 +80,7 @@ class ProfileDocument(Document):
             cluster=profile.cluster,
             link_origin=profile.link_origin,
             speeds=None if profile.speeds is None else list(profile.speeds),
+            process_bytes=profile.process_bytes,
         )
 
     def value(self) -> Profile:
@@ -101,6 +103,7 @@ class ProfileDocument(Document):
             cluster=self.cluster,
             link_origin=self.link_origin,
             speeds=None if self.speeds is None else tuple(self.speeds),
+            process_bytes=self.process_bytes,
         )
 
 

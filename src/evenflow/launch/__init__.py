@@ -5,10 +5,12 @@ from evenflow.launch.agent import Agent
 from evenflow.launch.channel import Channel, Message
 from evenflow.launch.client import ForkServer, shared_server
 from evenflow.launch.group import Group
+from evenflow.launch.heartbeat import Heartbeat, action_note
 from evenflow.launch.hosts import SeveralHosts
 from evenflow.launch.launcher import Launcher, ThisHost
 from evenflow.launch.pinning import cores_of_ranks
 from evenflow.launch.torchrun import Torchrun, notice_torchrun
+from evenflow.launch.watch import Patience
 from evenflow.launch.wire import dial, listen
 
 __all__ = [
@@ -16,11 +18,14 @@ __all__ = [
     "Channel",
     "ForkServer",
     "Group",
+    "Heartbeat",
     "Launcher",
     "Message",
+    "Patience",
     "SeveralHosts",
     "ThisHost",
     "Torchrun",
+    "action_note",
     "address_of",
     "cores_of_ranks",
     "dial",

@@ -7,15 +7,23 @@ import json
 import socket
 from typing import Any
 
+from evenflow.launch.heartbeat import Heartbeat
+
 Message = dict[str, Any]
 MOST_RANKS = 64  # that one job may have on one machine: each needs a socket in one request
 
 
 class Channel:
-    """Sends and receives messages; the other end's death reads as `closed`."""
+    """Sends and receives messages; the other end's death reads as `closed`.
 
-    def __init__(self, connection: socket.socket) -> None:
+    Args:
+        connection: the socket.
+        heartbeat: this process's, where it is a rank's end of the line.
+    """
+
+    def __init__(self, connection: socket.socket, heartbeat: Heartbeat | None = None) -> None:
         self.connection = connection
+        self.heartbeat = heartbeat or Heartbeat()
         self.closed = False
         self._unread = b""
 
@@ -27,6 +35,16 @@ class Channel:
         """Send one message; a closed other end is not an error here, its reader will notice."""
         with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def doing(self, what: str, timed: bool = False) -> None:
+        """Say what this rank does from now on: to a watcher on this host by its heartbeat, to others by a message.
+
+        Args:
+            what: words that fit behind "while".
+            timed: whether the plan says how long it may take.
+        """
+        self.heartbeat.phase(what, timed)
+        self.send({"kind": "doing", "what": what})
 
     def waiting(self) -> list[Message]:
         """All messages that have come, without waiting for more."""

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from evenflow.errors import FaultError, InputError
+from evenflow.errors import InputError, RankLostError
 from evenflow.launch.allocator import allocator_environment
 from evenflow.launch.channel import MOST_RANKS, Channel
 from evenflow.launch.group import Group, RunningRank
+from evenflow.launch.heartbeat import Page
 from evenflow.launch.process import LocalProcess
 
 PRELOAD = ("torch", "torch.distributed", "evenflow.models", "evenflow.execute", "evenflow.measure")
@@ -71,7 +72,7 @@ class ForkServer:
 
         Raises:
             InputError: more ranks than one server can watch.
-            FaultError: the server is gone.
+            RankLostError: the server is gone.
         """
         processes = self.fork(target, range(ranks), payload, cores)
         return Group(name, [RunningRank(rank, process) for rank, process in enumerate(processes)])
@@ -86,15 +87,18 @@ class ForkServer:
             self._listen(None)
         pairs = [socket.socketpair() for _ in ranks]
         body = json.dumps({"target": target, "ranks": [*ranks], "cores": cores, "payload": payload}).encode()
-        socket.send_fds(self._connection, [len(body).to_bytes(8, "little")], [theirs.fileno() for _, theirs in pairs])
+        page = Page(len(ranks))
+        descriptors = [page.descriptor, *(theirs.fileno() for _, theirs in pairs)]
+        socket.send_fds(self._connection, [len(body).to_bytes(8, "little")], descriptors)
+        page.shared()
         self._connection.sendall(body)
         for _, theirs in pairs:
             theirs.close()
         while not self._started:
             self._listen(None)
         return [
-            LocalProcess(pid, Channel(ours), self.exits)
-            for pid, (ours, _) in zip(self._started.pop(), pairs, strict=True)
+            LocalProcess(pid, Channel(ours), self.exits, page, index)
+            for index, (pid, (ours, _)) in enumerate(zip(self._started.pop(), pairs, strict=True))
         ]
 
     def exits(self, wait_s: float) -> dict[int, int]:
@@ -119,7 +123,7 @@ class ForkServer:
             return
         data = self._connection.recv(1 << 16)
         if not data:
-            raise FaultError("the process that starts ranks is gone; see the messages above for its reason")
+            raise RankLostError("the process that starts ranks is gone, and all ranks with it")
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
             message = json.loads(line)

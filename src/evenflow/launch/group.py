@@ -9,9 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputError, PeerLostError, RankError
+from evenflow.errors import (
+    EvenflowError,
+    FaultError,
+    ImpossibleError,
+    InputError,
+    PeerLostError,
+    RankError,
+    RankLostError,
+)
 from evenflow.launch.channel import Message
+from evenflow.launch.heartbeat import Pulse
 from evenflow.launch.process import Process
+from evenflow.launch.watch import Watch
 
 # How long the report or death of the rank that is to blame may come after those of the ranks that lost it.
 _ROOT_CAUSE_S = 2.0
@@ -28,7 +38,34 @@ class RunningRank:
     process: Process
     done: bool = False
     error: Message | None = None
-    doing: str = "starting"
+    said: str = "starting"
+
+    @property
+    def pulse(self) -> Pulse | None:
+        """What its heartbeat shows; None where it cannot be seen."""
+        return self.process.pulse
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the system says that it is stopped."""
+        return self.process.stopped
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is done, or known to have failed."""
+        return self.done or self.error is not None or self.process.closed
+
+    @property
+    def doing(self) -> str:
+        """What it does, or did last, down to the action where its heartbeat can be seen."""
+        pulse = self.pulse
+        return pulse.doing if pulse is not None and pulse.phase else self.said
+
+    @property
+    def phase(self) -> str:
+        """The same without the action."""
+        pulse = self.pulse
+        return pulse.phase if pulse is not None and pulse.phase else self.said
 
     @property
     def who(self) -> str:
@@ -48,10 +85,15 @@ class Group:
     Attributes:
         name: what the job is, for messages.
         ranks: the ranks, by number.
+        watch: notices those that are alive and yet lost.
     """
 
     name: str
     ranks: list[RunningRank] = field(default_factory=list)
+    watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.ranks)
 
     @property
     def pids(self) -> list[int]:
@@ -84,9 +126,18 @@ class Group:
                 deadline = deadline or time.monotonic() + _ROOT_CAUSE_S
                 if self._culprit() is not None or time.monotonic() > deadline:
                     self._raise_root_cause()
+            else:
+                self._look()
             if not found:
                 yield None
         self._reap()
+
+    def _look(self) -> None:
+        try:
+            self.watch.look()
+        except RankLostError:
+            self.end()
+            raise
 
     def end(self) -> None:
         """Kill every rank that still runs and wait until it is gone."""
@@ -110,7 +161,7 @@ class Group:
                 elif message["kind"] == "error":
                     rank.error = message
                 elif message["kind"] == "doing":
-                    rank.doing = message["what"]
+                    rank.said = message["what"]
                 else:
                     found.append((rank, message))
         return found
@@ -143,15 +194,17 @@ class Group:
                 return rank
         return None
 
-    def _silent_error(self) -> FaultError:
+    def _silent_error(self) -> RankLostError:
         """All that spoke lost somebody: whoever said nothing is the one they lost."""
         silent = [rank for rank in self.ranks if not self._failed(rank) and not rank.done]
         if not silent:
             first = next(rank for rank in self.ranks if rank.error is not None)
             assert first.error is not None
-            return FaultError(f"the ranks lost each other; {first.who} said while {first.doing}: {first.error['text']}")
+            return RankLostError(
+                f"the ranks lost each other; {first.who} said while {first.doing}: {first.error['text']}"
+            )
         names = ", ".join(f"{rank.who} while {rank.doing}" for rank in silent)
-        return FaultError(f"the ranks lost each other; not heard of in time: {names}")
+        return RankLostError(f"the ranks lost each other; not heard of in time: {names}")
 
     def _error_of(self, rank: RunningRank) -> EvenflowError:
         if rank.error is None:
@@ -162,15 +215,15 @@ class Group:
                 how = f"was killed by {signal.Signals(-status).name}"
             else:
                 how = f"left without a word (status {status})"
-            return FaultError(f"{rank.who} {how} while {rank.doing}; the other ranks were ended")
+            return RankLostError(f"{rank.who} {how} while {rank.doing}; the other ranks were ended")
         kind = _ERRORS.get(rank.error["type"])
         if kind is not None and kind is not FaultError:
             return kind(rank.error["text"])
         text = (rank.error["text"].strip().splitlines() or ["no reason given"])[0]
         if rank.error["type"] == RankError.__name__:  # it names rank, action and cause, first of all
-            return RankError(f"{text} ({rank.process_name}, {rank.doing})")
+            return RankError(f"{text} ({rank.process_name}, {rank.phase})")
         detail = text if rank.error["on_purpose"] else f"{rank.error['type']}: {text}"
-        return FaultError(f"{rank.who} failed while {rank.doing}: {detail}")
+        return FaultError(f"{rank.who} failed while {rank.phase}: {detail}")
 
     def _reap(self) -> None:
         deadline = time.monotonic() + 10

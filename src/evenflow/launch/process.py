@@ -7,9 +7,11 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from evenflow.launch.channel import Channel, Message
+from evenflow.launch.heartbeat import Page, Pulse
 
 
 class Process(Protocol):
@@ -30,6 +32,14 @@ class Process(Protocol):
     @property
     def lost(self) -> bool:
         """Whether the host it runs on is not heard of any more."""
+
+    @property
+    def pulse(self) -> Pulse | None:
+        """What its heartbeat shows; None for a process on another host, whose memory is not shared."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the system says that it is stopped, as by SIGSTOP; never of a process on another host."""
 
     def fileno(self) -> int:
         """What to wait for with select."""
@@ -56,8 +66,12 @@ class LocalProcess:
     lost = False
     where = ""
 
-    def __init__(self, pid: int, channel: Channel, exits: Callable[[float], dict[int, int]]) -> None:
+    def __init__(
+        self, pid: int, channel: Channel, exits: Callable[[float], dict[int, int]], page: Page, index: int
+    ) -> None:
         self.pid = pid
+        self._page = page
+        self._index = index
         self.host = socket.gethostname()
         self.status: int | None = None
         self._channel = channel
@@ -67,6 +81,20 @@ class LocalProcess:
     def closed(self) -> bool:
         """Whether its end of the socket is closed."""
         return self._channel.closed
+
+    @property
+    def pulse(self) -> Pulse:
+        """What it has shown of itself so far, also when it is dead."""
+        return self._page.read(self._index)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the system says that it is stopped (Linux)."""
+        try:
+            facts = Path(f"/proc/{self.pid}/stat").read_bytes()
+        except OSError:
+            return False
+        return facts.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
 
     def fileno(self) -> int:
         """Its socket's descriptor."""

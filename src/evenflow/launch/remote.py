@@ -125,7 +125,13 @@ class Worker:
 
 
 class RemoteProcess:
-    """A rank's process that another worker forked and relays."""
+    """A rank's process that another worker forked and relays.
+
+    Nobody here sees its heartbeat: on several hosts it is torchrun's agent that watches, and gloo's timeouts.
+    """
+
+    pulse = None
+    stopped = False
 
     def __init__(self, worker: Worker) -> None:
         self.pid = 0

@@ -26,13 +26,15 @@ from typing import Any
 
 from evenflow.errors import EvenflowError
 from evenflow.launch.channel import MOST_RANKS, Channel
+from evenflow.launch.heartbeat import Heartbeat
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def main() -> None:
     """Import, say so, and serve until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole job, they are the command line process's to hear
+        signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
     for module in sys.argv[2:]:
         importlib.import_module(module)
@@ -77,7 +79,7 @@ def _report_exits(connection: socket.socket, children: set[int]) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    header, descriptors, _, _ = socket.recv_fds(connection, 8, MOST_RANKS)
+    header, descriptors, _, _ = socket.recv_fds(connection, 8, MOST_RANKS + 1)
     if len(header) < 8:
         return None
     length = int.from_bytes(header, "little")
@@ -94,15 +96,19 @@ def _fork_ranks(connection: socket.socket, request: dict[str, Any], descriptors:
     sys.stdout.flush()
     sys.stderr.flush()
     server = os.getpid()
+    page, *lines = descriptors
     started: list[int] = []
-    for index, descriptor in enumerate(descriptors):
+    for index, descriptor in enumerate(lines):
         child = os.fork()
         if child == 0:
             connection.close()
-            for other in descriptors:
+            for other in lines:
                 if other != descriptor:
                     os.close(other)
-            _become_rank(index, server, request, Channel(socket.socket(fileno=descriptor)))
+            heartbeat = Heartbeat(page, index)
+            os.close(page)
+            heartbeat.start()
+            _become_rank(index, server, request, Channel(socket.socket(fileno=descriptor), heartbeat))
         started.append(child)
     for descriptor in descriptors:
         os.close(descriptor)

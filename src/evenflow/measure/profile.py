@@ -50,6 +50,7 @@ def measure_profile(
         "tp": model.tp,
         "gpus": len(visible_gpus()) if cluster.device.is_gpu else 0,
         "has_own_cores": cluster.at_once == cluster.devices,
+        "dtype": model.dtype,
         "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
         "signatures": [layer.signature for layer in model.layers],
         "parameters": len(model.layers) * 16,
@@ -139,6 +140,7 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         reduce_s=middle([result["reduce_s"] for result in results]) if cluster.devices > 1 else 0.0,
         peak_flops=middle([result["peak_flops"] for result in timed]),
         speeds=_speeds(results) if len(timed) == len(results) == cluster.at_once else None,
+        process_bytes=int(middle([result["process_bytes"] for result in timed])),
     )
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 
-from evenflow.cost import LayerCost, Profile, RankCost, StageCost, combined_s, spread_s
+from evenflow.cost import TIMED_PARTS, LayerCost, Profile, RankCost, StageCost, combined_s, spread_s
 from evenflow.plan import Plan, StagePlan
 from evenflow.program import WeightBackward, plan_program
 from evenflow.rehearse.rehearsal import Rehearsed, layer_kind
@@ -106,7 +106,14 @@ def rehearsed_profile(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) 
         peak_flops=plan.peak_flops,
         cluster=plan.cluster,
         link_origin=plan.costs["link"],
+        process_bytes=_process_bytes(plan, found),
     )
+
+
+def _process_bytes(plan: Plan, found: Mapping[int, Rehearsed]) -> int:
+    """What processes held beside the tensors that the plan expects."""
+    beside = [own.peak_bytes - plan.ranks[rank].peak_bytes + plan.process_bytes for rank, own in found.items()]
+    return max(int(median(beside)), 0)
 
 
 def _layer_costs(plan: Plan, whole: Plan) -> list[LayerCost]:
@@ -165,5 +172,5 @@ def _alike(plan: Plan, layers: Sequence[LayerCost]) -> tuple[LayerCost, ...]:
     means: dict[tuple[object, ...], LayerCost] = {}
     for kind in set(kinds):
         own = [cost for cost, other in zip(layers, kinds, strict=True) if other == kind]
-        means[kind] = LayerCost(**{name: fmean(getattr(cost, name) for cost in own) for name in LayerCost.__slots__})
+        means[kind] = LayerCost(**{name: fmean(getattr(cost, name) for cost in own) for name in TIMED_PARTS})
     return tuple(means[kind] for kind in kinds)

@@ -59,22 +59,33 @@ class AloneTransport:
 
 
 class GlooTransfer:
-    """A gloo send or receive; keeps the tensor alive until it is complete."""
+    """A gloo send or receive; keeps the tensor alive until it is complete.
 
-    def __init__(self, work: dist.Work, tensor: Tensor) -> None:
+    Args:
+        work: torch's handle of it.
+        tensor: what is sent or filled.
+        timeout: how long it may be waited for; by default as long as its group was made with.
+    """
+
+    def __init__(self, work: dist.Work, tensor: Tensor, timeout: timedelta | None = None) -> None:
         self._work = work
         self._tensor = tensor
+        self._timeout = () if timeout is None else (timeout,)
 
     def wait(self) -> None:
         """Return once it is complete."""
         try:
-            self._work.wait()
+            self._work.wait(*self._timeout)
         except RuntimeError as error:
             raise PeerLostError(f"lost the connection to another rank: {first_line(error)}") from error
 
 
 class GlooTransport:
-    """torch.distributed over gloo: TCP, with a tag on every message."""
+    """torch.distributed over gloo: TCP, with a tag on every message.
+
+    Attributes:
+        timeout: how long a send or receive that starts from now on may be waited for.
+    """
 
     def __init__(self, rank: int, ranks: int, rendezvous: str, timeout_s: float) -> None:
         """Meet the other ranks; on one host all sockets stay on the loopback interface.
@@ -83,13 +94,14 @@ class GlooTransport:
             PeerLostError: they did not all come in time.
         """
         bind_gloo(rendezvous)
+        self.timeout = timedelta(seconds=timeout_s)
         try:
             dist.init_process_group(
                 "gloo",
                 store=meeting_store(rendezvous, ranks, timeout_s),
                 rank=rank,
                 world_size=ranks,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=self.timeout,
             )
         except RuntimeError as error:
             raise PeerLostError(f"the ranks did not meet: {first_line(error)}") from error
@@ -102,7 +114,7 @@ class GlooTransport:
             work = self._group.send([tensor], rank, tag)
         except RuntimeError as error:
             raise PeerLostError(f"lost the connection to rank {rank}: {first_line(error)}") from error
-        return GlooTransfer(work, tensor)
+        return GlooTransfer(work, tensor, self.timeout)
 
     def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:
         """Start receiving."""
@@ -110,7 +122,7 @@ class GlooTransport:
             work = self._group.recv([buffer], rank, tag)
         except RuntimeError as error:
             raise PeerLostError(f"lost the connection to rank {rank}: {first_line(error)}") from error
-        return GlooTransfer(work, buffer)
+        return GlooTransfer(work, buffer, self.timeout)
 
     def sum(self, tensor: Tensor) -> None:
         """Sum over all ranks."""

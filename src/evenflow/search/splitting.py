@@ -65,7 +65,7 @@ def _needs(problem: Problem, program: Program) -> NDArray[np.float64]:
     """What every run of layers needs on every stage: exact, as each stage is alone on its rank."""
     memory = problem.memory
     layers = problem.layers
-    runs = {(i, j): memory.stage(range(i, j)) for i in range(layers) for j in range(i + 1, layers + 1)}
+    runs = {(i, j): memory.on_rank(memory.stage(range(i, j))) for i in range(layers) for j in range(i + 1, layers + 1)}
     needs = np.zeros((program.stages, layers + 1, layers + 1))
     for stage in range(program.stages):
         forms = peak_forms(program, stage)

@@ -5,7 +5,7 @@ from evenflow.timeline.compare import ActionDifference, Comparison, Figure, comp
 from evenflow.timeline.critical import PATH_CAUSES, PathCause, PathPart, critical_path, path_seconds
 from evenflow.timeline.findings import Findings
 from evenflow.timeline.idle import Cause, Wait, idle_by_cause, reasons, waits
-from evenflow.timeline.stragglers import Faster, Straggler, stragglers
+from evenflow.timeline.stragglers import Faster, Straggler, stragglers, usual_pace
 from evenflow.timeline.timeline import BUSY, Event, RankTimeline, Timeline, TimelineOrigin
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "reasons",
     "root_blames",
     "stragglers",
+    "usual_pace",
     "waits",
 ]

@@ -62,7 +62,7 @@ def stragglers(predicted: Timeline, measured: Timeline) -> tuple[Straggler, ...]
         theirs.busy_s / ours.busy_s if ours.busy_s > 0 else 1.0
         for ours, theirs in zip(predicted.ranks, measured.ranks, strict=True)
     ]
-    usual = _usual(ratios)
+    usual = usual_pace(ratios)
     found = [
         Straggler(rank, theirs.busy_s, ours.busy_s * usual)
         for rank, (ours, theirs) in enumerate(zip(predicted.ranks, measured.ranks, strict=True))
@@ -71,5 +71,6 @@ def stragglers(predicted: Timeline, measured: Timeline) -> tuple[Straggler, ...]
     return tuple(sorted(late, key=lambda own: -own.late_s))
 
 
-def _usual(ratios: Sequence[float]) -> float:
+def usual_pace(ratios: Sequence[float]) -> float:
+    """What the ranks' measured over expected seconds are in the median; of two, what the quicker one's are."""
     return min(ratios) if len(ratios) == 2 else median(ratios)

@@ -18,6 +18,7 @@ from evenflow.models import (
     add_z_loss,
     build_skeleton,
     build_stage,
+    compute_in,
     draw_of,
     draw_weights,
     make_up_weights,
@@ -29,7 +30,7 @@ from evenflow.models import (
     tp_plan_of,
     write_weights,
 )
-from evenflow.plan import Plan
+from evenflow.plan import Coordinates, Plan
 from evenflow.program import Program, verify_plan
 from evenflow.runtime import (
     CudaMemoryMeter,
@@ -50,20 +51,20 @@ from evenflow.runtime import (
     memory_meter,
     rank_device,
     rank_devices,
+    set_gloo_timeouts,
     use_device,
 )
 from evenflow.train.batches import Batch
 from evenflow.train.evaluation import Evaluator, HeldOut
 from evenflow.train.lr_schedule import LrSchedule
+from evenflow.train.patience import gloo_timeout_s
 from evenflow.train.sampler import hold_out, step_samples
 from evenflow.train.saver import Saver, read_state
 from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
 from evenflow.units import format_bytes
 
-# A peer is taken for lost after this many predicted steps, and never before a slow start could end.
-_LOST_AFTER_STEPS = 20
-_LOST_AFTER_S = 120.0
+_SLOW_DISK_S = 2.0  # that a save is waited for before the next one is left out
 
 
 def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
@@ -79,10 +80,12 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         error = failure.__cause__ if isinstance(failure, RankError) and failure.__cause__ else failure
         if not is_out_of_memory(error):
             raise
-        expected = plan.ranks[plan.axes.coordinates(rank).pp].peak_bytes
+        planned = plan.ranks[plan.axes.coordinates(rank).pp]
+        stages = " and ".join(f"{own} ({_layers_of(plan, own)})" for own in planned.stages)
         raise FaultError(
-            f"out of memory: {first_line(error)}; it held {_held(meter)}, the plan expects "
-            f"{format_bytes(expected)}. More processes or a smaller microbatch need less"
+            f"out of memory, at {channel.heartbeat.action or 'its beginning'}, with stage {stages}: "
+            f"{first_line(error)}; it held {_held(meter)}, the plan expects {format_bytes(planned.peak_bytes)}. More "
+            "processes, a smaller --micro-batch-size or --recompute full need less"
         ) from error
 
 
@@ -95,19 +98,19 @@ def _train(
     device: torch.device,
 ) -> None:
     program = verify_plan(plan)
-    channel.send({"kind": "doing", "what": "meeting the other ranks"})
+    channel.doing("meeting the other ranks")
     axes, at = plan.axes, plan.axes.coordinates(rank)
     host, transport, mesh = _meet(rank, payload, plan, device)
-    channel.send({"kind": "doing", "what": "building its stage"})
+    channel.doing("building its stage")
     executor, held, optimizer, reductions = assemble(payload, plan, program, transport, mesh, device)
     executor.gauge = meter.held_bytes
+    executor.heartbeat = channel.heartbeat
     sequences = _sequences(Path(payload["tokens"]), payload, plan)
     trained, held_out = _divide(sequences, payload, plan)
-    evaluator = held_out and Evaluator(executor, mesh, held_out, payload["hidden_size"], device)
-    rates = LrSchedule(**payload["rates"])
+    evaluator = Evaluator(executor, mesh, held_out, payload["hidden_size"], device) if held_out else None
     done: int = payload["done_steps"]
     if done:
-        channel.send({"kind": "doing", "what": f"reading its state after step {done}"})
+        channel.doing(f"reading its state after step {done}")
         read_state(Path(payload["checkpoint"]), done, held, optimizer)
     saver = Saver(Path(payload["run"]), at.pp * axes.tp + at.tp, held, optimizer, reductions, writes=at.dp == 0)
     if done:
@@ -115,25 +118,10 @@ def _train(
         if at.dp == 0:
             channel.send({"kind": "state", "hashes": hashes})
     _compare_clocks(channel, host, rank, axes.processes)
-    for step in range(done + 1, payload["last_step"] + 1):
-        channel.send({"kind": "doing", "what": f"in step {step}"})
-        rate = rates.at(step)
-        want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        samples = step_samples(payload["seed"], step, plan.global_batch_size, trained)
-        batch = Batch(sequences, samples, plan.micro_batch_size, at.dp, axes.dp, device)
-        draw = draw_of(payload["seed"], step)
-        result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
-        report = {**_step_report(step, result, rate), "peak": meter.peak_bytes(), "tokens": batch.tokens}
-        if evaluator and _is_evaluated(step, payload):
-            report["eval_loss"] = evaluator.loss(lambda what: channel.send({"kind": "doing", "what": what}))
-        channel.send({**report, "samples": batch.samples() if held[0].is_first and at.tp == 0 else []})
-        _tell(channel, saver.done())
-        if result.stop:
-            break
-        if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
-            _tell(channel, saver.start(step))
+    step = _take_steps(channel, payload, plan, at, host, executor, evaluator, saver, sequences, trained, meter, device)
+    set_gloo_timeouts(host, gloo_timeout_s(plan.predicted.step_s, None))
     _compare_clocks(channel, host, rank, axes.processes)
-    channel.send({"kind": "doing", "what": "saving its state"})
+    channel.doing("saving its state")
     _tell(channel, saver.save_last(step))
     if at.dp == 0:
         sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp)
@@ -142,9 +130,62 @@ def _train(
     transport.close()
 
 
+def _take_steps(
+    channel: Channel,
+    payload: dict[str, Any],
+    plan: Plan,
+    at: Coordinates,
+    host: Transport,
+    executor: Executor,
+    evaluator: Evaluator | None,
+    saver: Saver,
+    sequences: Sequences,
+    trained: NDArray[np.int64],
+    meter: MemoryMeter | CudaMemoryMeter,
+    device: torch.device,
+) -> int:
+    """Take one step after another until the last, or until a rank was asked to stop; returns the newest step."""
+    rates, first = LrSchedule(**payload["rates"]), payload["done_steps"] + 1
+    names_samples = 0 in executor.runners and at.tp == 0
+    for step in range(first, payload["last_step"] + 1):
+        channel.doing(f"in step {step}", timed=True)
+        rate = rates.at(step)
+        want_stop = any(message["kind"] == "stop" for message in channel.waiting())
+        samples = step_samples(payload["seed"], step, plan.global_batch_size, trained)
+        batch = Batch(sequences, samples, plan.micro_batch_size, at.dp, plan.axes.dp, device)
+        draw = draw_of(payload["seed"], step)
+        result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
+        report = {**_step_report(step, result, rate), "peak": meter.peak_bytes(), "tokens": batch.tokens}
+        if evaluator and _is_evaluated(step, payload):
+            report["eval_loss"] = evaluator.loss(lambda what: channel.doing(what, timed=True))
+        channel.send({**report, "samples": batch.samples() if names_samples else []})
+        _tell(channel, saver.done())
+        if step == first:
+            set_gloo_timeouts(host, gloo_timeout_s(plan.predicted.step_s, result.end_s - result.begin_s))
+        if result.stop:
+            break
+        if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
+            channel.doing(f"copying its state after step {step}")
+            if _all_idle(host, saver):
+                _tell(channel, saver.start(step))
+            else:
+                channel.send({"kind": "skipped", "step": step})
+    return step
+
+
+def _all_idle(host: Transport, saver: Saver) -> bool:
+    """Whether all ranks have written the save before, with some patience.
+
+    So a slow disk holds up no step for long, and no rank takes part in a save that another one leaves out.
+    """
+    busy = torch.tensor([float(not saver.idle(_SLOW_DISK_S))], dtype=torch.float64)
+    host.sum(busy)
+    return not busy.item()
+
+
 def _meet(rank: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> tuple[Transport, Transport, Mesh]:
     """Find the other processes: a transport to all, one to the ranks of this pipeline, and the groups of the axes."""
-    timeout_s = max(_LOST_AFTER_STEPS * plan.predicted.step_s, _LOST_AFTER_S)
+    timeout_s = gloo_timeout_s(plan.predicted.step_s, None)
     axes = plan.axes
     host = connect(rank, axes.processes, payload["rendezvous"], timeout_s)
     kind = choose_transport(rank_devices(payload["places"], payload["gpus"]))
@@ -160,8 +201,9 @@ def assemble(
     """This rank's stages with their weights, what updates them, and what runs them.
 
     Args:
-        payload: `config` (JSON of the model's), `hidden_size`, `seed`, `optimizer`, `weights` (files), `done_steps`;
-            with `made_up` weights are made up where the stage computes, by nobody's initialisation.
+        payload: `config` (JSON of the model's), `hidden_size`, `crossing` (the type of what crosses stages), `seed`,
+            `optimizer`, `weights` (files), `done_steps`; with `made_up` weights are made up where the stage computes,
+            by nobody's initialisation.
         plan: the plan.
         program: its program.
         transport: to the other ranks of its pipeline.
@@ -177,7 +219,17 @@ def assemble(
     reductions = Reductions(program, mesh, named, tied_names(anatomy), shares=plan.zero == 1)
     optimizer = Optimizer(reductions.updated, anatomy.parameters, _settings(payload), reductions.uncounted)
     boundary = (plan.micro_batch_size, plan.seq_length, payload["hidden_size"])
-    executor = Executor(program, rank, stages, transport, optimizer, boundary, reductions=reductions, mesh=mesh)
+    executor = Executor(
+        program,
+        rank,
+        stages,
+        transport,
+        optimizer,
+        boundary,
+        reductions=reductions,
+        mesh=mesh,
+        crossing=payload["crossing"],
+    )
     return executor, held, optimizer, reductions
 
 
@@ -244,10 +296,16 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
         draw_weights(stage, payload["seed"])
         if payload["weights"] and not payload["done_steps"]:
             read_weights(stage, [Path(file) for file in payload["weights"]])
+    compute_in(stage, plan.dtype)
     stage.to(device).train()
     if stage.sharing is not None and mesh.tp is not None:
         stage.sharing.distribute(mesh.tp)
     return stage
+
+
+def _layers_of(plan: Plan, stage: int) -> str:
+    layers = plan.stages[stage].layers
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evenflow.files import StepMetrics, append_metrics, append_samples
+from evenflow.errors import EvenflowError
+from evenflow.files import StepMetrics, append_text, metrics_line, samples_line
 from evenflow.plan import Coordinates, Plan
 from evenflow.program import Program
 from evenflow.runtime import ClockOffset
@@ -63,6 +64,7 @@ class Recorder:
         metrics: all steps so far, those before a resume included.
         done_before: how many of them that is.
         samples: those of the newest step.
+        busy_s: of each process, what it computed in the newest step.
     """
 
     plan: Plan
@@ -72,8 +74,13 @@ class Recorder:
     metrics: list[StepMetrics] = field(default_factory=list)
     done_before: int = 0
     samples: tuple[int, ...] = ()
+    busy_s: tuple[float, ...] = ()
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     _clocks: dict[int, list[ClockOffset]] = field(default_factory=dict)
+    _busy: dict[int, float] = field(default_factory=dict)
+    _unwritten: deque[tuple[str, str]] = field(default_factory=deque)  # lines of samples and metrics
+    _trouble: str | None = None
+    _told: str | None = None
     _kept: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
 
     def take_clock(self, rank: int, report: dict[str, Any]) -> None:
@@ -89,6 +96,7 @@ class Recorder:
             return None
         del self._reports[step]
         timeline = self._timeline(reports)
+        self.busy_s = tuple(self._busy[process] for process in range(self.plan.axes.processes))
         warm_up = self.done_before + _WARM_UP_STEPS
         if step > warm_up or not self._kept:
             if self._kept and self._kept[0].step <= warm_up:
@@ -112,11 +120,37 @@ class Recorder:
             eval_loss=report.get("eval_loss"),
         )
         samples = [sample for own in sorted(reports) for sample in reports[own].get("samples", ())]
-        append_samples(self.samples_path, step, samples)
         self.samples = tuple(samples)
-        append_metrics(self.metrics_path, metrics)
         self.metrics.append(metrics)
+        self._unwritten.append((samples_line(step, samples), metrics_line(metrics) + "\n"))
+        try:
+            self.write()
+        except EvenflowError as error:
+            self._trouble = str(error)
         return metrics
+
+    def write(self) -> None:
+        """Write down what could not be so far.
+
+        Raises:
+            InputError: the place cannot be written to.
+            FaultError: the disk failed or is full; what is in the files is whole.
+        """
+        while self._unwritten:
+            samples, metrics = self._unwritten[0]
+            if samples:
+                append_text(self.samples_path, samples)
+                self._unwritten[0] = "", metrics
+            append_text(self.metrics_path, metrics)
+            self._unwritten.popleft()
+        self._trouble = self._told = None
+
+    def new_trouble(self) -> str | None:
+        """Why steps cannot be written down, where that has not been asked before."""
+        if self._trouble == self._told:
+            return None
+        self._told = self._trouble
+        return self._trouble
 
     def tokens_after(self, step: int) -> int:
         """Tokens trained on once `step` was done, which all ranks have reported."""
@@ -159,6 +193,7 @@ class Recorder:
         zero = min(clocks[rank].correct(report["begin"]) for rank, report in reports.items())
         errors = sorted(clock.error_s for clock in clocks.values())
         ranks = tuple(self._rank(rank, reports[own], clocks[own], zero) for rank, own in enumerate(processes))
+        self._busy.update(zip(processes, (own.busy_s for own in ranks), strict=True))
         return Timeline("measured", self.program, ranks, clock_error_s=sum(errors[-2:]))
 
     def _rank(self, rank: int, report: dict[str, Any], clock: _Correction, zero: float) -> RankTimeline:

@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-from dataclasses import asdict, dataclass
-from math import isfinite
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from evenflow.draw import report_html
-from evenflow.errors import FaultError, InputError, StoppedError
+from evenflow.errors import InputError, StoppedError
 from evenflow.execute import refuse_dropout
 from evenflow.files import (
-    RankProcess,
     StepMetrics,
-    load_metrics,
     save_plan,
     save_profile,
-    save_ranks,
     save_timelines,
-    truncate_metrics,
-    truncate_samples,
     write_text,
 )
-from evenflow.launch import Group, Launcher, ThisHost, notice_torchrun, shared_server
+from evenflow.launch import Launcher, ThisHost, notice_torchrun, shared_server
 from evenflow.measure import cached_profile
 from evenflow.models import ModelSource, check_z_loss, describe_model, find_model
 from evenflow.plan import Axes, Plan
-from evenflow.search import check_request, find_out, make_plan, plan_program, plan_timeline
+from evenflow.search import check_request, find_out, make_plan, plan_timeline
 from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch, Cluster, Model
-from evenflow.spec.cluster import CPU
-from evenflow.spec.gpus import visible_gpus
 from evenflow.timeline import Comparison, Timeline, compare
-from evenflow.train.checkpoint import (
-    Checkpoint,
-    Checkpoints,
-    RunState,
-    check_resumable,
-    config_hash,
-    newest_checkpoint,
-)
+from evenflow.train.attempt import PARTIAL_MODEL, Attempt, Prepared, Watcher
+from evenflow.train.checkpoint import Checkpoint, RunState, check_resumable, choose_dtype, config_hash
 from evenflow.train.checks import check_apart, check_model
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
@@ -53,10 +39,10 @@ from evenflow.train.planning import (
     follow_plan,
     make_batch,
 )
+from evenflow.train.preflight import check_descriptors, check_memory, check_room
 from evenflow.train.prepare import (
     PreparedText,
     check_data,
-    evaluation_request,
     prepare_held_out,
     prepare_text,
     reopen_text,
@@ -65,11 +51,8 @@ from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
 from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
+from evenflow.train.supervise import go_on_from, see_through
 from evenflow.train.trackers import tracked
-
-# The name of what is being written: nothing in a run's folder has its own name before it is whole.
-_PARTIAL_MODEL = "model.partial"
-_SHOWN_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +102,10 @@ def train(job: Job, progress: Progress | None = None) -> RunResult:
         with StopSignals() as signals:
             if torchrun is None:
                 return _run(job, progress, signals, ThisHost())
-            with lead(torchrun, signals) as hosts:
+            with lead(torchrun, signals, progress.said) as hosts:
                 return _run(job, progress, signals, hosts)
     finally:
         progress.closed()
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """All that is decided before ranks start."""
-
-    source: ModelSource
-    model: Model
-    plan: Plan
-    text: PreparedText
-    checkpoint: Checkpoint | None
 
 
 def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher) -> RunResult:
@@ -142,27 +114,46 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
     if not job.from_scratch and not job.resume:
         source.check_weights()
     with RunFolder(job.out, job.data, job.resume) as folder:
+        if folder.left_by is not None:
+            progress.said(f"note: {folder.left_by} ran in {job.out} and was killed; what it left unfinished is dropped")
         shared_server()  # imports torch on another core while this process prepares
         launcher.check_shared(job.out, () if job.from_scratch else source.weight_files)
         ready = _prepare(job, source, progress, signals, launcher)
         _say_weights(job, ready, progress)
         save_plan(ready.plan, job.out / "plan.json")
         progress.planned(ready.plan, ready.model)
-        recorder = _recorder(job, ready)
-        checkpoints = _checkpoints(job, ready, recorder)
-        shards = _run_ranks(job, ready, recorder, checkpoints, folder, progress, signals, launcher)
+        for warning in _preflight(job, ready, launcher):
+            progress.said(warning)
+        attempt = see_through(job, ready, launcher, Watcher(progress, signals, folder))
+        return _finish(job, ready, attempt, signals)
+
+
+def _preflight(job: Job, ready: Prepared, launcher: Launcher) -> Iterator[str]:
+    """Ask for what would only be missed later; each is refused, or is a line to be said."""
+    check_descriptors(ready.plan)
+    check_memory(ready.plan, launcher.ranks_here(ready.plan.axes.processes))
+    warning = check_room(job.out, ready.model, job.keep_last)
+    if warning is not None:
+        yield warning
+
+
+def _finish(job: Job, ready: Prepared, attempt: Attempt, signals: StopSignals) -> RunResult:
+    """Give model and checkpoint their names, and say what the run came to."""
+    recorder = attempt.recorder
+    recorder.write()
     last = recorder.metrics[-1].step
     # The model first: a state that is complete is never resumed, so nothing would make its model afterwards.
     finish_model_folder(
-        job.out / _PARTIAL_MODEL,
+        job.out / PARTIAL_MODEL,
         job.out / "model",
-        source,
+        ready.source,
         ready.text.tokenizer,
         ready.text.tokenizer_folder,
         ready.text.separator_id,
-        shards,
+        [attempt.shards[rank] for rank in sorted(attempt.shards)],
+        ready.plan.dtype,
     )
-    checkpoints.publish(last)
+    attempt.checkpoints.publish(last)
     result = _result(job, ready.plan, recorder)
     if signals.received is not None and last < (job.stop_at or job.steps):
         raise StoppedError(
@@ -173,15 +164,13 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
     return result
 
 
-def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSignals, launcher: Launcher) -> _Prepared:
+def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSignals, launcher: Launcher) -> Prepared:
     """Decide everything, what is quick to refuse first."""
     checkpoint = None
     if job.resume:
-        checkpoint = newest_checkpoint(job.out)
+        checkpoint = go_on_from(job.out, progress)
         if checkpoint is None:
             raise InputError(f"--resume: {job.out} has no complete checkpoint; a new --out starts a new run")
-        for damaged in checkpoint.passed_over:
-            progress.said(f"warning: {damaged}; going on from {checkpoint.folder}, after step {checkpoint.state.step}")
     else:
         check_data(job, source)
     if job.plan is not None:
@@ -195,10 +184,11 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         refuse_dropout(source.config, axes.tp, axes.pp)
-        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp)
+        dtype = choose_dtype(job, checkpoint.state if checkpoint else None)
+        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, dtype)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
-        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch))
+        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch, model.dtype))
         check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
     if job.z_loss:
         check_z_loss(source.config)
@@ -211,7 +201,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         plan = _plan(job, source, model, cluster, axes, batch, progress, signals, launcher)
     check_model(job, source, plan.axes, progress)
     signals.check()
-    return _Prepared(source, model, plan, text, checkpoint)
+    return Prepared(source, model, plan, text, checkpoint)
 
 
 def _cluster_and_batch(
@@ -284,137 +274,13 @@ def _schedule(job: Job) -> str:
     return DEFAULT_SCHEDULE if job.schedule is None else job.schedule  # an empty name is none, and refused
 
 
-def _checkpoints(job: Job, ready: _Prepared, recorder: Recorder) -> Checkpoints:
-    plan, batch = ready.plan, _batch_of(ready.plan)
-    model, settings = config_hash(ready.source.config), lasting_settings(job, batch)
-
-    def state(step: int) -> RunState:
-        return RunState(model, step, recorder.tokens_after(step), settings)
-
-    return Checkpoints(job.out, len(plan.ranks) * plan.axes.tp, state, job.keep_last, job.keep_every)
-
-
-def _say_weights(job: Job, ready: _Prepared, progress: Progress) -> None:
+def _say_weights(job: Job, ready: Prepared, progress: Progress) -> None:
     if ready.checkpoint is not None:
         progress.said(f"weights: of {ready.checkpoint.folder}, after step {ready.checkpoint.state.step} of {job.steps}")
     elif ready.source.weight_files and not job.from_scratch:
         progress.said(f"weights: read from {ready.source.folder}")
     else:
         progress.said(f"weights: drawn from seed {job.seed}")
-
-
-def _recorder(job: Job, ready: _Prepared) -> Recorder:
-    path = job.out / "metrics.jsonl"
-    recorder = Recorder(ready.plan, plan_program(ready.plan), path, job.out / "samples.jsonl")
-    if ready.checkpoint is not None:
-        truncate_metrics(path, ready.checkpoint.state.step)
-        truncate_samples(recorder.samples_path, ready.checkpoint.state.step)
-        recorder.metrics.extend(load_metrics(path))
-        recorder.done_before = len(recorder.metrics)
-    return recorder
-
-
-def _run_ranks(
-    job: Job,
-    ready: _Prepared,
-    recorder: Recorder,
-    checkpoints: Checkpoints,
-    folder: RunFolder,
-    progress: Progress,
-    signals: StopSignals,
-    launcher: Launcher,
-) -> list[dict[str, int]]:
-    """Start the ranks and follow them to their end; returns each rank's shard of the model."""
-    plan, source, checkpoint = ready.plan, ready.source, ready.checkpoint
-    out = job.out.resolve()  # ranks have the fork server's working directory
-    shutil.rmtree(out / _PARTIAL_MODEL, ignore_errors=True)
-    (out / _PARTIAL_MODEL).mkdir(parents=True)
-    checkpoints.clear()
-    payload = {
-        "plan": str(out / "plan.json"),
-        "config": source.config.to_json_string(use_diff=False),
-        "weights": [] if job.from_scratch else [str(path.resolve()) for path in source.weight_files],
-        "seed": job.seed,
-        "gpus": 0 if plan.device == CPU else len(visible_gpus()),
-        "tokens": str(out / "tokens"),
-        "packing": ready.text.sequences.packing,
-        "separate": ready.text.sequences.separate,
-        "hidden_size": ready.model.hidden_size,
-        "last_step": job.stop_at or job.steps,
-        "done_steps": checkpoint.state.step if checkpoint else 0,
-        "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
-        "rates": asdict(job.rates()),
-        "optimizer": asdict(job.optimizer()),
-        "model_out": str(out / _PARTIAL_MODEL),
-        "run": str(out),
-        "save_every": job.save_every,
-        "evaluation": evaluation_request(job, plan.micro_batch_size),
-        "z_loss": job.z_loss,
-    }
-    with launcher.running("train", "evenflow.train.ranks:run", plan.axes.processes, payload, plan.threads) as group:
-        processes = enumerate(zip(group.pids, group.hosts, strict=True))
-        save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
-        return _watch(group, recorder, checkpoints, folder, progress, signals, job)
-
-
-def _watch(
-    group: Group,
-    recorder: Recorder,
-    checkpoints: Checkpoints,
-    folder: RunFolder,
-    progress: Progress,
-    signals: StopSignals,
-    job: Job,
-) -> list[dict[str, int]]:
-    """Follow the ranks to their end; returns each rank's shard of the model."""
-    shards: dict[int, dict[str, int]] = {}
-    told = False
-    for item in group.messages():
-        signals.check_again()
-        if signals.received is not None and not told:
-            progress.said("stopping after this step; a second signal ends at once")
-            group.tell({"kind": "stop"})
-            told = True
-        if item is None:
-            continue
-        rank, message = item
-        if message["kind"] == "step":
-            metrics = recorder.take(rank, message)
-            if metrics is not None:
-                folder.keep()
-                progress.stepped(metrics, job.steps)
-                _check_finite(metrics, recorder, job)
-        elif message["kind"] == "saved":
-            complete = checkpoints.take(rank, message)
-            if complete is not None and not message["last"]:  # the last one waits for the model
-                write_s, hash_s = checkpoints.seconds(complete)
-                progress.saved(checkpoints.publish(complete), write_s, hash_s)
-        elif message["kind"] == "state":
-            found = checkpoints.take_hashes(rank, message["hashes"])
-            if found is not None:
-                progress.said(f"state: {found} is the hash of what the ranks have read, put together")
-        elif message["kind"] == "clock":
-            recorder.take_clock(rank, message)
-        elif message["kind"] == "shard":
-            shards[rank] = message["sizes"]
-    return [shards[rank] for rank in sorted(shards)]
-
-
-def _check_finite(metrics: StepMetrics, recorder: Recorder, job: Job) -> None:
-    """Stop a run whose numbers are none any more, before anything of them is saved.
-
-    Raises:
-        FaultError: the step, what it came to, and where its samples are named.
-    """
-    if not job.stop_on_nan or (isfinite(metrics.loss) and isfinite(metrics.grad_norm)):
-        return
-    shown = ", ".join(map(str, recorder.samples[:_SHOWN_SAMPLES]))
-    more = f", ... ({len(recorder.samples)} in all)" if len(recorder.samples) > _SHOWN_SAMPLES else ""
-    raise FaultError(
-        f"step {metrics.step} came to a loss of {metrics.loss:g} and a gradient norm of {metrics.grad_norm:g}; its "
-        f"samples are {shown}{more}, the last line of {recorder.samples_path}, and nothing of it is saved. A smaller "
-        "--lr may help, with --resume where there is a checkpoint; --no-stop-on-nan goes on"
-    )
 
 
 def _result(job: Job, plan: Plan, recorder: Recorder) -> RunResult:

@@ -1,0 +1,258 @@
+"""One start of a run's ranks, from what is prepared or saved so far, and what they say until they are done."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from math import isfinite
+
+from evenflow.errors import FaultError
+from evenflow.files import RankProcess, StepMetrics, load_metrics, save_ranks, truncate_metrics, truncate_samples
+from evenflow.launch import Group, Launcher, Message
+from evenflow.models import ModelSource
+from evenflow.plan import Plan
+from evenflow.search import plan_program
+from evenflow.spec import Batch, Model
+from evenflow.spec.cluster import CPU
+from evenflow.spec.gpus import visible_gpus
+from evenflow.train.checkpoint import Checkpoint, Checkpoints, RunState, Taken, config_hash
+from evenflow.train.folder import RunFolder
+from evenflow.train.job import Job, lasting_settings
+from evenflow.train.pace import Pace
+from evenflow.train.patience import first_patience, later_patience
+from evenflow.train.prepare import PreparedText, evaluation_request
+from evenflow.train.progress import Progress
+from evenflow.train.recorder import Recorder
+from evenflow.train.signals import StopSignals
+
+# The name of what is being written: nothing in a run's folder has its own name before it is whole.
+PARTIAL_MODEL = "model.partial"
+_SHOWN_SAMPLES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is decided before ranks start.
+
+    Attributes:
+        source: the model.
+        model: its layers.
+        plan: what is run.
+        text: what is trained on.
+        checkpoint: what is gone on from; None where a run begins.
+    """
+
+    source: ModelSource
+    model: Model
+    plan: Plan
+    text: PreparedText
+    checkpoint: Checkpoint | None
+
+    @property
+    def batch(self) -> Batch:
+        """The plan's."""
+        return Batch(self.plan.global_batch_size, self.plan.micro_batch_size, self.plan.seq_length, self.plan.axes.dp)
+
+    @property
+    def done_steps(self) -> int:
+        """How many steps are in the state that is gone on from."""
+        return self.checkpoint.state.step if self.checkpoint else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Who hears of a run, and who may stop it.
+
+    Attributes:
+        progress: is told.
+        signals: may ask the run to stop.
+        folder: is kept once a step is done.
+    """
+
+    progress: Progress
+    signals: StopSignals
+    folder: RunFolder
+
+
+class Attempt:
+    """One start of all ranks.
+
+    Args:
+        job: what is trained.
+        ready: from where.
+        watcher: who hears of it.
+
+    Attributes:
+        recorder: what its steps came to, those before it included.
+        checkpoints: those it writes.
+        shards: of each rank, the bytes of each tensor of its shard of the model, once it is done.
+    """
+
+    def __init__(self, job: Job, ready: Prepared, watcher: Watcher) -> None:
+        self.recorder = _recorder(job, ready)
+        self.checkpoints = _checkpoints(job, ready, self.recorder)
+        self.shards: dict[int, dict[str, int]] = {}
+        self._fails = ""  # why the newest save came to nothing
+        self._job = job
+        self._ready = ready
+        self._watcher = watcher
+        measured = ready.plan.costs.get("layers") == "measured"
+        axes = ready.plan.axes
+        expected = [ready.plan.ranks[axes.coordinates(own).pp].busy_s for own in range(axes.processes)]
+        self._pace = Pace(expected if measured else None)
+
+    def run(self, launcher: Launcher) -> None:
+        """Start the ranks and follow them to their end.
+
+        Raises:
+            RankLostError: one died, fell silent or got stuck; all were ended.
+            FaultError: one failed at something it names, or the numbers are none any more; all were ended.
+            StoppedError: a second signal came.
+        """
+        job, plan, out = self._job, self._ready.plan, self._job.out.resolve()
+        shutil.rmtree(out / PARTIAL_MODEL, ignore_errors=True)
+        (out / PARTIAL_MODEL).mkdir(parents=True)
+        self.checkpoints.clear()
+        payload = _payload(job, self._ready)
+        with launcher.running("train", "evenflow.train.ranks:run", plan.axes.processes, payload, plan.threads) as group:
+            group.watch.patience = first_patience(plan.predicted.step_s)
+            processes = enumerate(zip(group.pids, group.hosts, strict=True))
+            save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
+            self._follow(group)
+
+    def _follow(self, group: Group) -> None:
+        told, signals = False, self._watcher.signals
+        for item in group.messages():
+            signals.check_again()
+            if signals.received is not None and not told:
+                self._watcher.progress.said("stopping after this step; a second signal ends at once")
+                group.tell({"kind": "stop"})
+                told = True
+            if item is not None:
+                self._hear(group, *item)
+
+    def _hear(self, group: Group, rank: int, message: Message) -> None:
+        progress = self._watcher.progress
+        match message["kind"]:
+            case "step":
+                metrics = self.recorder.take(rank, message)
+                if metrics is not None:
+                    self._stepped(group, metrics)
+            case "saved":
+                taken = self.checkpoints.take(rank, message)
+                if taken is not None and not message["last"]:  # the last one waits for the model
+                    self._saved(taken)
+            case "skipped" if rank == 0:
+                self._unsaved(message["step"], "the disk is slow: the one before is still being written")
+            case "state":
+                found = self.checkpoints.take_hashes(rank, message["hashes"])
+                if found is not None:
+                    progress.said(f"state: {found} is the hash of what the ranks have read, put together")
+            case "clock":
+                self.recorder.take_clock(rank, message)
+            case "shard":
+                self.shards[rank] = message["sizes"]
+
+    def _saved(self, taken: Taken) -> None:
+        if taken.why_not is not None:
+            self._unsaved(taken.step, taken.why_not)
+            return
+        write_s, hash_s = self.checkpoints.seconds(taken.step)
+        try:
+            folder = self.checkpoints.publish(taken.step)
+        except FaultError as error:
+            self._unsaved(taken.step, str(error))
+            return
+        self._fails = ""
+        self._watcher.progress.saved(folder, write_s, hash_s)
+
+    def _unsaved(self, step: int, why: str) -> None:
+        """A save that came to nothing costs no step: say so once, until one succeeds or fails otherwise."""
+        kind = why.rpartition(": ")[2]
+        if kind == self._fails:
+            return
+        self._fails = kind
+        every = self._job.save_every or self._job.steps
+        self._watcher.progress.said(
+            f"warning: the state after step {step} is not saved: {why}. Training goes on, older checkpoints are as "
+            f"they were, and it is tried again after step {step + every}"
+        )
+
+    def _stepped(self, group: Group, metrics: StepMetrics) -> None:
+        own_steps = self.recorder.metrics[self.recorder.done_before :]
+        group.watch.patience = later_patience(self._ready.plan.predicted.step_s, [own.step_s for own in own_steps])
+        self._watcher.folder.keep()
+        self._watcher.progress.stepped(metrics, self._job.steps)
+        trouble = self.recorder.new_trouble()
+        if trouble is not None:
+            self._watcher.progress.said(f"warning: {trouble}. Training goes on; its lines are kept and written later")
+        _check_finite(metrics, self.recorder, self._job)
+        for line in self._pace.take(self.recorder.busy_s):
+            self._watcher.progress.said(line)
+
+
+def _payload(job: Job, ready: Prepared) -> Message:
+    """What every rank is told; paths are whole, since ranks have the fork server's working directory."""
+    plan, source, checkpoint, out = ready.plan, ready.source, ready.checkpoint, job.out.resolve()
+    return {
+        "plan": str(out / "plan.json"),
+        "config": source.config.to_json_string(use_diff=False),
+        "weights": [] if job.from_scratch else [str(path.resolve()) for path in source.weight_files],
+        "seed": job.seed,
+        "gpus": 0 if plan.device == CPU else len(visible_gpus()),
+        "tokens": str(out / "tokens"),
+        "packing": ready.text.sequences.packing,
+        "separate": ready.text.sequences.separate,
+        "hidden_size": ready.model.hidden_size,
+        "crossing": ready.model.crossing or ready.plan.dtype,
+        "last_step": job.stop_at or job.steps,
+        "done_steps": ready.done_steps,
+        "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
+        "rates": asdict(job.rates()),
+        "optimizer": asdict(job.optimizer()),
+        "model_out": str(out / PARTIAL_MODEL),
+        "run": str(out),
+        "save_every": job.save_every,
+        "evaluation": evaluation_request(job, plan.micro_batch_size),
+        "z_loss": job.z_loss,
+    }
+
+
+def _checkpoints(job: Job, ready: Prepared, recorder: Recorder) -> Checkpoints:
+    plan = ready.plan
+    model, settings = config_hash(ready.source.config), lasting_settings(job, ready.batch, ready.plan.dtype)
+
+    def state(step: int) -> RunState:
+        return RunState(model, step, recorder.tokens_after(step), settings)
+
+    return Checkpoints(job.out, len(plan.ranks) * plan.axes.tp, state, job.keep_last, job.keep_every)
+
+
+def _recorder(job: Job, ready: Prepared) -> Recorder:
+    """Writes down the steps from here on; what the files say of later ones, which are taken again, is dropped."""
+    metrics, samples = job.out / "metrics.jsonl", job.out / "samples.jsonl"
+    recorder = Recorder(ready.plan, plan_program(ready.plan), metrics, samples)
+    if metrics.exists():
+        truncate_metrics(metrics, ready.done_steps)
+        recorder.metrics.extend(load_metrics(metrics))
+        recorder.done_before = len(recorder.metrics)
+    if samples.exists():
+        truncate_samples(samples, ready.done_steps)
+    return recorder
+
+
+def _check_finite(metrics: StepMetrics, recorder: Recorder, job: Job) -> None:
+    """Stop a run whose numbers are none any more, before anything of them is saved.
+
+    Raises:
+        FaultError: the step, what it came to, and where its samples are named.
+    """
+    if not job.stop_on_nan or (isfinite(metrics.loss) and isfinite(metrics.grad_norm)):
+        return
+    shown = ", ".join(map(str, recorder.samples[:_SHOWN_SAMPLES]))
+    more = f", ... ({len(recorder.samples)} in all)" if len(recorder.samples) > _SHOWN_SAMPLES else ""
+    raise FaultError(
+        f"step {metrics.step} came to a loss of {metrics.loss:g} and a gradient norm of {metrics.grad_norm:g}; its "
+        f"samples are {shown}{more}, the last line of {recorder.samples_path}, and nothing of it is saved. A smaller "
+        "--lr may help, with --resume where there is a checkpoint; --no-stop-on-nan goes on"
+    )

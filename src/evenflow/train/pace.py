@@ -1,0 +1,67 @@
+"""Names a rank that has become slow, while the run goes on: slow is not dead, so nothing is ended for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+
+from evenflow.timeline import usual_pace
+
+_WARM_UP_STEPS = 2
+_WINDOW = 17  # steps: of those, more than half have to be slow, so a rank is named within 20 of becoming so
+_ENOUGH = 5
+_SLOW, _AGAIN_USUAL = 2.0, 1.5  # times as long as the others' pace would have it
+
+
+class Pace:
+    """Compares the ranks' busy seconds, step by step, each with what it usually needs.
+
+    What is usual is what the plan says where its costs were measured, else the rank's own best so far: a plan from
+    FLOPs may well be wrong by as much as a rank is slow.
+
+    Args:
+        expected: the plan's busy seconds of each process; None where they were not measured.
+    """
+
+    def __init__(self, expected: Sequence[float] | None) -> None:
+        self._expected = expected
+        self._steps = 0
+        self._newest: list[deque[float]] = []
+        self._best: list[float] = []
+        self._slow: set[int] = set()
+
+    def take(self, busy: Sequence[float]) -> list[str]:
+        """Take a step's busy seconds of each process.
+
+        Returns:
+            A line for each that has become slow, or keeps up again.
+        """
+        self._steps += 1
+        if len(busy) < 2 or self._steps <= _WARM_UP_STEPS:
+            return []
+        if not self._newest:
+            self._newest = [deque(maxlen=_WINDOW) for _ in busy]
+            self._best = [float("inf")] * len(busy)
+        for newest, seconds in zip(self._newest, busy, strict=True):
+            newest.append(seconds)
+        if len(self._newest[0]) < _ENOUGH:
+            return []
+        now = [median(newest) for newest in self._newest]
+        self._best = [min(pair) for pair in zip(self._best, now, strict=True)]
+        usual = self._expected or self._best
+        paces = [own / needs if needs > 0 else 1.0 for own, needs in zip(now, usual, strict=True)]
+        others = usual_pace(paces)
+        return [line for rank in range(len(busy)) for line in self._judge(rank, paces[rank] / others, now[rank])]
+
+    def _judge(self, rank: int, times: float, busy_s: float) -> list[str]:
+        if rank not in self._slow and times > _SLOW:
+            self._slow.add(rank)
+            return [
+                f"warning: rank {rank} is slow: it takes {times:.1f} times as long as the other ranks' pace would have "
+                f"it ({busy_s * 1000:.0f} ms of work in a step); all ranks wait for it"
+            ]
+        if rank in self._slow and times < _AGAIN_USUAL:
+            self._slow.remove(rank)
+            return [f"rank {rank} keeps up again"]
+        return []

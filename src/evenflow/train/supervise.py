@@ -1,0 +1,79 @@
+"""Sees a run through: a rank that is lost costs the steps since the newest complete checkpoint, not the run.
+
+A rank is lost where it dies without a word, falls silent or gets stuck. What a rank names itself (a number that is
+none, memory that does not suffice, an error in the code) would come again, so it ends the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from evenflow.errors import FaultError, InputError, RankLostError
+from evenflow.launch import Launcher
+from evenflow.train.attempt import Attempt, Prepared, Watcher
+from evenflow.train.checkpoint import Checkpoint, newest_checkpoint
+from evenflow.train.job import Job
+from evenflow.train.progress import Progress
+
+
+def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher) -> Attempt:
+    """Start the ranks, and start them again where one is lost, as often as the job allows.
+
+    Returns:
+        The attempt that came to the end.
+
+    Raises:
+        RankLostError: once more than the job allows.
+        FaultError: a fault that would come again; or no checkpoint is whole any more.
+        StoppedError: a second signal came.
+    """
+    restarts = 0
+    while True:
+        attempt = Attempt(job, ready, watcher)
+        try:
+            attempt.run(launcher)
+        except RankLostError as error:
+            if restarts == job.restarts or watcher.signals.received is not None:
+                raise _last_word(error, job, restarts) from None
+            restarts += 1
+            watcher.progress.said(f"fault: {error}")
+            checkpoint = go_on_from(job.out, watcher.progress, error)
+            ready = replace(ready, checkpoint=checkpoint)
+            where = f"from {checkpoint.folder}" if checkpoint else "from the beginning, since nothing was saved yet"
+            watcher.progress.said(
+                f"restart {restarts} of {job.restarts}: {where}, after step {ready.done_steps} of {job.steps}"
+            )
+        else:
+            return attempt
+
+
+def go_on_from(out: Path, progress: Progress, fault: FaultError | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; damaged ones that are passed over are named.
+
+    Args:
+        out: the run's folder.
+        progress: is told of damaged ones.
+        fault: why a run starts again, where one does.
+
+    Raises:
+        InputError: all are damaged, and the run was to be resumed.
+        FaultError: all are damaged, and the run was to start again.
+    """
+    try:
+        checkpoint = newest_checkpoint(out)
+    except InputError as error:
+        if fault is None:
+            raise
+        raise FaultError(f"{fault}; and there is nothing to start again from: {error}") from None
+    for damaged in checkpoint.passed_over if checkpoint else ():
+        assert checkpoint is not None
+        progress.said(f"warning: {damaged}; going on from {checkpoint.folder}, after step {checkpoint.state.step}")
+    return checkpoint
+
+
+def _last_word(error: RankLostError, job: Job, restarts: int) -> RankLostError:
+    if job.restarts == 0:
+        return error
+    done = f"{restarts} of {job.restarts} restarts were used"
+    return RankLostError(f"{error}. {done}; --resume goes on from the newest checkpoint in {job.out}, if there is one")

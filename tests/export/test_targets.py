@@ -1,0 +1,71 @@
+"""What all exports share: each reads back, and what does not is never handed over."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evenflow.cli import main
+from evenflow.errors import FaultError, InputError
+from evenflow.export import TARGETS, export_plan
+from evenflow.files import save_plan
+from tests.export.plans import plan_of
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_every_layer_is_read_back_once_on_its_rank(target: str) -> None:
+    for ranks, blocks in ((4, 8), (3, 7), (1, 2)):
+        plan = plan_of(ranks=ranks, blocks=blocks)
+        split, where = TARGETS[target].read(export_plan(plan, target).files)
+        assert [layer for stage in split for layer in stage] == list(range(blocks + 2))
+        assert (split, where) == (plan.stage_layers, plan.stage_rank)
+
+
+def test_an_export_that_reads_back_otherwise_is_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = TARGETS["megatron"]
+
+    def drop_a_layer(plan: object) -> object:
+        export = honest.make(plan)  # type: ignore[arg-type]
+        return replace(export, files={name: text.replace("t*2", "t", 1) for name, text in export.files.items()})
+
+    monkeypatch.setitem(TARGETS, "megatron", replace(honest, make=drop_a_layer))  # type: ignore[arg-type]
+    with pytest.raises(FaultError, match="reads back as"):
+        export_plan(plan_of(), "megatron")
+
+
+def test_a_name_cannot_break_what_is_written() -> None:
+    for name in ('a"""\nimport os', "b\n$(rm x)", "c\\", "'"):
+        for target in TARGETS:
+            export_plan(replace(plan_of(), model=name), target)
+
+
+def test_an_unknown_target() -> None:
+    with pytest.raises(InputError, match="--to fairseq is not known; megatron, torchtitan, deepspeed, torch are"):
+        export_plan(plan_of(), "fairseq")
+
+
+def test_the_command_writes_prints_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    save_plan(plan_of(), path)
+    assert main(["export", str(path), "--to", "deepspeed", "--out", str(tmp_path / "a" / "b")]) == 0
+    said = capfd.readouterr()
+    assert {file.name for file in (tmp_path / "a" / "b").iterdir()} == {"evenflow_deepspeed.py", "ds_config.json"}
+    assert "written: " in said.out
+    assert "note: " in said.err
+    assert main(["export", str(path), "--to", "megatron"]) == 0
+    printed = capfd.readouterr().out
+    assert main(["export", str(path), "--to", "megatron", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert list(found) == ["target", "files", "notes"]
+    assert found["files"]["megatron_args.sh"] == printed
+
+    save_plan(plan_of("zb-h1"), path)
+    assert main(["export", str(path), "--to", "deepspeed"]) == 4
+    assert capfd.readouterr().err.count("\n") == 1
+    (tmp_path / "file").write_text("")
+    save_plan(plan_of(), path)
+    assert main(["export", str(path), "--to", "torch", "--out", str(tmp_path / "file")]) == 2
+    assert main(["export", str(tmp_path / "none.json"), "--to", "torch"]) == 2

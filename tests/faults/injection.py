@@ -1,0 +1,164 @@
+"""Real faults at chosen moments, from outside the package: a `sitecustomize` that the fork server imports.
+
+What is to happen stands in a file that each rank reads when it starts: which rank, in what, at which time, and which
+signal it then sends itself. Whoever does it takes the file away first, so a rank that is started again lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from evenflow.launch import ForkServer, client
+
+POINTS = ("forward", "backward", "communication", "optimizer", "save")
+
+_SITECUSTOMIZE = """
+import ctypes, importlib, json, os, sys, time
+if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
+    import torch.distributed
+    from evenflow.execute.runner import StageRunner
+    from evenflow.runtime import Optimizer
+    from evenflow.runtime.transport import GlooTransfer
+    shards = importlib.import_module("evenflow.train.shards")
+    plan, calls, wholes = [], {}, {}
+
+    def happen(fault, *rest):
+        try:
+            os.rename(os.environ["FAULT"], os.environ["FAULT"] + ".done")
+        except FileNotFoundError:
+            return  # it has happened already
+        with open(os.environ["FAULT"] + ".at", "w") as file:
+            file.write(str(time.time()))
+        match fault["what"]:
+            case "hang":
+                time.sleep(600)
+            case "slow":
+                time.sleep(6)
+            case "hold":  # the interpreter, with all its threads
+                ctypes.PyDLL(None).sleep(600)
+            case "memory":
+                torch.empty(2**50)
+            case str(bad):  # such as "nan output": what the runner makes next has such a number in it
+                kind, _, _ = bad.partition(" ")
+                runner, made = rest[0], wholes[fault["point"]]
+
+                def spoilt(*arguments, **more):
+                    found = made(runner, *arguments, **more)
+                    if fault["point"] == "forward" and runner.stage.is_last:
+                        runner._losses[arguments[0]] = float(kind)
+                    elif found is None:  # a first stage's backward makes weights' gradients only
+                        next(runner.stage.parameters()).grad.view(-1)[0] = float(kind)
+                    else:
+                        found.view(-1)[0] = float(kind)
+                    return found
+
+                setattr(runner, fault["point"], spoilt)
+            case number:
+                os.kill(os.getpid(), number)
+
+    def passes(point, *rest):
+        if not plan:
+            try:
+                plan.append(json.load(open(os.environ["FAULT"])))
+            except FileNotFoundError:
+                plan.append(None)
+        fault = plan[0]
+        if fault and fault["point"] == point and torch.distributed.get_rank() == fault["rank"]:
+            calls[point] = calls.get(point, 0) + 1
+            if calls[point] == fault["call"]:
+                happen(fault, *rest)
+
+    def before(owner, name, point):
+        whole = wholes[point] = getattr(owner, name)
+
+        def patched(*arguments, **more):
+            passes(point, arguments[0])
+            own = vars(arguments[0]).pop(name, None) if hasattr(arguments[0], "__dict__") else None
+            return own(*arguments[1:], **more) if own else whole(*arguments, **more)
+
+        setattr(owner, name, patched)
+
+    before(StageRunner, "forward", "forward")
+    before(StageRunner, "backward", "backward")
+    before(GlooTransfer, "wait", "communication")
+    before(Optimizer, "step", "optimizer")
+    before(shards, "_write", "save")
+    write = shards._write
+
+    def failing(file, data):
+        # A file holds the error's number, for as long as it is to last.
+        try:
+            number = int(open(os.environ["FAULT"] + ".disk").read())
+        except (FileNotFoundError, ValueError):
+            return write(file, data)
+        write(file, data[: len(data) // 2])
+        raise OSError(number, os.strerror(number))
+
+    shards._write = failing
+"""
+
+
+class Faults:
+    """What is to happen to the next run's ranks.
+
+    Attributes:
+        file: what the ranks read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "fault"
+
+    def plan(self, rank: int, point: str, call: int, what: int | str) -> None:
+        """Have a rank do something at its `call`-th pass of a point: send itself a signal, or hang."""
+        self.clear()
+        self.file.write_text(json.dumps({"rank": rank, "point": point, "call": call, "what": what}))
+
+    def at(self) -> float:
+        """When it happened."""
+        return float(self.file.with_name("fault.at").read_text())
+
+    def disk(self, number: int | None) -> None:
+        """Have every write of a checkpoint fail with this error from now on, or none."""
+        switch = self.file.with_name("fault.disk")
+        if number is None:
+            switch.unlink(missing_ok=True)
+        else:
+            switch.write_text(str(int(number)))
+
+    def clear(self) -> None:
+        """Nothing is to happen any more."""
+        for file in self.file.parent.glob("fault*"):
+            file.unlink()
+
+
+@contextmanager
+def faulty_server(folder: Path) -> Iterator[Faults]:
+    """Within, runs of this process get their ranks from a fork server that lets faults happen."""
+    (folder / "injected").mkdir(parents=True)
+    (folder / "injected" / "sitecustomize.py").write_text(_SITECUSTOMIZE)
+    faults = Faults(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAULT", str(faults.file))
+        patch.syspath_prepend(str(folder / "injected"))
+        server = ForkServer((*client.PRELOAD, "evenflow.train.ranks"))
+        patch.setattr(client, "_shared", server)
+        try:
+            yield faults
+        finally:
+            server.close()
+
+
+def pids_of(run: Path) -> list[int]:
+    """The process ids in a run's ranks.json."""
+    return [own["pid"] for own in json.loads((run / "ranks.json").read_text())]
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Which of these processes still are."""
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]  # noqa: PTH110

@@ -1,0 +1,206 @@
+"""Ranks that are lost, by real signals: told, named, started again, and nothing of it in the weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import evenflow
+from evenflow.files import StepMetrics
+from evenflow.train import Job, RunResult, patience
+from tests.faults.conftest import SAVE_EVERY, STEPS, Hears, same_weights
+from tests.faults.injection import POINTS, Faults, alive, pids_of
+
+Whole = tuple[Job, RunResult]
+# Passes of the point before it happens: within step 5 to 8, so that a checkpoint is there and steps are left.
+CALLS = {"forward": 26, "backward": 30, "communication": 60, "optimizer": 7, "save": 12}
+COVERING = [(0, "forward"), (1, "backward"), (0, "communication"), (1, "optimizer"), (0, "save")]  # all: in the soak
+
+
+def survive(whole: Whole, out: Path, hears: Hears, **changes: object) -> Path:
+    """Run the job to its end; it must be as if nothing had happened, and leave no process."""
+    job, reference = whole
+    seen: set[int] = set()
+    said = hears.said
+
+    def noting(text: str) -> None:
+        with suppress(OSError, ValueError):
+            seen.update(pids_of(out))
+        said(text)
+
+    hears.said = noting  # type: ignore[method-assign]
+    result = evenflow.train(replace(job, out=out, **changes), hears)  # type: ignore[arg-type]
+    seen.update(pids_of(out))
+    assert [own.step for own in result.metrics] == list(range(1, STEPS + 1))
+    assert [own.loss for own in result.metrics] == [own.loss for own in reference.metrics]
+    assert same_weights(out, job.out)
+    assert len(seen) == 2 * (1 + len(hears.starting("fault: ")))
+    assert not alive(sorted(seen))
+    return out
+
+
+def check_killed(whole: Whole, faults: Faults, out: Path, rank: int, point: str) -> tuple[float, float]:
+    """Kill a rank at a point; returns the seconds until its peer was ended, and until a step was done again."""
+    hears = Hears()
+    faults.plan(rank, point, CALLS[point], signal.SIGKILL)
+    survive(whole, out, hears)
+    at, (told,), (fault,) = faults.at(), hears.when("fault: "), hears.starting("fault: ")
+    assert f"rank {rank} (process " in fault
+    assert "was killed by SIGKILL while " in fault
+    done_before = max(step for moment, step in hears.steps if moment < told)
+    (restart,) = hears.starting("restart 1 of 3: ")
+    gone_on_from = int(restart.partition("after step ")[2].split()[0])
+    assert done_before - gone_on_from <= 2 * SAVE_EVERY - 1  # the save of the newest interval may be under way
+    return told - at, hears.step_after(told) - at
+
+
+@pytest.mark.parametrize(("rank", "point"), COVERING)
+def test_a_killed_rank_costs_what_came_after_the_checkpoint(
+    whole: Whole, faults: Faults, tmp_path: Path, rank: int, point: str
+) -> None:
+    told_s, again_s = check_killed(whole, faults, tmp_path / "run", rank, point)
+    assert told_s <= 1
+    assert again_s <= 8
+
+
+def test_restarts_come_to_an_end(whole: Whole, faults: Faults, tmp_path: Path) -> None:
+    """Each start is killed again: two restarts, then the last fault, with what would go on."""
+    job, _ = whole
+    faults.plan(0, "optimizer", 2, signal.SIGKILL)
+    again = Hears()
+    said = again.said
+
+    def another(text: str) -> None:
+        said(text)
+        if text.startswith("restart"):
+            faults.plan(0, "optimizer", 2, signal.SIGKILL)
+
+    again.said = another  # type: ignore[method-assign]
+    with pytest.raises(evenflow.FaultError, match=r"SIGKILL .* 2 of 2 restarts were used; --resume goes on"):
+        evenflow.train(replace(job, out=tmp_path / "run", restarts=2), again)
+    assert len(again.starting("fault: ")) == 2
+
+
+def test_a_stopped_rank_is_silent_and_killed(whole: Whole, faults: Faults, tmp_path: Path) -> None:
+    check_stopped(whole, faults, tmp_path / "run", 1)
+
+
+def check_stopped(whole: Whole, faults: Faults, out: Path, rank: int) -> tuple[float, float]:
+    """Stop a rank; returns the seconds until it was noticed, and until a step was done again."""
+    hears = Hears()
+    faults.plan(rank, "forward", CALLS["forward"], signal.SIGSTOP)
+    survive(whole, out, hears)
+    at, (told,), (fault,) = faults.at(), hears.when("fault: "), hears.starting("fault: ")
+    assert f"rank {rank} (process " in fault
+    assert "is stopped (SIGSTOP) and silent: no heartbeat for " in fault
+    assert f"in step 7, at {rank}F1" in fault
+    lengths = sorted(own.step_s for own in whole[1].metrics)
+    assert told - at <= max(3 * lengths[-1], 5)
+    again_s = hears.step_after(told) - at
+    assert again_s <= 12
+    return told - at, again_s
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("hang", r"stuck: no rank has begun anything for .*: rank 0 \(process \d+\) in step 7, at 0F1; "),
+        ("hold", r"rank 0 \(process \d+\) is silent: no heartbeat for .* in step 7, at 0F1; "),
+    ],
+)
+def test_a_stuck_rank_is_told_from_one_that_waits_for_it(
+    whole: Whole, faults: Faults, tmp_path: Path, what: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "hang":
+        monkeypatch.setattr(patience, "_STUCK_AT_LEAST_S", 3.0)
+        monkeypatch.setattr(patience, "_STUCK_STEPS", 3)
+    hears = Hears()
+    faults.plan(0, "forward", CALLS["forward"], what)
+    survive(whole, tmp_path / "run", hears)
+    (fault,) = hears.starting("fault: ")
+    assert re.search(says, fault), fault
+    assert hears.when("fault: ")[0] - faults.at() < 12
+
+
+class Slows(Hears):
+    """From a step on, stops a rank for two thirds of the time, by SIGSTOP and SIGCONT."""
+
+    def __init__(self, out: Path, rank: int, first: int) -> None:
+        super().__init__()
+        self.out, self.rank, self.first = out, rank, first
+        self.over = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def stepped(self, metrics: StepMetrics, steps: int) -> None:
+        super().stepped(metrics, steps)
+        if metrics.step == self.first:
+            self.thread = threading.Thread(target=self.slow, args=(pids_of(self.out)[self.rank],))
+            self.thread.start()
+
+    def slow(self, pid: int) -> None:
+        with suppress(ProcessLookupError):
+            while not self.over.is_set():
+                ran = time.monotonic()
+                time.sleep(0.005)
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(2 * (time.monotonic() - ran))  # of what it really had, on a busy machine too
+                os.kill(pid, signal.SIGCONT)
+
+    def end(self) -> None:
+        self.over.set()
+        if self.thread is not None:
+            self.thread.join()
+
+
+def test_a_slow_rank_is_named_and_lives(whole: Whole, tmp_path: Path) -> None:
+    job, _ = whole
+    first = 20
+    hears = Slows(tmp_path / "run", 1, first)
+    try:
+        result = evenflow.train(replace(job, out=tmp_path / "run", steps=first + 24, save_every=None), hears)
+    finally:
+        hears.end()
+    assert not hears.starting("fault: ")
+    assert len(result.metrics) == first + 24
+    named = [(moment, line) for moment, line in hears.lines if " is slow: " in line]
+    assert [line.partition(" is slow")[0] for _, line in named] == ["warning: rank 1"], named
+    then = max(step for moment, step in hears.steps if moment < named[0][0])
+    assert first < then <= first + 20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_normal_steps_accuse_nobody(whole: Whole, tmp_path: Path) -> None:
+    hears = Hears()
+    evenflow.train(replace(whole[0], out=tmp_path / "run", steps=1000, save_every=None), hears)
+    assert len(hears.steps) == 1000
+    assert not [line for _, line in hears.lines if "slow" in line or line.startswith("fault")]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_every_rank_at_every_point(
+    whole: Whole, faults: Faults, tmp_path: Path, report: Callable[[str, list[float]], None]
+) -> None:
+    times = [
+        check_killed(whole, faults, tmp_path / f"{number}-{rank}-{point}", rank, point)
+        for number in range(2)
+        for rank in (0, 1)
+        for point in POINTS
+    ]
+    report("SIGKILL: peers ended", [told for told, _ in times])
+    report("SIGKILL: a step done again", [again for _, again in times])
+    stops = [check_stopped(whole, faults, tmp_path / f"stop-{number}", number % 2) for number in range(6)]
+    report("SIGSTOP: noticed", [told for told, _ in stops])
+    report("SIGSTOP: a step done again", [again for _, again in stops])
+    assert max(told for told, _ in times) <= 1
+    assert max(again for _, again in times) <= 8
