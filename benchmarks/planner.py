@@ -84,7 +84,7 @@ _COMMANDS: dict[str, tuple[float, list[str]]] = {
         "llama-3.1-405b", "--cluster", "2048x8xH100-80GB", "--global-batch-size", "2048", "--seq-length", "8192"]),
     "gpt3-175b, every axis fixed": (1, [
         "gpt3-175b", "--cluster", "128x8xA100-80GB", "--global-batch-size", "1536", "--seq-length", "2048",
-        "--pp", "16", "--tp", "4", "--dp", "16", "--schedule", "interleaved", "--stages-per-rank", "6", 
+        "--pp", "16", "--tp", "4", "--dp", "16", "--schedule", "interleaved", "--stages-per-rank", "6",
         "--micro-batch-size", "1",
         "--zero", "1", "--recompute", "auto"]),
     "llama-3.1-405b, 100,000 devices, batch 12500": (60, [
