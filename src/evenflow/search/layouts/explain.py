@@ -19,7 +19,7 @@ ALTERNATIVES = 5
 _GAP = 0.05
 _MORE = 2 * 2**30  # bytes that advice asks about
 _WORTH = 0.005  # of the step: less is not worth a line
-_QUICK = 1_000_000  # actions that the search behind a fixed axis may walk through
+_QUICK = 200_000  # actions that the search behind a fixed axis may walk through
 
 
 def notes(plan: Plan, searched: Searched, solver: Solver, space: Space) -> tuple[str, ...]:
