@@ -37,6 +37,7 @@ def assemble(
     model = preset_model(costs, layout.shape, layout.dp, layout.zero)
     link = costs.link(layout.tp * layout.cp * layout.dp)
     base = preset_costs(costs, layout.shape, layout.dp, layout.zero, link, norm_seconds(costs, layout))
+    base = replace(base, speeds=found.speeds)
     modes = model.recomputing(modes)
     problem = Problem(
         model=model.under(modes),
@@ -82,6 +83,8 @@ def assemble(
         zero=1 if layout.zero else 0,
         trainer=costs.trainer.name,
         source=model.name,
+        speeds=found.speeds,
+        memory_limits=found.limits,
     )
 
 
@@ -107,7 +110,7 @@ def _play(found: Found, problem: Problem, batch: Batch) -> _Played:
         order or compute_order(layout.schedule, problem.stage_rank, problem.microbatches),
         work,
         hardware,
-        [problem.limit] * problem.ranks,
+        found.limits or [problem.limit] * problem.ranks,
         problem.reduces,
         problem.tied,
     )
