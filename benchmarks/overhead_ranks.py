@@ -20,10 +20,10 @@ from evenflow.program.actions import Backward, Forward, InputBackward
 from evenflow.runtime import HostClock, Optimizer, OptimizerSettings, Transfer, Transport, connect
 
 _COMPUTE = (Forward, Backward, InputBackward, WeightBackward, Norm, Step)
-_SHAPE = (1, 64)
+SHAPE = (1, 64)
 _WIDTH = 128
 _VOCABULARY = 256
-_WARM_UP_ROUNDS = 2
+WARM_UP_ROUNDS = 2
 _TRIALS = 20
 
 
@@ -111,14 +111,14 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     program = build_program(payload["schedule"], stage_rank, payload["microbatches"])
     verify(program)
     transport = TimedTransport(connect(rank, ranks, Path(payload["rendezvous"]), 300))
-    blocks = _blocks(transport, payload["microbatch_s"] * ranks / program.stages)
-    executor = _executor(program, rank, blocks, transport)
+    blocks = choose_blocks(transport, payload["microbatch_s"] * ranks / program.stages)
+    executor = make_executor(program, rank, blocks, transport)
     recorded: list[dict[str, float]] = []
     unrecorded: list[float] = []
-    for round_number in range(payload["rounds"] + _WARM_UP_ROUNDS):
+    for round_number in range(payload["rounds"] + WARM_UP_ROUNDS):
         for records in (True, False) if round_number % 2 else (False, True):
             parts = _step(executor, transport, records)
-            if round_number < _WARM_UP_ROUNDS:
+            if round_number < WARM_UP_ROUNDS:
                 continue
             if records:
                 recorded.append(parts)
@@ -135,7 +135,7 @@ def _step(executor: Executor, transport: TimedTransport, records: bool) -> dict[
     """One step taken apart; one that records makes its report too, as a training rank does."""
     clock = TimedClock()
     executor.clock = clock if records else NoClock()
-    ids = torch.zeros(_SHAPE, dtype=torch.int64)
+    ids = torch.zeros(SHAPE, dtype=torch.int64)
     transport.transport.sum(torch.zeros(1))
     transport.posting_s = transport.waiting_s = 0.0
     begin = time.perf_counter()
@@ -162,10 +162,10 @@ def _step(executor: Executor, transport: TimedTransport, records: bool) -> dict[
     }
 
 
-def _blocks(transport: Transport, stage_s: float) -> int:
+def choose_blocks(transport: Transport, stage_s: float) -> int:
     """How many blocks a stage needs for a microbatch to take so long, by both ranks' timing of one block."""
     stage = _build(1, range(1, 2))
-    hidden = torch.zeros(*_SHAPE, _WIDTH, requires_grad=True)
+    hidden = torch.zeros(*SHAPE, _WIDTH, requires_grad=True)
     times = []
     for _ in range(_TRIALS):
         begin = time.perf_counter()
@@ -176,7 +176,7 @@ def _blocks(transport: Transport, stage_s: float) -> int:
     return max(round(stage_s / (float(total) / 2)), 1)
 
 
-def _executor(program: Program, rank: int, blocks: int, transport: Transport) -> Executor:
+def make_executor(program: Program, rank: int, blocks: int, transport: Transport) -> Executor:
     layers = blocks * program.stages
     stages = {}
     for number in stages_of(program.stage_rank, rank):
@@ -186,7 +186,7 @@ def _executor(program: Program, rank: int, blocks: int, transport: Transport) ->
     parameters = {name: own for stage in stages.values() for name, own in stage.named_model_parameters().items()}
     names = next(iter(stages.values())).anatomy.parameters
     optimizer = Optimizer(parameters, names, OptimizerSettings())
-    return Executor(program, rank, stages, transport, optimizer, (*_SHAPE, _WIDTH))
+    return Executor(program, rank, stages, transport, optimizer, (*SHAPE, _WIDTH))
 
 
 def _build(layers: int, own: range) -> Stage:
@@ -198,7 +198,7 @@ def _build(layers: int, own: range) -> Stage:
         num_key_value_heads=4,
         num_hidden_layers=layers,
         vocab_size=_VOCABULARY,
-        max_position_embeddings=_SHAPE[1],
+        max_position_embeddings=SHAPE[1],
         tie_word_embeddings=False,
     )
     stage = build_stage(config, own)

@@ -23,14 +23,17 @@ from evenflow.errors import (
 from evenflow.plan import Plan
 from evenflow.program import Program
 from evenflow.spec import (
+    DEFAULT_DTYPE,
     Batch,
     Cluster,
     Device,
+    Dtype,
     Layer,
     Machine,
     Model,
     Operator,
     RecomputeWish,
+    check_dtype,
     parse_cluster,
 )
 from evenflow.timeline import Comparison, Event, Timeline, compare
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     from evenflow.execute import CheckResult
     from evenflow.train import Job, Progress, RunResult
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Batch",
@@ -75,7 +78,9 @@ __all__ = [
 ]
 
 
-def describe(model: str | Path, micro_batch_size: int = 1, seq_length: int = 256, tp: int = 1) -> Model:
+def describe(
+    model: str | Path, micro_batch_size: int = 1, seq_length: int = 256, tp: int = 1, dtype: Dtype = DEFAULT_DTYPE
+) -> Model:
     """Trace a model's layers: parameters, exact FLOPs and bytes of one microbatch, without allocating anything.
 
     Args:
@@ -83,13 +88,14 @@ def describe(model: str | Path, micro_batch_size: int = 1, seq_length: int = 256
         micro_batch_size: sequences of a microbatch.
         seq_length: tokens of a sequence.
         tp: how many processes share every layer's tensors; figures are those of one of them.
+        dtype: of weights and activations, `fp32` or `bf16`.
 
     Raises:
         InputError: there is no such model, or it cannot be cut into layers, or shared out.
     """
     from evenflow.models import describe_model, find_model
 
-    return describe_model(find_model(str(model)), micro_batch_size, seq_length, tp)
+    return describe_model(find_model(str(model)), micro_batch_size, seq_length, tp, check_dtype(dtype))
 
 
 def profile(
@@ -99,6 +105,7 @@ def profile(
     seq_length: int = 256,
     threads: int | None = None,
     tp: int = 1,
+    dtype: Dtype = DEFAULT_DTYPE,
 ) -> Profile:
     """Time a model's layers on this machine, with `processes` processes busy at once.
 
@@ -109,6 +116,7 @@ def profile(
         seq_length: tokens of a sequence.
         threads: compute threads of each process; by default an equal slice of the cores.
         tp: how many processes share every layer's tensors.
+        dtype: of weights and activations, `fp32` or `bf16`.
 
     Raises:
         InputError: there is no such model, or it cannot be cut into layers, or shared out.
@@ -118,7 +126,7 @@ def profile(
     from evenflow.spec.cluster import local_cluster
 
     source = find_model(str(model))
-    described = describe_model(source, micro_batch_size, seq_length, tp)
+    described = describe_model(source, micro_batch_size, seq_length, tp, check_dtype(dtype))
     return measure_profile(source, described, local_cluster(processes, threads))
 
 
@@ -137,6 +145,7 @@ def plan(
     tp: int | None = None,
     dp: int | None = None,
     zero: int = 0,
+    dtype: Dtype = DEFAULT_DTYPE,
 ) -> Plan:
     """Cut a model over a cluster's devices.
 
@@ -156,6 +165,7 @@ def plan(
         tp: processes that share the tensors of each stage.
         dp: data-parallel replicas.
         zero: 1 has replicas share out the optimizer's state.
+        dtype: of weights and activations, `fp32` or `bf16`.
 
     Raises:
         InputError: something in the request is wrong.
@@ -171,8 +181,9 @@ def plan(
         where, axes = cluster, choose_axes(cluster.devices, pp, tp, dp, exactly=True)
     batch = make_batch(global_batch_size, micro_batch_size, seq_length, axes)
     source, zero_stage = find_model(str(model)), check_zero(zero)
+    own_dtype = check_dtype(dtype)
     _, found, _ = plan_model(
-        source, where, batch, schedule, memory_limit, profile, stages_per_rank, recompute, axes, zero_stage
+        source, where, batch, schedule, memory_limit, profile, stages_per_rank, recompute, axes, zero_stage, own_dtype
     )
     return found
 

@@ -17,6 +17,7 @@ from evenflow.execute import Executor
 from evenflow.models import (
     build_skeleton,
     build_stage,
+    compute_in,
     describe_model,
     draw_weights,
     find_model,
@@ -25,7 +26,7 @@ from evenflow.models import (
 )
 from evenflow.program import Program, peak_bytes, stages_of
 from evenflow.runtime import ImaginedTensorGroup, InMemoryNetwork, LiveBytes, Optimizer, OptimizerSettings
-from evenflow.spec import Model, Recomputes
+from evenflow.spec import Dtype, Model, Recomputes
 from tests.conftest import TINY_LLAMA
 from tests.parity.ranks import program_of
 from tests.parity.test_whole import cut, place_stages
@@ -78,9 +79,9 @@ SHAPES = {"tiny": (2, 16), "mid": (2, 64), "biased": (1, 48), "gpt2": (2, 32), "
 
 
 @cache
-def _described(folder: Path, name: str, tp: int = 1) -> Model:
+def _described(folder: Path, name: str, tp: int = 1, dtype: Dtype = "fp32") -> Model:
     (folder / "config.json").write_text(json.dumps(MODELS[name]))
-    return describe_model(find_model(str(folder)), *SHAPES[name], tp)
+    return describe_model(find_model(str(folder)), *SHAPES[name], tp, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,7 @@ def _measured_peak(
     network: InMemoryNetwork,
     recompute: Recomputes,
     tp: int = 1,
+    dtype: Dtype = "fp32",
 ) -> int:
     """The most bytes of tensors that a rank holds in the second step, whose moments and buffers are there.
 
@@ -118,12 +120,13 @@ def _measured_peak(
             if tp > 1:
                 share_out(stage, tp_plan_of(build_skeleton(config)), ImaginedTensorGroup(tp))
             draw_weights(stage, 0)
+            compute_in(stage, dtype)
             live.count([*stage.parameters(), *stage.buffers()])
         parameters = {key: own for stage in stages.values() for key, own in stage.named_model_parameters().items()}
         names = next(iter(stages.values())).anatomy.parameters
         optimizer = Optimizer(parameters, names, OptimizerSettings())
         boundary = (batch, seq, config.hidden_size)
-        executor = Executor(program, rank, stages, network.transport(rank), optimizer, boundary)
+        executor = Executor(program, rank, stages, network.transport(rank), optimizer, boundary, crossing=dtype)
         executor.run_step(tokens, 1e-3)
         live.mark()
         left = live.now
@@ -192,6 +195,38 @@ def test_the_predicted_peak_of_a_stage_that_is_shared_out(
     with ThreadPoolExecutor(2) as pool:
         measured = list(
             pool.map(lambda rank: _measured_peak(name, program, split, rank, network, recompute, tp), range(2))
+        )
+    for rank, own in enumerate(measured):
+        predicted = peak_bytes(program, memory, rank)
+        assert abs(predicted / own - 1) <= TOLERANCE, f"rank {rank}: predicted {predicted}, measured {own}"
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "ranks", "recompute"),
+    [
+        ("tiny", "1f1b", 2, "none"),
+        ("mid", "zb-h1", 2, "none"),
+        ("mid", "zb-v", 2, "full"),
+        ("mid", "gpipe", 2, "selective"),
+        ("biased", "zb-h1", 2, "none"),
+        ("gpt2", "1f1b", 2, "full"),
+        ("long", "zb-h1", 4, "none"),
+    ],
+)
+def test_the_predicted_peak_in_bf16(folder: Path, name: str, schedule: str, ranks: int, recompute: Recomputes) -> None:
+    """Weights and activations of 2 bytes; gradients, moments and master weights of 4."""
+    torch.set_num_threads(1)
+    program = program_of(schedule, place_stages(schedule, "own", ranks), MICROBATCHES)
+    model = _described(folder, name, dtype="bf16")
+    assert model.crossing == "bf16"
+    split = cut(len(model.layers), program.stages)
+    memory = MemoryModel(model.under(recompute)).stages(split)
+    network = InMemoryNetwork(ranks, timeout_s=60)
+    with ThreadPoolExecutor(ranks) as pool:
+        measured = list(
+            pool.map(
+                lambda rank: _measured_peak(name, program, split, rank, network, recompute, dtype="bf16"), range(ranks)
+            )
         )
     for rank, own in enumerate(measured):
         predicted = peak_bytes(program, memory, rank)

@@ -40,13 +40,14 @@ class Block(nn.Linear):
 count = own.PARTS[-1]
 kinds = [nn.Embedding, *[Block] * (count - 2), nn.Linear]
 net = own.PlannedPipeline([LayerSpec(kind, 2, 2) for kind in kinds])
+net._precompute_checkpointable_values()  # as its engine does
 config = DeepSpeedConfig("ds_config.json", mpu=net.mpu())
 print("found " + json.dumps({
     "parts": net.parts,
     "own": [net._local_start, net._local_stop],
     "classes": [type(module).__name__ for module in net.forward_funcs],
     "interval": net.activation_checkpoint_interval,
-    "checkpointable": net.checkpointable_layers,
+    "recomputed": net.is_checkpointable_results,
     "stages": net.num_stages,
     "replicas": net._topo.get_dim("data"),
     "batch": [config.train_batch_size, config.train_micro_batch_size_per_gpu, config.gradient_accumulation_steps],
@@ -59,7 +60,7 @@ os._exit(0)  # its own threads would keep the process
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed; pip install '.[bench]'")
 def test_pipeline_module_takes_the_plans_parts(tmp_path: Path) -> None:
-    plan = replace(plan_of(ranks=3, blocks=9, dp=2, recompute=("full",) * 9), zero=1)
+    plan = replace(plan_of(ranks=3, blocks=9, dp=2, recompute=("full", "none", "full") * 3), zero=1)
     for name, text in export_plan(plan, "deepspeed").files.items():
         (tmp_path / name).write_text(text)
     process = plan.axes.processes - 1
@@ -79,7 +80,9 @@ def test_pipeline_module_takes_the_plans_parts(tmp_path: Path) -> None:
     own = plan.stages[plan.axes.coordinates(process).pp].layers
     assert found["own"] == [own[0], own[-1] + 1]
     assert found["classes"] == ["Block"] * (len(own) - 1) + ["Linear"]
-    assert (found["interval"], found["checkpointable"]) == (1, ["Block"])
+    assert found["interval"] == 1
+    assert found["recomputed"] == [plan.recompute[layer] == "full" for layer in own]
+    assert len(set(found["recomputed"])) == 2
     assert (found["stages"], found["replicas"]) == (3, 2)
     assert found["batch"] == [plan.global_batch_size, plan.micro_batch_size, plan.microbatches]
     assert found["zero"] == 1
@@ -90,8 +93,8 @@ def test_what_deepspeed_cannot_run_is_refused() -> None:
         export_plan(plan_of("gpipe"), "deepspeed")
     with pytest.raises(ImpossibleError, match="has no cp here, and the plan has cp 2"):
         export_plan(plan_of(cp=2), "deepspeed")
-    with pytest.raises(ImpossibleError, match="recomputes all blocks or none"):
-        export_plan(plan_of(recompute=("full",) * 7 + ("none",)), "deepspeed")
+    with pytest.raises(ImpossibleError, match="cannot recompute as the plan does"):
+        export_plan(plan_of(recompute=("selective",) * 8), "deepspeed")
 
 
 def test_tied_weights_and_tp_are_said() -> None:

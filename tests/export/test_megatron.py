@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.errors import ImpossibleError
@@ -37,6 +37,7 @@ def _split(counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(end - count, end)) for end, count in zip(ends, counts, strict=True))
 
 
+@settings(deadline=None)
 @given(_shapes())
 def test_a_layout_reads_back_with_every_layer_once(counts: list[int]) -> None:
     split = _split(counts)
@@ -96,6 +97,15 @@ def test_the_arguments_say_what_the_plan_says() -> None:
     assert "--untie-embeddings-and-output-weights" not in tied
     assert "--use-distributed-optimizer" not in tied
     assert "--recompute-granularity" not in tied
+
+
+def test_a_plan_for_megatron_asks_for_what_it_counts_on() -> None:
+    plan = plan_of(tp=2, dp=2)
+    made_for_it = _arguments(replace(plan, trainer="megatron"))
+    added = set(made_for_it) - set(_arguments(plan))
+    assert added == {"--bf16", "--sequence-parallel", "--tp-comm-overlap", "--overlap-grad-reduce"}
+    assert any("--for megatron" in note for note in export_plan(plan, "megatron").notes)
+    assert not any("--for" in note for note in export_plan(replace(plan, trainer="megatron"), "megatron").notes)
 
 
 def test_blocks_recomputed_from_the_beginning_of_each_stage() -> None:

@@ -26,7 +26,7 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     from evenflow.runtime import Optimizer
     from evenflow.runtime.transport import GlooTransfer
     shards = importlib.import_module("evenflow.train.shards")
-    plan, calls = [], {}
+    plan, calls, wholes = [], {}, {}
 
     def happen(fault, *rest):
         try:
@@ -38,15 +38,27 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
         match fault["what"]:
             case "hang":
                 time.sleep(600)
+            case "slow":
+                time.sleep(6)
             case "hold":  # the interpreter, with all its threads
                 ctypes.PyDLL(None).sleep(600)
             case "memory":
                 torch.empty(2**50)
-            case "nan":
-                for runner_or_optimizer in rest:
-                    for parameter in runner_or_optimizer.stage.parameters():
-                        parameter.data.view(-1)[0] = float("nan")
-                        return
+            case str(bad):  # such as "nan output": what the runner makes next has such a number in it
+                kind, _, _ = bad.partition(" ")
+                runner, made = rest[0], wholes[fault["point"]]
+
+                def spoilt(*arguments, **more):
+                    found = made(runner, *arguments, **more)
+                    if fault["point"] == "forward" and runner.stage.is_last:
+                        runner._losses[arguments[0]] = float(kind)
+                    elif found is None:  # a first stage's backward makes weights' gradients only
+                        next(runner.stage.parameters()).grad.view(-1)[0] = float(kind)
+                    else:
+                        found.view(-1)[0] = float(kind)
+                    return found
+
+                setattr(runner, fault["point"], spoilt)
             case number:
                 os.kill(os.getpid(), number)
 
@@ -63,11 +75,12 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
                 happen(fault, *rest)
 
     def before(owner, name, point):
-        whole = getattr(owner, name)
+        whole = wholes[point] = getattr(owner, name)
 
         def patched(*arguments, **more):
             passes(point, arguments[0])
-            return whole(*arguments, **more)
+            own = vars(arguments[0]).pop(name, None) if hasattr(arguments[0], "__dict__") else None
+            return own(*arguments[1:], **more) if own else whole(*arguments, **more)
 
         setattr(owner, name, patched)
 

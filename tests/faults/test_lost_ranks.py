@@ -149,10 +149,11 @@ class Slows(Hears):
     def slow(self, pid: int) -> None:
         with suppress(ProcessLookupError):
             while not self.over.is_set():
+                ran = time.monotonic()
+                time.sleep(0.005)
                 os.kill(pid, signal.SIGSTOP)
-                time.sleep(0.02)
+                time.sleep(2 * (time.monotonic() - ran))  # of what it really had, on a busy machine too
                 os.kill(pid, signal.SIGCONT)
-                time.sleep(0.01)
 
     def end(self) -> None:
         self.over.set()

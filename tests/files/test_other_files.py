@@ -14,8 +14,7 @@ from evenflow.errors import InputError, ProgramError
 from evenflow.files import (
     RankProcess,
     StepTimelines,
-    append_metrics,
-    append_samples,
+    append_text,
     json_text,
     load_metrics,
     load_profile,
@@ -24,6 +23,7 @@ from evenflow.files import (
     metrics_line,
     model_json,
     profile_json,
+    samples_line,
     save_profile,
     save_ranks,
     save_timelines,
@@ -159,13 +159,13 @@ def test_metrics_come_back_and_are_cut_for_a_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     steps = sample_metrics(5)
     for own in steps:
-        append_metrics(path, own)
+        append_text(path, metrics_line(own) + "\n")
     assert load_metrics(path) == steps
     with path.open("a") as file:
         file.write('{"step": 6, "lo')  # what a killed run leaves
     assert load_metrics(path) == steps
     truncate_metrics(path, 3)
-    append_metrics(path, steps[3])
+    append_text(path, metrics_line(steps[3]) + "\n")
     assert load_metrics(path) == steps[:4]
 
 
@@ -173,7 +173,7 @@ def test_a_ledger_of_any_length_is_cut_for_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr("evenflow.files.document._MOST_BYTES", 100)  # which no file of ours may have, but this one
     path = tmp_path / "samples.jsonl"
     for step in range(1, 21):
-        append_samples(path, step, range(step))
+        append_text(path, samples_line(step, range(step)))
     whole = path.read_text()
     with path.open("a") as file:
         file.write('{"step": 21, "sam')  # what a killed run was writing
@@ -188,7 +188,7 @@ def test_a_ledger_of_any_length_is_cut_for_a_resume(tmp_path, monkeypatch):
 
 def test_a_diverged_loss_is_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    append_metrics(path, replace(sample_metrics(1)[0], loss=nan, grad_norm=float("inf")))
+    append_text(path, metrics_line(replace(sample_metrics(1)[0], loss=nan, grad_norm=float("inf"))) + "\n")
     assert json.loads(path.read_text())["loss"] is None
     assert isnan(load_metrics(path)[0].loss)
     assert isnan(load_metrics(path)[0].grad_norm)

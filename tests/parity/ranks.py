@@ -21,6 +21,7 @@ from evenflow.models import (
     add_z_loss,
     build_skeleton,
     build_stage,
+    compute_in,
     draw_of,
     draw_weights,
     share_out,
@@ -113,6 +114,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
         add_z_loss(stage, payload.get("z_loss", 0.0))
         draw_weights(stage, payload["seed"])
+        compute_in(stage, payload.get("dtype", "fp32"))
         stage.to(device)
         if stage.sharing is not None and mesh.tp is not None:
             stage.sharing.distribute(mesh.tp)
@@ -137,6 +139,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         (batch, seq, config.hidden_size),
         reductions=reductions,
         mesh=mesh,
+        crossing=payload.get("dtype", "fp32"),
     )
     first, replicas = at.dp * program.microbatches, axes.dp
     results = []

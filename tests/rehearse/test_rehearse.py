@@ -19,7 +19,7 @@ from evenflow.models import describe_model, find_model
 from evenflow.plan import Plan
 from evenflow.program import plan_program
 from evenflow.rehearse import Rehearsed, distinct_ranks, predicted_compute_s, rehearsed_plan, rehearsed_profile
-from evenflow.rehearse.rehearsal import _payload
+from evenflow.rehearse.rehearsal import _payload, check_model
 from evenflow.search import plan_timeline
 from evenflow.spec.cluster import local_cluster
 
@@ -40,8 +40,9 @@ def make_plan(folder: Path, model: Path, *options: object) -> Path:
         ["--pp", 2, "--global-batch-size", 8, "--schedule", "zb-h1"],
         ["--pp", 2, "--tp", 2, "--global-batch-size", 8],
         ["--pp", 2, "--dp", 2, "--zero", 1, "--global-batch-size", 8],
+        ["--pp", 2, "--tp", 2, "--global-batch-size", 8, "--dtype", "bf16"],
     ],
-    ids=["pp", "halves", "tp", "zero"],
+    ids=["pp", "halves", "tp", "zero", "bf16 tp"],
 )
 def test_a_rank_alone_holds_what_the_plan_says(
     server: ForkServer, make_model: Callable[..., Path], tmp_path: Path, options: list[object]
@@ -49,8 +50,9 @@ def test_a_rank_alone_holds_what_the_plan_says(
     model = make_model(**BIG)
     path = make_plan(tmp_path, model, *options)
     plan, source = load_plan(path), find_model(str(model))
+    described = check_model(plan, source)
     for rank in range(2):
-        payload = _payload(path, source, BIG["hidden_size"], rank, 2, local_cluster())
+        payload = _payload(path, source, described, rank, 2, local_cluster())
         group = server.start("bytes", "tests.rehearse.ranks:counts_its_bytes", 1, payload)
         (found,) = [item[1] for item in group.messages() if item is not None]
         assert found["spans"] == len(plan_program(plan).ranks[rank])
@@ -69,7 +71,8 @@ def test_sizes_of_a_plan_for_hundreds_are_those_of_its_shards(
     options = ["--cluster", "32x8xH100-80GB", "--pp", 4, "--tp", 4, "--dp", 16, "--global-batch-size", 256]
     path = make_plan(tmp_path, model, *options)
     plan = load_plan(path)
-    payload = _payload(path, find_model(str(model)), BIG["hidden_size"], 3, 2, local_cluster())
+    source = find_model(str(model))
+    payload = _payload(path, source, check_model(plan, source), 3, 2, local_cluster())
     group = server.start("bytes", "tests.rehearse.ranks:counts_its_bytes", 1, payload)
     (found,) = [item[1] for item in group.messages() if item is not None]
     assert plan.ranks[3].peak_bytes * 0.95 <= found["peak"] <= plan.ranks[3].peak_bytes * 1.25

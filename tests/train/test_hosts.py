@@ -52,12 +52,12 @@ def test_a_loopback_address_is_refused_while_there_are_other_hosts(
 ) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     with pytest.raises(InputError, match=r"MASTER_ADDR 127\.0\.0\.1 is 127\.0\.0\.1 on .*, the loopback interface"):
-        lead(torchrun, StopSignals()).__enter__()
+        lead(torchrun, StopSignals(), print).__enter__()
     told = open_store("127.0.0.1", torchrun.port, False, 10).get("evenflow/test/lead")
     assert json.loads(told) == {"left": 2}  # so the others do not wait
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with pytest.raises(InputError, match="GLOO_SOCKET_IFNAME is lo on"):
-        lead(torchrun, StopSignals()).__enter__()
+        lead(torchrun, StopSignals(), print).__enter__()
 
 
 def test_a_worker_leaves_when_the_leading_one_has_left(torchrun: Torchrun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,4 +92,4 @@ def test_a_name_that_nobody_knows_is_refused_before_the_store_is_waited_for(monk
     monkeypatch.setattr(importlib.import_module("evenflow.train.hosts"), "_store", waits)
     unknown = Torchrun(0, 2, 0, 1, "no.such.host.invalid", 29500, serves_store=False, run="test")
     with pytest.raises(InputError, match=r"MASTER_ADDR no\.such\.host\.invalid cannot be reached from"):
-        lead(unknown, StopSignals()).__enter__()
+        lead(unknown, StopSignals(), print).__enter__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from evenflow.cli.options import add_json, add_model, add_shape, add_tp
+from evenflow.cli.options import add_dtype, add_json, add_model, add_shape, add_tp
 
 if TYPE_CHECKING:
     from evenflow.spec.architecture import Architecture
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_shape(parser)
     add_tp(parser)
+    add_dtype(parser)
     add_json(parser)
 
 
@@ -32,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.models import describe_model, find_model
 
     source = find_model(arguments.model)
-    model = describe_model(source, arguments.micro_batch_size, arguments.seq_length, arguments.tp)
+    shape = arguments.micro_batch_size, arguments.seq_length
+    model = describe_model(source, *shape, arguments.tp, arguments.dtype)
     if arguments.json:
         show_json(model_json(model))
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from evenflow.errors import InputError
 from evenflow.plan import ZEROS
 from evenflow.program import AUTO, SCHEDULES
-from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, RECOMPUTE_WISHES
+from evenflow.spec import DEFAULT_DTYPE, DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, DTYPES, RECOMPUTE_WISHES
 from evenflow.spec.trainers import OURS, TRAINERS
 from evenflow.units import parse_bytes
 
@@ -47,6 +47,17 @@ def add_tp(parser: argparse.ArgumentParser) -> None:
     """--tp alone."""
     parser.add_argument(
         "--tp", type=count, default=1, metavar="N", help="processes that share every layer's tensors (default 1)"
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """--dtype."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DEFAULT_DTYPE,
+        help="type of weights and activations; bf16 keeps gradients and the optimizer's state in fp32 "
+        f"(default {DEFAULT_DTYPE})",
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from evenflow.cli.options import (
     add_axes,
     add_batch,
+    add_dtype,
     add_json,
     add_memory_limit,
     add_model,
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_stages_per_rank(parser)
     add_memory_limit(parser)
     add_axes(parser)
+    add_dtype(parser)
     add_trainer_axes(parser)
     parser.add_argument("--out", type=path, metavar="F", help="write the plan here, for `train --plan`")
     add_json(parser)
@@ -127,5 +129,6 @@ def _plan_model(arguments: argparse.Namespace) -> Plan:
         arguments.recompute,
         axes,
         check_zero(arguments.zero or 0),
+        arguments.dtype,
     )
     return replace(plan, trainer=trainer.name)

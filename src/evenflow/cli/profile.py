@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from evenflow.cli.options import add_json, add_processes, add_shape, add_tp, path
+from evenflow.cli.options import add_dtype, add_json, add_processes, add_shape, add_tp, path
 from evenflow.errors import InputError
 
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_processes(parser)
     add_shape(parser)
     add_tp(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--out", type=path, metavar="F", help="write the profile here, for `plan --profile`; or the device"
     )
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.spec.cluster import local_cluster
 
     source = find_model(arguments.model)
-    model = describe_model(source, arguments.micro_batch_size, arguments.seq_length, arguments.tp)
+    shape = arguments.micro_batch_size, arguments.seq_length
+    model = describe_model(source, *shape, arguments.tp, arguments.dtype)
     profile = measure_profile(source, model, local_cluster(arguments.processes, arguments.threads))
     if arguments.out:
         save_profile(profile, arguments.out)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from evenflow.cost.collectives import combined_s
 from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.cost.memory import own_gradient_bytes
 from evenflow.spec import Again, Cluster, Layer, Model
 
-# AdamW reads gradient, weight and two moments and writes three of them: bytes moved for each parameter byte.
+# AdamW reads gradient, weight and two moments and writes three of them: bytes moved for each byte of the gradient.
 _OPTIMIZER_TRAFFIC = 7
 _NORM_TRAFFIC = 1
 _BYTES_PER_FLOP = 0.01  # memory bandwidth of current accelerators and CPUs, within a factor of two
@@ -48,8 +49,8 @@ def _layer_cost(layer: Layer, tp: int, rate: float, bandwidth: float, link: Link
         backward_s=backward_s,
         input_s=(layer.backward_flops - layer.weight_flops) / rate + combining_s,
         weight_s=weight_s,
-        norm_s=_NORM_TRAFFIC * layer.parameter_bytes / bandwidth,
-        optimizer_s=_OPTIMIZER_TRAFFIC * layer.parameter_bytes / bandwidth,
+        norm_s=_NORM_TRAFFIC * own_gradient_bytes(layer) / bandwidth,
+        optimizer_s=(_OPTIMIZER_TRAFFIC * own_gradient_bytes(layer) + layer.master_bytes // 2) / bandwidth,
         recompute_s=_again_s(layer.again("full"), tp, rate, link),
         selective_s=_again_s(layer.again("selective"), tp, rate, link),
     )

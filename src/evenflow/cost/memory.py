@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-# fp32 training with AdamW: weight and gradient, and two moments of the parameter's own size.
-_MOMENTS = 2
-STATE_COPIES = 2 + _MOMENTS
+_MOMENTS = 2  # of AdamW, each as large as the gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +15,9 @@ class StageMemory:
 
     Attributes:
         parameter_bytes: its parameters.
-        state_bytes: parameters, gradients and optimizer state together; gradients are held from the step's first
-            backward to its update, the others all the time. In the first stage of a rank also what its process holds
-            beside tensors.
+        state_bytes: parameters, gradients and optimizer state (master weights in it) together; gradients are held from
+            the step's first backward to its update, the others all the time. In the first stage of a rank also what its
+            process holds beside tensors.
         saved_bytes: kept from a microbatch's forward to its backward, the stage's input not included.
         pending_bytes: kept from the input half of a backward to its weight half, beside the stage's input and the
             gradient of its output.
@@ -28,9 +26,11 @@ class StageMemory:
         forward_peak_bytes: the most a forward holds above what it starts from.
         backward_peak_bytes: the most a backward holds above what it starts from.
         input_peak_bytes: the most the input half of a backward holds above what it starts from.
-        weight_bytes: the part of its parameters whose gradients the weight half of a backward makes.
+        weight_bytes: the part of its gradients that the weight half of a backward makes.
         first_backward_peak_bytes: as `backward_peak_bytes`, of a step's first, which makes the parameters' gradients.
         first_input_peak_bytes: as `input_peak_bytes`, of a step's first, which makes those that W does not.
+        master_bytes: fp32 copies that the optimizer keeps, of those parameters that are in less; a replica's share of
+            them is in `state_bytes`.
     """
 
     parameter_bytes: int
@@ -45,6 +45,27 @@ class StageMemory:
     weight_bytes: int = 0
     first_backward_peak_bytes: int = 0
     first_input_peak_bytes: int = 0
+    master_bytes: int = 0
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Its gradients, which are fp32 whatever its parameters are."""
+        return own_gradient_bytes(self)
+
+
+class _Parameters(Protocol):
+    @property
+    def parameter_bytes(self) -> int:
+        """In their own type."""
+
+    @property
+    def master_bytes(self) -> int:
+        """In fp32, of those that have another type, which has half as many bytes."""
+
+
+def own_gradient_bytes(own: _Parameters) -> int:
+    """The gradients of a layer's or stage's parameters: half of a master's bytes are those of its parameter."""
+    return own.parameter_bytes + own.master_bytes // 2
 
 
 class LayerBytes(Protocol):
@@ -56,7 +77,7 @@ class LayerBytes(Protocol):
 
     @property
     def saved_bytes(self) -> int:
-        """Kept from forward to backward, its input included."""
+        """Kept from forward to backward, its input included where that is kept."""
 
     @property
     def pending_bytes(self) -> int:
@@ -88,7 +109,15 @@ class LayerBytes(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """The part of its parameters whose gradients W makes."""
+        """The part of its gradients that W makes."""
+
+    @property
+    def freed_input_bytes(self) -> int:
+        """Its input, where it does not keep that."""
+
+    @property
+    def master_bytes(self) -> int:
+        """Copies in fp32 of those parameters that are in less."""
 
     @property
     def state_bytes(self) -> int:
@@ -113,6 +142,10 @@ class HasLayers(Protocol):
     @property
     def tied_bytes(self) -> int:
         """Of the weights that the last layer shares with the first, and are counted with that."""
+
+    @property
+    def tied_gradient_bytes(self) -> int:
+        """Of their gradients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,21 +172,26 @@ class MemoryModel:
         if not held:
             return StageMemory(0, 0, 0, 0, 0, 0, 0, 0)
         parameter_bytes = sum(layer.parameter_bytes for layer in held)
+        master_bytes = sum(layer.master_bytes for layer in held)
         input_bytes = self.model.layers[layers[0] - 1].output_bytes if layers[0] else 0
         is_last = layers[-1] == len(self.model.layers) - 1
         if is_last and layers[0] and not has_embedding:
             parameter_bytes += self.model.tied_bytes
-        saved, forward_peak = _forward(held, input_bytes)
-        state_bytes = (STATE_COPIES - _MOMENTS) * parameter_bytes - (-_MOMENTS * parameter_bytes // self.shares)
+            master_bytes += 2 * (self.model.tied_gradient_bytes - self.model.tied_bytes)
+        gradient_bytes = parameter_bytes + master_bytes // 2
+        optimizer_bytes = -(-(_MOMENTS * gradient_bytes + master_bytes) // self.shares)
+        kept_input_bytes = max(input_bytes - held[0].freed_input_bytes, 0)
+        saved, forward_peak = _forward(held, kept_input_bytes)
         return StageMemory(
             parameter_bytes=parameter_bytes,
-            state_bytes=sum(layer.state_bytes for layer in held) or state_bytes,
-            saved_bytes=max(saved - input_bytes, 0),
+            state_bytes=sum(layer.state_bytes for layer in held) or parameter_bytes + gradient_bytes + optimizer_bytes,
+            saved_bytes=max(saved - kept_input_bytes, 0),
             pending_bytes=sum(layer.pending_bytes for layer in held) - held[-1].kept_gradient_bytes,
             input_bytes=input_bytes,
             output_bytes=0 if is_last else held[-1].output_bytes,
             forward_peak_bytes=forward_peak,
             weight_bytes=sum(layer.weight_bytes for layer in held),
+            master_bytes=master_bytes,
             **_backward_peaks(held),
         )
 
@@ -204,6 +242,6 @@ def _backward_peaks(held: Sequence[LayerBytes]) -> dict[str, int]:
         pending = layer.pending_bytes - (0 if place else layer.kept_gradient_bytes)
         left["backward_peak_bytes"] -= freed
         left["input_peak_bytes"] += pending - freed
-        left["first_backward_peak_bytes"] += layer.parameter_bytes - freed
-        left["first_input_peak_bytes"] += layer.parameter_bytes - layer.weight_bytes + pending - freed
+        left["first_backward_peak_bytes"] += own_gradient_bytes(layer) - freed
+        left["first_input_peak_bytes"] += own_gradient_bytes(layer) - layer.weight_bytes + pending - freed
     return peaks

@@ -43,7 +43,8 @@ from evenflow.program import (
     action_text,
     buffers_at_once,
 )
-from evenflow.runtime import Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
+from evenflow.runtime import TORCH_DTYPES, Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
+from evenflow.spec import Dtype
 
 _Do = Callable[[RunningStep], None]
 _Key = tuple[int, int]  # stage and microbatch: cheaper to make and to look up than an action
@@ -65,6 +66,7 @@ class Executor:
         mesh: where this process is among those of other replicas and shards; by default there are none.
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
         gauge: the bytes that this process holds, asked after each action; by default nobody asks.
+        crossing: the type of what crosses stages.
         heartbeat: notes each action as it begins; by default one that nobody sees.
     """
 
@@ -81,6 +83,7 @@ class Executor:
         reductions: Reductions | None = None,
         mesh: Mesh | None = None,
         gauge: Callable[[], int] | None = None,
+        crossing: Dtype = "fp32",
         heartbeat: Heartbeat | None = None,
     ) -> None:
         device = next(iter(stages.values())).device
@@ -98,7 +101,8 @@ class Executor:
             number: StageRunner(stage, program.microbatches, not program.forward_only)
             for number, stage in stages.items()
         }
-        self.pool = BufferPool(buffers_at_once(program, rank), torch.float32, device)
+        self.crossing = crossing
+        self.pool = BufferPool(buffers_at_once(program, rank), TORCH_DTYPES[crossing], device)
         self._boundary = boundary
         self._receives: dict[_Key, tuple[Transfer, Tensor]] = {}
         self._gradient_receives: dict[_Key, tuple[Transfer, Tensor]] = {}

@@ -18,6 +18,7 @@ class _Flight:
     """One microbatch between its forward and its backward: where its gradient starts and ends, and its share."""
 
     root: GradientEdge
+    dtype: torch.dtype
     share: float
     leaf: Tensor | None
 
@@ -68,7 +69,7 @@ class StageRunner:
         leaf = None if self.stage.is_first else hidden.detach().requires_grad_()
         share = batch.predicted / self._predicted if self.stage.is_last else 0.0
         output = self._run(hidden if leaf is None else leaf, batch, draw)
-        self._flights[microbatch] = _Flight(get_gradient_edge(output), share, leaf)
+        self._flights[microbatch] = _Flight(get_gradient_edge(output), output.dtype, share, leaf)
         detached: Tensor = output.detach().contiguous()  # as it is sent; a block may put the sequence first
         self._note_loss(microbatch, detached, share)
         return detached
@@ -96,7 +97,8 @@ class StageRunner:
             The gradient of its input; None on the first stage.
         """
         flight = self._flights.pop(microbatch)
-        seed = torch.tensor(flight.share, device=self.stage.device) if gradient is None else gradient
+        own_share = torch.tensor(flight.share, dtype=flight.dtype, device=self.stage.device)
+        seed = own_share if gradient is None else gradient
         fresh = [own for own in self._plain if own.grad is None]
         torch.autograd.backward((flight.root,), (seed,))
         input_gradient = None if flight.leaf is None else flight.leaf.grad

@@ -31,13 +31,13 @@ _MODULE = '''"""evenflow's plan of @MODEL@ for DeepSpeed, @PROCESSES@ processes.
 `layers` are @COUNT@: the embedding, the blocks, and one that does final norm and head.
 """
 
-from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.pipe.topology import ProcessTopology
 
 # stage s has the layers PARTS[s] to PARTS[s + 1] - 1
 PARTS = @PARTS@
 PP, DP, TP = @AXES@
-RECOMPUTES = @RECOMPUTES@  # blocks run their forward again in the backward
+RECOMPUTED = @RECOMPUTED@  # layers that run their forward again in the backward
 
 
 class PlannedPipeline(PipelineModule):
@@ -47,9 +47,8 @@ class PlannedPipeline(PipelineModule):
         layers = list(layers)
         if len(layers) != PARTS[-1]:
             raise ValueError(f"there are {len(layers)} layers; the plan is for {PARTS[-1]}: embedding, blocks, head")
-        if RECOMPUTES:
-            blocks = {_class(layer).__name__ for layer in layers[1:-1]}
-            settings = {"activation_checkpoint_interval": 1, "checkpointable_layers": sorted(blocks), **settings}
+        if RECOMPUTED:
+            settings = {"activation_checkpoint_interval": 1, **settings}
         topology = ProcessTopology(axes=["pipe", "data", "model"], dims=[PP, DP, TP])
         super().__init__(layers, topology=topology, **settings)
 
@@ -58,9 +57,10 @@ class PlannedPipeline(PipelineModule):
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=PARTS[stage], stop=PARTS[stage + 1])
 
-
-def _class(layer):
-    return layer.typename if isinstance(layer, LayerSpec) else type(layer)
+    def _precompute_checkpointable_values(self):
+        own = range(self._local_start, self._local_stop)
+        self.is_checkpointable_results = [layer in RECOMPUTED for layer in own]
+        self.is_checkpointable_results_interval = self.activation_checkpoint_interval
 '''
 
 
@@ -74,18 +74,13 @@ def deepspeed_export(plan: Plan) -> Export:
     needs_placement(plan, _TITLE, ("one",))
     needs_axes(plan, _TITLE, ("pp", "dp", "tp"))
     needs_recompute(plan, _TITLE, ("full",))
-    if plan.recomputed == "mixed":
-        raise ImpossibleError(
-            f"{_TITLE} recomputes all blocks or none, and this plan some of them; a plan with --recompute full or none "
-            "would do"
-        )
     if plan.zero > 1:
         raise ImpossibleError(f"{_TITLE}'s pipelines go with ZeRO 0 and 1, and the plan has {plan.zero}; 1 would do")
     parts = [0, *accumulate(len(stage) for stage in plan.stage_layers)]
     text = (
         _MODULE.replace("@PARTS@", repr(parts))
         .replace("@AXES@", f"{plan.axes.pp}, {plan.axes.dp}, {plan.axes.tp}")
-        .replace("@RECOMPUTES@", repr(plan.recomputed == "full"))
+        .replace("@RECOMPUTED@", repr([index for index, kind in enumerate(plan.recompute) if kind == "full"]))
         .replace("@PROCESSES@", str(plan.axes.processes))
         .replace("@COUNT@", str(len(plan.layers)))
         .replace("@MODEL@", docstring_text(plan.model))

@@ -17,6 +17,7 @@ from evenflow.errors import ImpossibleError
 from evenflow.export.exported import Export, Split, Target
 from evenflow.export.limits import needs_placement, needs_recompute, needs_schedule, recomputed_first
 from evenflow.plan import Plan
+from evenflow.spec.trainers import TRAINERS
 
 FILE = "megatron_args.sh"
 _TITLE = "megatron"
@@ -36,10 +37,9 @@ def megatron_export(plan: Plan) -> Export:
     _needs_whole_groups(plan)
     arguments = _arguments(plan)
     rows = "".join(f"    {' '.join(shlex.quote(word) for word in row)}\n" for row in arguments)
-    pp, tp, dp, cp = plan.axes.pp, plan.axes.tp, plan.axes.dp, plan.axes.cp
     text = (
         "# shellcheck shell=bash\n"
-        f"# evenflow's plan of {_plain(plan.model)} for Megatron-LM, {pp * tp * dp * cp} processes. Start it with\n"
+        f"# evenflow's plan of {_plain(plan.model)} for Megatron-LM, {plan.axes.processes} processes. Start it with\n"
         f'#   source {FILE} && torchrun ... pretrain_gpt.py "${{{_ARRAY}[@]}}" ...\n'
         "# and with the model's own arguments, data and optimizer, which a plan does not decide.\n"
         "# shellcheck disable=SC2034  # used by whoever sources this file\n"
@@ -107,7 +107,22 @@ def _arguments(plan: Plan) -> list[tuple[str, ...]]:
         rows.append(("--untie-embeddings-and-output-weights",))
     if plan.zero:
         rows.append(("--use-distributed-optimizer",))
-    return rows + _recompute_arguments(plan)
+    return rows + _trainer_arguments(plan) + _recompute_arguments(plan)
+
+
+def _trainer_arguments(plan: Plan) -> list[tuple[str, ...]]:
+    """What a plan that was made for Megatron counts on (`spec.trainers`)."""
+    if plan.trainer != "megatron":
+        return []
+    own, axes = TRAINERS[plan.trainer], plan.axes
+    rows: list[tuple[str, ...]] = [("--bf16",)]
+    if axes.tp > 1 and own.is_sequence_parallel:
+        rows.append(("--sequence-parallel",))
+    if axes.tp > 1 and own.is_tp_overlapped:
+        rows.append(("--tp-comm-overlap",))
+    if axes.copies > 1 and own.is_overlapped:
+        rows.append(("--overlap-grad-reduce",))
+    return rows
 
 
 def _recompute_arguments(plan: Plan) -> list[tuple[str, ...]]:
@@ -158,7 +173,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             "megatron's selective recomputation runs the core of attention again, not its projections: it keeps more "
             "than the plan counts, and runs less again"
         )
-    if plan.axes.tp > 1:
+    if plan.axes.tp > 1 and plan.trainer != "megatron":
         notes.append(
             "the plan counts tp without sequence parallelism; --sequence-parallel is yours to add, and keeps less"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from evenflow.errors import FaultError, InputError
 from evenflow.export.deepspeed import DEEPSPEED
 from evenflow.export.exported import Export, Target
@@ -9,6 +11,7 @@ from evenflow.export.megatron import MEGATRON
 from evenflow.export.torch_script import TORCH
 from evenflow.export.torchtitan import TORCHTITAN
 from evenflow.plan import Plan
+from evenflow.spec.trainers import TRAINERS
 
 TARGETS: dict[str, Target] = {
     "megatron": MEGATRON,
@@ -36,4 +39,14 @@ def export_plan(plan: Plan, target: str) -> Export:
             f"what was written for {target} reads back as {[list(stage) for stage in split]} on the ranks "
             f"{list(ranks)}, not as the plan; nothing was handed over"
         )
-    return export
+    return replace(export, notes=(*_predicted_for(plan, target), *export.notes))
+
+
+def _predicted_for(plan: Plan, target: str) -> list[str]:
+    """What is to be said where the plan's step and memory are those under another trainer."""
+    if target not in TRAINERS or plan.trainer == target:
+        return []
+    return [
+        f"the plan's step and memory are predicted for {plan.trainer}; `evenflow plan ... --for {target}` plans for "
+        f"what {target} does"
+    ]

@@ -217,9 +217,9 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             "state, and "
             + ("frees weights after each use" if plan.zero > 2 else "keeps gathered weights until the step's end")
         )
-    if "selective" in plan.recompute:
+    if "selective" in plan.recompute and plan.trainer != "torchtitan":
         notes.append("torchtitan's selective recomputation goes by operators: it keeps and runs again other things")
-    if plan.axes.tp > 1:
+    if plan.axes.tp > 1 and plan.trainer != "torchtitan":
         notes.append("torchtitan's tp has sequence parallelism, which the plan does not count: it keeps less")
     return tuple(notes)
 

@@ -1,7 +1,16 @@
 """Every file we read or write: a versioned schema at the edge, plain values inside, atomic writing."""
 
 from evenflow.files.device import device_json, load_device, save_device
-from evenflow.files.document import FORMAT_VERSION, json_text, sync_folder, write_bytes, write_json, write_text
+from evenflow.files.document import (
+    FORMAT_VERSION,
+    append_text,
+    json_text,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from evenflow.files.inside import check_index, check_inside, check_names, check_shard_header
 from evenflow.files.job import (
     JobPart,
     check_job,
@@ -14,7 +23,6 @@ from evenflow.files.job import (
 )
 from evenflow.files.metrics import (
     StepMetrics,
-    append_metrics,
     load_metrics,
     metrics_line,
     truncate_metrics,
@@ -23,7 +31,7 @@ from evenflow.files.model import model_json
 from evenflow.files.plan import load_plan, plan_json, save_plan
 from evenflow.files.profile import load_profile, profile_json, save_profile
 from evenflow.files.ranks import RankProcess, load_ranks, save_ranks
-from evenflow.files.samples import append_samples, load_samples, truncate_samples
+from evenflow.files.samples import load_samples, samples_line, truncate_samples
 from evenflow.files.timeline import StepTimelines, load_timelines, save_timelines
 
 __all__ = [
@@ -32,10 +40,13 @@ __all__ = [
     "RankProcess",
     "StepMetrics",
     "StepTimelines",
-    "append_metrics",
-    "append_samples",
+    "append_text",
+    "check_index",
+    "check_inside",
     "check_job",
+    "check_names",
     "check_settings",
+    "check_shard_header",
     "device_json",
     "job_schema",
     "job_settings",
@@ -54,6 +65,7 @@ __all__ = [
     "model_json",
     "plan_json",
     "profile_json",
+    "samples_line",
     "save_device",
     "save_plan",
     "save_profile",

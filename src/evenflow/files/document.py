@@ -154,6 +154,26 @@ def write_bytes(path: Path, data: bytes) -> None:
         refuse_place(path, error)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add whole lines to a file, in one write; a disk that takes only a part of them keeps none.
+
+    Raises:
+        InputError: the place cannot be written to.
+        FaultError: the disk failed or is full.
+    """
+    data, before = text.encode(), None
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            if (written := file.write(data)) != len(data):
+                file.write(data[written:])  # says why it took no more
+    except OSError as error:
+        if before is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, before)
+        refuse_place(path, error)
+
+
 def refuse_place(path: Path, error: OSError) -> NoReturn:
     """Tell a place that the user should change from a disk that failed."""
     text = f"{path}: cannot be written: {error.strerror}"

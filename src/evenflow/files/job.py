@@ -16,7 +16,7 @@ from evenflow.errors import InputError
 from evenflow.files.document import FORMAT_VERSION, Part, mistake_of, read_text
 from evenflow.files.parts import MOST_BYTES, MOST_COUNT, Count
 from evenflow.program import AUTO, SCHEDULES
-from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, RecomputeWish
+from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Dtype, RecomputeWish
 from evenflow.units import parse_bytes
 
 _MOST_SEED = 2**63 - 1
@@ -120,7 +120,13 @@ class JobPart(Part):
         float,
         Field(ge=0, le=1, description="weight of the squared log of the softmax's divisor in the loss; 0 for none"),
     ] = 0.0
-    dtype: Annotated[Literal["fp32"], Field(description="training type")] = "fp32"
+    dtype: Annotated[
+        Dtype | None,
+        Field(
+            description="type of weights, activations and messages: fp32, or bf16 with master weights, gradients and "
+            "moments in fp32 (default fp32, or the plan's)"
+        ),
+    ] = None
 
     processes: Annotated[
         Count | None,
@@ -245,7 +251,7 @@ class JobPart(Part):
 _AXES = frozenset(("pp", "tp", "dp"))
 _PATHS = ("data", "out", "plan", "eval_data")
 _RENAMED = {"lr": "learning_rate"}
-_NOT_A_SETTING = ("format_version", "dtype")
+_NOT_A_SETTING = ("format_version",)
 
 
 def load_job(path: Path) -> JobPart:

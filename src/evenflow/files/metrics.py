@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from evenflow.files.document import Part, checked, json_text, parse_json, read_text, refuse_place, write_text
+from evenflow.files.document import Part, checked, json_text, parse_json, read_text, write_text
 from evenflow.files.parts import MOST_FIGURE, Amount, Bytes, Count, Figure, Tokens
 
 _MOST_EXPONENT = 700.0
@@ -99,21 +99,6 @@ class MetricsPart(Part):
 def metrics_line(metrics: StepMetrics) -> str:
     """One step as a line of JSON, without the line's end."""
     return json_text(MetricsPart.of(metrics).model_dump(exclude_unset=True), indented=False).rstrip("\n")
-
-
-def append_metrics(path: Path, metrics: StepMetrics) -> None:
-    """Add a step to the file, in one write.
-
-    Raises:
-        InputError: the place cannot be written to.
-        FaultError: the disk failed or is full.
-    """
-    line = (metrics_line(metrics) + "\n").encode()
-    try:
-        with path.open("ab", buffering=0) as file:
-            file.write(line)
-    except OSError as error:
-        refuse_place(path, error)
 
 
 def load_metrics(path: Path) -> tuple[StepMetrics, ...]:

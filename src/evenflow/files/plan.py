@@ -27,7 +27,7 @@ from evenflow.files.parts import (
 )
 from evenflow.plan import Axes, Bound, LayerPlan, Plan, Posting, Prediction, RankPlan, Search, StagePlan, Zero
 from evenflow.program import AUTO, SCHEDULES, check_size, misfit, verify_plan
-from evenflow.spec import Recompute
+from evenflow.spec import Dtype, Recompute
 from evenflow.spec.trainers import OURS
 
 
@@ -62,6 +62,7 @@ class StagePart(Part):
     weight_bytes: Bytes
     first_backward_peak_bytes: Bytes
     first_input_peak_bytes: Bytes
+    master_bytes: Bytes = 0
 
     @classmethod
     def of(cls, stage: StagePlan) -> StagePart:
@@ -133,6 +134,8 @@ class LayerPart(Part):
     recompute_s: Seconds
     selective_s: Seconds
     recompute: Recompute
+    master_bytes: Bytes = 0
+    freed_input_bytes: Bytes = 0
     reduce_s: Seconds | None = None
     state_bytes: Bytes = 0
 
@@ -204,6 +207,7 @@ class PlanDocument(Document):
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: Bytes = 0
+    dtype: Dtype = "fp32"
     process_bytes: Bytes = 0
     trainer: str = OURS
     source: str = ""
@@ -243,6 +247,7 @@ class PlanDocument(Document):
             device=plan.device,
             zero=plan.zero,
             tied_bytes=plan.tied_bytes,
+            dtype=plan.dtype,
             process_bytes=plan.process_bytes,
             trainer=plan.trainer,
             source=plan.source,
@@ -280,6 +285,7 @@ class PlanDocument(Document):
             device=self.device,
             zero=self.zero,
             tied_bytes=self.tied_bytes,
+            dtype=self.dtype,
             process_bytes=self.process_bytes,
             trainer=self.trainer,
             source=self.source,

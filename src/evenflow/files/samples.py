@@ -18,20 +18,6 @@ class SamplesPart(Part):
     samples: list[Index]
 
 
-def append_samples(path: Path, step: int, samples: Sequence[int]) -> None:
-    """Add a step to the file, in one write.
-
-    Raises:
-        InputError: the place cannot be written to.
-        FaultError: the disk failed or is full.
-    """
-    try:
-        with path.open("ab", buffering=0) as file:
-            file.write(_line(step, samples).encode())
-    except OSError as error:
-        refuse_place(path, error)
-
-
 def load_samples(path: Path) -> dict[int, tuple[int, ...]]:
     """The samples of each step; a last line without an end is what a killed run was writing, and is passed over.
 
@@ -71,5 +57,6 @@ def _part(line: str, where: str) -> SamplesPart:
     return checked(SamplesPart, parse_json(line, where), where)
 
 
-def _line(step: int, samples: Sequence[int]) -> str:
+def samples_line(step: int, samples: Sequence[int]) -> str:
+    """One step as a line of JSON."""
     return json_text({"step": step, "samples": list(samples)}, indented=False)

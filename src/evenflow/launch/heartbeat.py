@@ -90,6 +90,11 @@ class Heartbeat:
         self._phase = slice(at + _PHASE, at + _PHASE + _PHASE_BYTES)
         self._action = slice(at + _ACTION, at + _ACTION + _ACTION_BYTES)
 
+    @property
+    def action(self) -> str:
+        """The newest action that was noted; empty outside of steps."""
+        return _text(bytes(self._memory[self._action]))
+
     def start(self) -> None:
         """Beat from now on, until the process ends."""
         self._counts[0] += 1

@@ -95,6 +95,10 @@ class SeveralHosts:
         """One rank for each worker."""
         return self.torchrun.ranks
 
+    def ranks_here(self, processes: int) -> int:
+        """Those of this host's workers."""
+        return min(self.torchrun.local_ranks, processes)
+
     def cluster(self, processes: int | None, threads: int | None) -> Cluster:
         """The devices of all hosts, with the memory of the host that has least for each rank.
 

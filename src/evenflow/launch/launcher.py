@@ -22,6 +22,9 @@ class Launcher(Protocol):
     def ranks(self) -> int | None:
         """How many ranks every job has, if that is given."""
 
+    def ranks_here(self, processes: int) -> int:
+        """How many of a job's processes run on this host."""
+
     def cluster(self, processes: int | None, threads: int | None) -> Cluster:
         """The devices that ranks have here; as `spec.cluster.local_cluster`."""
 
@@ -51,6 +54,10 @@ class ThisHost:
     """All ranks on this host; they meet through a file."""
 
     ranks = None
+
+    def ranks_here(self, processes: int) -> int:
+        """All of them."""
+        return processes
 
     def cluster(self, processes: int | None, threads: int | None) -> Cluster:
         """Slices of this host's cores."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Plan
 from evenflow.spec.cluster import CPU
+from evenflow.spec.trainers import OURS
 
 _FORM = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<devices>\d+)x[A-Za-z]")  # 4x8xH100-80GB, 8xH100-80GB
 
@@ -47,6 +48,11 @@ def spread_plan(plan: Plan, per_node: int | None = None) -> Spread:
         InputError: the cluster's name does not say how many devices a node has, and `per_node` does not either.
         ImpossibleError: the processes do not fill nodes, or `evenflow train` cannot run the plan.
     """
+    if plan.trainer != OURS:
+        raise ImpossibleError(
+            f"the plan is for {plan.trainer}, and evenflow train would not run it; `evenflow export PLAN --to "
+            f"{plan.trainer}` hands it over"
+        )
     for name in ("cp", "ep"):
         if getattr(plan.axes, name) > 1:
             raise ImpossibleError(

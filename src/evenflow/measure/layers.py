@@ -17,11 +17,13 @@ from evenflow.models import (
     Stage,
     build_skeleton,
     build_stage,
+    compute_in,
     draw_weights,
     share_out,
     tp_plan_of,
 )
 from evenflow.runtime import (
+    TORCH_DTYPES,
     Mesh,
     Optimizer,
     OptimizerSettings,
@@ -30,6 +32,7 @@ from evenflow.runtime import (
     plain_part,
     synchronize,
 )
+from evenflow.spec import Dtype
 
 # Blocks are timed two in a row: what a single one would find in the cache, a stage's do not.
 _IN_A_ROW = 2
@@ -125,6 +128,7 @@ def time_layers(
     clock: Clock,
     together: Callable[[], None],
     device: torch.device = _CPU,
+    dtype: Dtype = "fp32",
 ) -> tuple[list[LayerTimes], float, float]:
     """Time every layer of a model, each kind once.
 
@@ -140,6 +144,7 @@ def time_layers(
         clock: reads the seconds that passed for this rank.
         together: returns once all ranks are here, so that all are busy at once.
         device: where this rank computes.
+        dtype: of weights and activations.
 
     Returns:
         The layers' costs, and a stage's own forward and backward seconds.
@@ -148,9 +153,9 @@ def time_layers(
         signature: [layer for layer, own in enumerate(signatures) if own == signature][:_IN_A_ROW]
         for signature in signatures
     }
-    empty = _build(config, (), mesh, device)
-    timed = {signature: _build(config, row, mesh, device) for signature, row in rows.items()}
-    _time_rounds([empty, *timed.values()], config, shape, repeats, mesh, clock, together, device)
+    empty = _build(config, (), mesh, device, dtype)
+    timed = {signature: _build(config, row, mesh, device, dtype) for signature, row in rows.items()}
+    _time_rounds([empty, *timed.values()], config, shape, repeats, mesh, clock, together, device, dtype)
     empty_forward, empty_backward = median(empty.forwards), median(empty.backwards)
     costs: dict[str, LayerTimes] = {}
     for signature, own in timed.items():
@@ -169,11 +174,14 @@ def time_layers(
     return [costs[signature] for signature in signatures], empty_forward, empty_backward
 
 
-def _build(config: PretrainedConfig, layers: Sequence[int], mesh: Mesh, device: torch.device) -> _TimedStage:
+def _build(
+    config: PretrainedConfig, layers: Sequence[int], mesh: Mesh, device: torch.device, dtype: Dtype
+) -> _TimedStage:
     stage = build_stage(config, layers, must_equal=False)
     if mesh.shards is not None:
         share_out(stage, tp_plan_of(build_skeleton(config)), mesh.shards)
     draw_weights(stage, seed=0)
+    compute_in(stage, dtype)
     stage.to(device).train()
     if stage.sharing is not None and mesh.tp is not None:
         stage.sharing.distribute(mesh.tp)
@@ -198,6 +206,7 @@ def _time_rounds(
     clock: Clock,
     together: Callable[[], None],
     device: torch.device,
+    dtype: Dtype,
 ) -> None:
     """Forward and backward of every stage in turn, until enough rounds are done; warm-up rounds are forgotten.
 
@@ -206,7 +215,7 @@ def _time_rounds(
     """
     batch, seq, hidden = shape
     ids = torch.randint(0, config.get_text_config().vocab_size, (batch, seq), device=device)
-    states, gradient = (torch.randn(batch, seq, hidden, device=device) for _ in range(2))
+    states, gradient = (torch.randn(batch, seq, hidden, device=device, dtype=TORCH_DTYPES[dtype]) for _ in range(2))
     first = mesh.at.pp % len(stages)
     ways: tuple[_Way, ...] = tuple(
         way for way in _WAYS if any(own.runs(way) for own in stages) and (way != "halves" or mesh.shards is None)

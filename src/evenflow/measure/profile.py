@@ -50,6 +50,7 @@ def measure_profile(
         "tp": model.tp,
         "gpus": len(visible_gpus()) if cluster.device.is_gpu else 0,
         "has_own_cores": cluster.at_once == cluster.devices,
+        "dtype": model.dtype,
         "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
         "signatures": [layer.signature for layer in model.layers],
         "parameters": len(model.layers) * 16,

@@ -14,6 +14,7 @@ from evenflow.measure.link import time_link, time_sum
 from evenflow.models import read_config
 from evenflow.plan import Axes
 from evenflow.runtime import (
+    TORCH_DTYPES,
     carry,
     choose_transport,
     connect,
@@ -23,6 +24,7 @@ from evenflow.runtime import (
     rank_devices,
     use_device,
 )
+from evenflow.spec import DTYPE_BYTES, Dtype
 
 _TIMEOUT_S = 300.0
 
@@ -41,6 +43,7 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     pairs = [edge for first in range(0, ranks - 1, 2) for edge in ((first, first + 1), (first + 1, first))]
     transport = carry(host, kind, rank, pairs, device, _TIMEOUT_S)
     batch, seq, hidden = payload["shape"]
+    dtype: Dtype = payload["dtype"]
     axes = Axes(pp=ranks // payload["tp"], tp=payload["tp"])
     mesh = make_mesh(axes, rank, (), _TIMEOUT_S, device, own_gpus=kind == "nccl")
     together = torch.zeros(1)
@@ -64,13 +67,14 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
             clock,
             meet,
             device,
+            dtype,
         )
         result |= {"layers": [asdict(own) for own in layers], "stage": stage}
         meet()
-        result["peak_flops"] = time_matmul(clock, device)
+        result["peak_flops"] = time_matmul(clock, device, dtype=TORCH_DTYPES[dtype])
     channel.doing("timing links")
     transport.sum(together)
-    link = time_link(rank, ranks, transport, 4 * batch * seq * hidden, device)
+    link = time_link(rank, ranks, transport, DTYPE_BYTES[dtype] * batch * seq * hidden, device)
     result |= {"link": [link.latency_s, 1 / link.bytes_per_s]}
     result["reduce_s"] = time_sum(transport, payload["parameters"])
     # All that a rank ever starts has started by now, and no tensor is left.

@@ -6,6 +6,7 @@ from evenflow.models.describe import describe_model
 from evenflow.models.documents import find_leak
 from evenflow.models.dropout import draw_of, dropouts
 from evenflow.models.microbatch import NOT_LEARNED, Microbatch
+from evenflow.models.precision import compute_in
 from evenflow.models.preset import preset_source
 from evenflow.models.read import read_weights
 from evenflow.models.source import ModelSource, find_model, read_config
@@ -29,6 +30,7 @@ __all__ = [
     "build_stage",
     "check_tensor_parallel",
     "check_z_loss",
+    "compute_in",
     "count_layers",
     "describe_model",
     "draw_of",

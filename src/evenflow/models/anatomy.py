@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from unittest.mock import patch
@@ -27,6 +28,8 @@ from evenflow.models.imagined import imagined
 from evenflow.models.layout import Layout, layout_of
 from evenflow.models.obstacle import find_obstacle
 from evenflow.models.probe import ALONE, Returned, Seen, probe
+from evenflow.runtime import TORCH_DTYPES
+from evenflow.spec import DEFAULT_DTYPE, Dtype
 
 _CONSTANT = 256  # numbers of a parameter that a constructor may set itself
 _SMALL = 30_000_000  # parameters of a model that is rather run than given up
@@ -72,15 +75,16 @@ class Anatomy:
         return self.layers[layer][0] if layer < len(self.layers) - 1 else self.head
 
 
-def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The whole model on the meta device: modules and shapes, no memory.
+def build_skeleton(config: PretrainedConfig, dtype: Dtype = "fp32") -> PreTrainedModel:
+    """The whole model on the meta device: modules, shapes and types, no memory.
 
     Raises:
         InputError: the config's values do not make a model.
     """
+    own = config if dtype == DEFAULT_DTYPE else deepcopy(config)  # where the type is noted
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=TORCH_DTYPES[dtype])
     except Exception as error:  # any class may refuse its config's values in any way
         text = first_line(error)
         raise InputError(f"the config does not make a {config.model_type} model: {text}") from None
@@ -107,10 +111,10 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     Raises:
         InputError: its parts cannot be told apart; the text says which.
     """
-    return _dissect(_Key(model.config))
+    return _dissect(ConfigKey(model.config))
 
 
-class _Key:
+class ConfigKey:
     """A configuration, equal to others of the same values."""
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -121,11 +125,11 @@ class _Key:
         return hash(self._text)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self._text == other._text
+        return isinstance(other, ConfigKey) and self._text == other._text
 
 
 @lru_cache(maxsize=16)
-def _dissect(key: _Key) -> Anatomy:
+def _dissect(key: ConfigKey) -> Anatomy:
     model = build_skeleton(key.config)
     name = type(model).__name__
     paths = {id(module): path for path, module in model.named_modules()}

@@ -16,16 +16,26 @@ from transformers import PretrainedConfig
 from evenflow.errors import InputError
 from evenflow.models.anatomy import Anatomy, build_skeleton, dissect, hidden_width, part_of
 from evenflow.models.cut import Cut
+from evenflow.models.precision import parameter_dtypes
 from evenflow.models.source import ModelSource
 from evenflow.models.stage import has_tied_embeddings
 from evenflow.models.tied import tied_names
 from evenflow.models.tp_plan import check_tensor_parallel, find_cuts
 from evenflow.models.trace import Trace, less, trace_layers
-from evenflow.spec import Activations, Layer, LayerKind, Model, Operator
+from evenflow.spec import GRADIENT_BYTES, Activations, Dtype, Layer, LayerKind, Model, Operator
 
 
-def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int, tp: int = 1) -> Model:
+def describe_model(
+    source: ModelSource, micro_batch_size: int, seq_length: int, tp: int = 1, dtype: Dtype = "fp32"
+) -> Model:
     """Trace a model at one microbatch shape: whole, or what one of `tp` processes has of it that share every layer.
+
+    Args:
+        source: where it comes from.
+        micro_batch_size: sequences of a microbatch.
+        seq_length: tokens of each.
+        tp: how many processes share every layer.
+        dtype: of its weights and activations.
 
     Raises:
         InputError: the model cannot be cut into layers, shared out over `tp`, or traced at this shape.
@@ -44,7 +54,8 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int, 
     signatures = [_signature(skeleton, anatomy, layer) for layer in range(len(anatomy.layers))]
     kinds = [_kind(layer, len(anatomy.layers)) for layer in range(len(anatomy.layers))]
     cuts = find_cuts(skeleton, tp)
-    traces = _traces(config, signatures, (micro_batch_size, seq_length), tp)
+    traces = _traces(config, signatures, (micro_batch_size, seq_length), tp, dtype)
+    types = parameter_dtypes(config, dtype)
     layers: list[Layer] = []
     counted: set[str] = set()
     for layer, signature in enumerate(signatures):
@@ -58,7 +69,7 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int, 
                 kind=kinds[layer],
                 signature=signature,
                 parameters=parameters,
-                parameter_bytes=sum(_parameter_bytes(skeleton, cuts, name) for name in own),
+                parameter_bytes=sum(_numbers(skeleton, cuts, name) * types[name].itemsize for name in own),
                 operators=tuple(
                     Operator(name, trace.forward.get(name, 0), trace.backward.get(name, 0))
                     for name in sorted(trace.forward.keys() | trace.backward.keys())
@@ -69,6 +80,11 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int, 
                 weight_bytes=trace.weight_bytes,
                 forward_combined=trace.forward_combined,
                 backward_combined=trace.backward_combined,
+                master_bytes=sum(
+                    _numbers(skeleton, cuts, name) * GRADIENT_BYTES
+                    for name in own
+                    if types[name].itemsize < GRADIENT_BYTES
+                ),
                 **{name: getattr(trace.kept, name) for name in Activations.__slots__},
             )
         )
@@ -81,18 +97,21 @@ def describe_model(source: ModelSource, micro_batch_size: int, seq_length: int, 
         micro_batch_size=micro_batch_size,
         seq_length=seq_length,
         layers=tuple(layers),
-        tied_bytes=sum(_parameter_bytes(skeleton, cuts, name) for name in tied_names(anatomy)),
+        tied_bytes=sum(_numbers(skeleton, cuts, name) * types[name].itemsize for name in tied_names(anatomy)),
         tp=tp,
         whole_flops=_whole_flops(config, signatures, (micro_batch_size, seq_length)) if tp > 1 else 0,
+        dtype=dtype,
     )
 
 
-def _traces(config: PretrainedConfig, signatures: Sequence[str], shape: tuple[int, int], tp: int) -> dict[str, Trace]:
+def _traces(
+    config: PretrainedConfig, signatures: Sequence[str], shape: tuple[int, int], tp: int, dtype: Dtype = "fp32"
+) -> dict[str, Trace]:
     """Each kind of layer, traced once."""
-    empty = trace_layers(config, (), *shape, tp)
+    empty = trace_layers(config, (), *shape, tp, dtype)
     first = {signature: layer for layer, signature in reversed(list(enumerate(signatures)))}
     return {
-        signature: less(trace_layers(config, (layer,), *shape, tp), empty)
+        signature: less(trace_layers(config, (layer,), *shape, tp, dtype), empty)
         for signature, layer in sorted(first.items(), key=lambda item: item[1])
     }
 
@@ -103,10 +122,10 @@ def _whole_flops(config: PretrainedConfig, signatures: Sequence[str], shape: tup
     return sum(flops[signature] for signature in signatures)
 
 
-def _parameter_bytes(skeleton: nn.Module, cuts: Mapping[str, Cut], name: str) -> int:
-    """Bytes of what a process has of a parameter; where it does not divide, of the largest part."""
+def _numbers(skeleton: nn.Module, cuts: Mapping[str, Cut], name: str) -> int:
+    """How much of a parameter a process has; where it does not divide, the most."""
     shape = cuts[name].local_shape if name in cuts else skeleton.get_parameter(name).shape
-    return 4 * prod(shape)
+    return prod(shape)
 
 
 def _kind(layer: int, layers: int) -> LayerKind:

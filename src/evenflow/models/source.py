@@ -10,6 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evenflow.errors import InputError
+from evenflow.files import check_index, check_inside, check_shard_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,13 @@ class ModelSource:
         """Refuse a model whose weights exist but cannot be read, so that they are never drawn anew unnoticed.
 
         Raises:
-            InputError: they are pickles, or on the hub.
+            InputError: they are pickles, on the hub, or lead out of the folder.
         """
+        if self.folder is not None:
+            check_index(self.folder)
+            for file in self.weight_files:
+                check_inside(self.folder, file)
+                check_shard_header(file)
         if self.weight_files:
             return
         if self.folder is None and "/" in self.name:
@@ -57,6 +63,7 @@ class ModelSource:
 
 
 _LONGEST_PATH = 1024
+_MOST_CONFIG_BYTES = 2**24
 
 
 def find_model(name: str) -> ModelSource:
@@ -69,6 +76,8 @@ def find_model(name: str) -> ModelSource:
     if len(name) > _LONGEST_PATH:
         raise InputError(f"there is no model {name[:40]!r}...: a name of {len(name)} letters is no path")
     if path.is_dir():
+        if (path / "config.json").exists():
+            check_inside(path, path / "config.json")
         return ModelSource(path.resolve().name, _read_config(path / "config.json"), path, str(path.resolve()))
     if path.is_file():
         if path.name == "config.json":
@@ -81,6 +90,8 @@ def _read_config(path: Path) -> PretrainedConfig:
     if not path.is_file():
         raise InputError(f"{path.parent} has no config.json; a Hugging Face model directory has one")
     try:
+        if path.stat().st_size > _MOST_CONFIG_BYTES:
+            raise InputError(f"{path} is no configuration: it has {path.stat().st_size} bytes")
         return read_config(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from None
@@ -94,7 +105,7 @@ def read_config(text: str, path: str = "the configuration") -> PretrainedConfig:
     """
     try:
         facts = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(facts, dict) or not isinstance(facts.get("model_type"), str):
         raise InputError(f"{path} has no model_type; a Hugging Face config names its architecture there")

@@ -24,11 +24,12 @@ from evenflow.errors import EvenflowError, InputError, first_line
 from evenflow.models.absent import allocate
 from evenflow.models.anatomy import build_skeleton, dissect, hidden_width, part_of
 from evenflow.models.imagined import imagined
+from evenflow.models.precision import compute_in
 from evenflow.models.stage import Stage
 from evenflow.models.tensor_parallel import share_out
 from evenflow.models.tp_plan import tp_plan_of
-from evenflow.runtime import ImaginedTensorGroup, LiveBytes, WeightGradients
-from evenflow.spec import RECOMPUTES, Activations, Again, Combined
+from evenflow.runtime import TORCH_DTYPES, ImaginedTensorGroup, LiveBytes, WeightGradients
+from evenflow.spec import GRADIENT_BYTES, RECOMPUTES, Activations, Again, Combined, Dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Trace:
         forward: FLOPs of the forward by operator.
         backward: FLOPs of the backward by operator, recomputation not included.
         weight_flops: those of the backward that the queue of weight gradients makes.
-        weight_bytes: the parameters whose gradients it makes.
+        weight_bytes: the gradients that it makes.
         output_bytes: its output.
         kept: bytes where every layer keeps what its backward needs.
         recomputed: what it does in each way in which its blocks have something to run again.
@@ -58,7 +59,9 @@ class Trace:
     backward_combined: tuple[Combined, ...] = ()
 
 
-def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, seq: int, tp: int = 1) -> Trace:
+def trace_layers(
+    config: PretrainedConfig, layers: Sequence[int], batch: int, seq: int, tp: int = 1, dtype: Dtype = "fp32"
+) -> Trace:
     """Trace a stage of `layers` at a microbatch of `batch` x `seq` tokens, or its part of one shared out over `tp`.
 
     Raises:
@@ -73,7 +76,9 @@ def trace_layers(config: PretrainedConfig, layers: Sequence[int], batch: int, se
             share_out(stage, plan, group).cut()
         with imagined():
             allocate(stage)
-            return _trace_stage(stage, (batch, seq, hidden_width(config, stage.anatomy)), group)
+            compute_in(stage, dtype)
+            shape = batch, seq, hidden_width(config, stage.anatomy)
+            return _trace_stage(stage, _Feed(shape, TORCH_DTYPES[dtype]), group)
     except EvenflowError:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -109,27 +114,40 @@ def less(trace: Trace, empty: Trace) -> Trace:
     )
 
 
-def _trace_stage(stage: Stage, shape: tuple[int, int, int], group: ImaginedTensorGroup | None = None) -> Trace:
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """What a stage is given: hidden states [batch, seq, width] of a type that want a gradient, and token ids."""
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Both, anew."""
+        hidden = torch.zeros(self.shape, dtype=self.dtype, requires_grad=True)
+        return hidden, torch.zeros(self.shape[:2], dtype=torch.long)
+
+
+def _trace_stage(stage: Stage, given: _Feed, group: ImaginedTensorGroup | None = None) -> Trace:
     queue, group = WeightGradients(stage), group or ImaginedTensorGroup(1)
-    forward, backward, weights = _count_flops(stage, queue, shape, group)
+    forward, backward, weights = _count_flops(stage, queue, given, group)
     combined, marked = tuple(group.asked), group.marked
-    kept, output_bytes = _count_bytes(stage, queue, shape)
+    kept, output_bytes = _count_bytes(stage, queue, given)
     recomputed: list[Again] = []
     for recompute in RECOMPUTES:
         if stage.can_recompute(recompute):
             stage.set_recompute(recompute)
             first = len(group.asked)
-            flops = sum(sum(own.values()) for own in _count_flops(stage, queue, shape, group))
+            flops = sum(sum(own.values()) for own in _count_flops(stage, queue, given, group))
             again = Counter(group.asked[first:]) - Counter(combined)
             more = flops - sum(sum(own.values()) for own in (forward, backward, weights))
-            activations, _ = _count_bytes(stage, queue, shape)
+            activations, _ = _count_bytes(stage, queue, given)
             recomputed.append(Again(recompute, more, tuple(again.elements()), activations))
     stage.set_recompute("none")
     return Trace(
         forward=forward,
         backward={name: backward.get(name, 0) + weights.get(name, 0) for name in sorted(backward | weights)},
         weight_flops=sum(weights.values()),
-        weight_bytes=sum(parameter.nbytes for parameter in queue.parameters),
+        weight_bytes=GRADIENT_BYTES * sum(parameter.numel() for parameter in queue.parameters),
         output_bytes=output_bytes,
         kept=kept,
         recomputed=tuple(recomputed),
@@ -139,13 +157,13 @@ def _trace_stage(stage: Stage, shape: tuple[int, int, int], group: ImaginedTenso
 
 
 def _count_flops(
-    stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], group: ImaginedTensorGroup
+    stage: Stage, queue: WeightGradients, given: _Feed, group: ImaginedTensorGroup
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """FLOPs by operator: of F, I and W.
 
     On its own: the counter takes operators apart, and their parts would hold bytes that the whole ones do not.
     """
-    leaf, ids = _feed(shape)
+    leaf, ids = given.tensors()
     with _flop_counter() as forward:
         output = stage(ids if stage.is_first else leaf, ids)
     group.mark()
@@ -157,10 +175,10 @@ def _count_flops(
     return _by_operator(forward), _by_operator(backward), _by_operator(weights)
 
 
-def _count_bytes(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int]) -> tuple[Activations, int]:
+def _count_bytes(stage: Stage, queue: WeightGradients, given: _Feed) -> tuple[Activations, int]:
     """The activations of a stage, and the bytes of its output."""
-    first_whole, first_half = (_run(stage, queue, shape, halves, is_first=True) for halves in (False, True))
-    whole, half = (_run(stage, queue, shape, halves, is_first=False) for halves in (False, True))
+    first_whole, first_half = (_run(stage, queue, given, halves, is_first=True) for halves in (False, True))
+    whole, half = (_run(stage, queue, given, halves, is_first=False) for halves in (False, True))
     activations = Activations(
         saved_bytes=whole.saved_bytes,
         shared_bytes=whole.shared_bytes,
@@ -171,6 +189,7 @@ def _count_bytes(stage: Stage, queue: WeightGradients, shape: tuple[int, int, in
         first_backward_peak_bytes=first_whole.backward_peak_bytes,
         first_input_peak_bytes=first_half.backward_peak_bytes,
         kept_gradient_bytes=half.kept_gradient_bytes,
+        freed_input_bytes=whole.freed_input_bytes,
     )
     return activations, whole.output_bytes
 
@@ -186,15 +205,16 @@ class _Run:
     kept_gradient_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
+    freed_input_bytes: int
 
 
-def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halves: bool, is_first: bool) -> _Run:
+def _run(stage: Stage, queue: WeightGradients, given: _Feed, halves: bool, is_first: bool) -> _Run:
     """Run one microbatch as a rank does, the backward whole or in halves, the step's first or a later one."""
     if is_first:
         for parameter in stage.parameters():
             parameter.grad = None
     gradients = [parameter.grad for parameter in stage.parameters() if parameter.grad is not None]
-    leaf, ids = _feed(shape)
+    leaf, ids = given.tensors()
     with LiveBytes([*stage.parameters(), *stage.buffers(), *gradients, leaf]) as live:
         live.count([ids])
         feed = ids if stage.is_first else _Copy.apply(leaf)  # type: ignore[no-untyped-call]  # no types
@@ -204,7 +224,9 @@ def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halv
         forward_peak, output_bytes = live.peak - began, output.nbytes
         root = get_gradient_edge(output) if output.requires_grad else None
         seed = torch.ones_like(output)
+        entered, input_bytes = WeakSet([feed.untyped_storage()]), feed.nbytes
         del output, feed, ids
+        freed_input = 0 if stage.is_first or entered else input_bytes
         saved, shared = live.now - seed.nbytes, entry.shared_bytes()
         live.mark()
         started = live.now
@@ -220,13 +242,7 @@ def _run(stage: Stage, queue: WeightGradients, shape: tuple[int, int, int], halv
         kept_gradient = gradient_bytes if left == before else 0
         if halves:
             queue.run(0)
-    return _Run(output_bytes, saved, shared, left, kept_gradient, forward_peak, backward_peak)
-
-
-def _feed(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Hidden states that want a gradient, and token ids."""
-    batch, seq, hidden = shape
-    return torch.zeros(batch, seq, hidden, requires_grad=True), torch.zeros(batch, seq, dtype=torch.long)
+    return _Run(output_bytes, saved, shared, left, kept_gradient, forward_peak, backward_peak, freed_input)
 
 
 class _Copy(torch.autograd.Function):

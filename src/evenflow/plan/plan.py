@@ -7,7 +7,7 @@ from typing import Literal
 
 from evenflow.cost import Costs, LayerCost, LinkCost, Origin, RankCost, StageCost, StageMemory
 from evenflow.plan.axes import Axes, Zero
-from evenflow.spec import Recompute
+from evenflow.spec import Dtype, Recompute, gradient_bytes
 from evenflow.spec.trainers import OURS
 
 Posting = Literal["even", "costs"]
@@ -36,6 +36,8 @@ class LayerPlan:
     kept_gradient_bytes: int
     weight_bytes: int
     recompute: Recompute = "none"
+    master_bytes: int = 0
+    freed_input_bytes: int = 0
     state_bytes: int = 0
 
 
@@ -125,6 +127,7 @@ class Plan:
         device: what each rank computes on: `cpu`, or a GPU's name.
         zero: what replicas share out: nothing, or with 1 the optimizer's state.
         tied_bytes: of weights that head and embedding share; a rank with the head alone has a copy of them.
+        dtype: of weights, activations and messages.
         process_bytes: what each rank's process holds beside tensors, in the bytes of its stages and its peak; 0 where
             that was not measured.
         trainer: who can run it; plans for others than evenflow are to be exported.
@@ -160,9 +163,15 @@ class Plan:
     device: str = "cpu"
     zero: Zero = 0
     tied_bytes: int = 0
+    dtype: Dtype = "fp32"
     process_bytes: int = 0
     trainer: str = OURS
     source: str = ""
+
+    @property
+    def tied_gradient_bytes(self) -> int:
+        """Of the gradients of the weights that head and embedding share."""
+        return gradient_bytes(self.tied_bytes, self.dtype)
 
     @property
     def tied(self) -> tuple[tuple[int, ...], ...]:

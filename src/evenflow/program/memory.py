@@ -111,9 +111,9 @@ def rank_memory(program: Program, memory: Sequence[StageMemory], rank: int) -> H
     passes = np.array([[e.passing == own for own in _PEAKS] for e in effects])[kind]
     for gradients in _gradients(program, rank, kind, stage):
         own = memory[gradients.stage]
-        change[gradients.made] += own.parameter_bytes - own.weight_bytes
+        change[gradients.made] += own.gradient_bytes - own.weight_bytes
         change[gradients.weights_made] += own.weight_bytes
-        change[kind == CODES[Step]] -= own.parameter_bytes
+        change[kind == CODES[Step]] -= own.gradient_bytes
         for row, passing in gradients.passing.items():
             passes[row] = [passing == known for known in _PEAKS]
     passing = (passes * _columns(memory, tuple(_PEAKS.values()))[stage]).sum(axis=1)
@@ -181,7 +181,7 @@ def _gradients(program: Program, rank: int, kind: Ints, stage: Ints) -> list[_Gr
 def _base_bytes(program: Program, memory: Sequence[StageMemory], rank: int) -> int:
     """What a rank holds between steps, buffers aside: all state but gradients."""
     return sum(
-        stage.state_bytes - stage.parameter_bytes
+        stage.state_bytes - stage.gradient_bytes
         for stage, owner in zip(memory, program.stage_rank, strict=True)
         if owner == rank
     )
@@ -207,7 +207,7 @@ class PeakForm:
     def bytes(self, own: StageMemory) -> int:
         """What it comes to for a stage of these bytes."""
         passing = 0 if self.passing is None else getattr(own, _PEAKS[self.passing])
-        unmade = {"all": own.parameter_bytes, "of W": own.weight_bytes, "none": 0}[self.unmade]
+        unmade = {"all": own.gradient_bytes, "of W": own.weight_bytes, "none": 0}[self.unmade]
         kept = self.saved * own.saved_bytes + self.pending * own.pending_bytes
         received = self.inputs * own.input_bytes + self.outputs * own.output_bytes
         return int(own.state_bytes - unmade + kept + received + passing)

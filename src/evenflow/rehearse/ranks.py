@@ -64,7 +64,7 @@ def _rehearse(
 ) -> None:
     program = verify_plan(plan)
     process = plan.axes.process(Coordinates(payload["rank"]))
-    channel.send({"kind": "doing", "what": "building its stage"})
+    channel.doing("building its stage")
     tied_ranks = [[plan.stage_rank[stage] for stage in group] for group in plan.tied]
     mesh = made_up_mesh(plan.axes, process, tied_ranks, device)
     executor, _, _, _ = assemble(payload, plan, program, MadeUpTransport(_SEED), mesh, device)
@@ -72,7 +72,7 @@ def _rehearse(
     tokens = RandomTokens(payload, plan, device)
     executor.starts_now()
     for step in range(1, payload["steps"] + 1):
-        channel.send({"kind": "doing", "what": f"in step {step}"})
+        channel.doing(f"in step {step}")
         result = executor.run_step(tokens, predicted=tokens.predicted, draw=draw_of(_SEED, step))
         moments = [moment for span in result.spans for moment in span]
         channel.send({"kind": "step", "step": step, "spans": moments, "peak": meter.peak_bytes()})

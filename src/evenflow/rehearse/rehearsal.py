@@ -98,7 +98,7 @@ def rehearse_rank(
     said(f"rehearsing rank {rank}: {WARM_UP_STEPS + steps} steps on {cluster.device.name}")
     with tempfile.TemporaryDirectory(prefix="evenflow-") as folder:
         save_plan(plan, Path(folder) / "plan.json")
-        payload = _payload(Path(folder) / "plan.json", source, model.hidden_size, rank, steps, cluster)
+        payload = _payload(Path(folder) / "plan.json", source, model, rank, steps, cluster)
         reports: dict[int, list[dict[str, Any]]] = {number: [] for number in range(processes)}
         target = "evenflow.rehearse.ranks:run"
         with (launcher or ThisHost()).running("rehearsal", target, processes, payload, plan.threads) as group:
@@ -128,7 +128,7 @@ def check_model(plan: Plan, source: ModelSource) -> Model:
             f"the plan has cp {plan.axes.cp} and ep {plan.axes.ep}; a rank is rehearsed with pp, tp and dp, so 1 for "
             "both would do"
         )
-    model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp)
+    model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp, plan.dtype)
     same = len(model.layers) == len(plan.layers) if source.is_preset else model.fingerprint == plan.fingerprint
     if not same:
         raise InputError(
@@ -196,16 +196,15 @@ def _side_by_side(plan: Plan, cluster: Cluster) -> int:
     return min(plan.axes.processes, cluster.at_once)
 
 
-def _payload(
-    path: Path, source: ModelSource, hidden_size: int, rank: int, steps: int, cluster: Cluster
-) -> dict[str, Any]:
+def _payload(path: Path, source: ModelSource, model: Model, rank: int, steps: int, cluster: Cluster) -> dict[str, Any]:
     return {
         "plan": str(path),
         "rank": rank,
         "steps": WARM_UP_STEPS + steps,
         "gpus": len(visible_gpus()) if cluster.device.is_gpu else 0,
         "config": source.config.to_json_string(use_diff=False),
-        "hidden_size": hidden_size,
+        "hidden_size": model.hidden_size,
+        "crossing": model.crossing or model.dtype,
         "optimizer": asdict(OptimizerSettings()),
         "made_up": True,
         "weights": [],

@@ -17,8 +17,9 @@ from evenflow.runtime.live_bytes import LiveBytes
 from evenflow.runtime.made_up import MadeUpTensorGroup, MadeUpTransport, made_up_mesh
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
-from evenflow.runtime.optimizer import MOMENTS, Optimizer, OptimizerSettings
+from evenflow.runtime.optimizer import MOMENTS, WEIGHT, Optimizer, OptimizerSettings
 from evenflow.runtime.parts import differentiable, local, plain_part
+from evenflow.runtime.precision import TORCH_DTYPES, is_rounded
 from evenflow.runtime.reductions import Reductions
 from evenflow.runtime.rendezvous import open_store
 from evenflow.runtime.row_gradients import add_row_gradients
@@ -36,6 +37,8 @@ from evenflow.runtime.weight_gradients import WeightGradients
 
 __all__ = [
     "MOMENTS",
+    "TORCH_DTYPES",
+    "WEIGHT",
     "AloneTransport",
     "Clock",
     "ClockOffset",
@@ -71,6 +74,7 @@ __all__ = [
     "connect",
     "differentiable",
     "edges_of",
+    "is_rounded",
     "job_edges",
     "local",
     "made_up_mesh",

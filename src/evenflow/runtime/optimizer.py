@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from evenflow.runtime.parts import local
+from evenflow.runtime.precision import is_rounded
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+WEIGHT = "weight"
 _ROW = 1024
 
 
@@ -50,6 +52,8 @@ class OptimizerSettings:
 class Optimizer:
     """AdamW over one rank's parameters.
 
+    Of parameters in bf16 it keeps and updates copies in fp32 (master weights); each step rounds them to the parameters.
+
     Args:
         parameters: this rank's parameters by name; `NAME@7` is a piece of one, from its number 7 on.
         all_names: every parameter's name of the whole model, in its order.
@@ -77,8 +81,12 @@ class Optimizer:
             if name not in uncounted
         ]
         self._norms = len(all_names)
-        decayed = [own for name, own in self.parameters.items() if settings.decays(name, own.ndim)]
-        plain = [own for name, own in self.parameters.items() if not settings.decays(name, own.ndim)]
+        self._rounded = [name for name, own in self.parameters.items() if is_rounded(own)]
+        self._masters = self.parameters | {
+            name: nn.Parameter(self.parameters[name].detach().float()) for name in self._rounded
+        }
+        decayed = [own for name, own in self._masters.items() if settings.decays(name, own.ndim)]
+        plain = [own for name, own in self._masters.items() if not settings.decays(name, own.ndim)]
         groups = [(decayed, settings.weight_decay), (plain, 0.0)]
         self._adamw = torch.optim.AdamW(
             [{"params": group, "weight_decay": decay} for group, decay in groups if group],
@@ -124,31 +132,58 @@ class Optimizer:
                     parameter.grad.mul_(factor)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
+        for name in self._rounded:
+            self._masters[name].grad, self.parameters[name].grad = self.parameters[name].grad, None
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
+        self._round()
         return norm
+
+    def _round(self) -> None:
+        """Make the parameters that compute what the optimizer has of them."""
+        if self._rounded:
+            torch._foreach_copy_(
+                [self.parameters[name] for name in self._rounded], [self._masters[name] for name in self._rounded]
+            )
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter in fp32, as `weight/NAME`: master weights, where there are any."""
+        return {f"{WEIGHT}/{name}": own.detach() for name, own in self._masters.items()}
+
+    @torch.no_grad()
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take up master weights that `weights` gave, whole, of those parameters that have any."""
+        for key in self._rounded:
+            name, _, begin = key.partition("@")
+            if f"{WEIGHT}/{name}" in weights:
+                self._masters[key].copy_(_piece(weights[f"{WEIGHT}/{name}"], begin, self._masters[key]))
+        self._round()
 
     def moments(self) -> dict[str, Tensor]:
         """Both moments of every parameter that has been updated, as `exp_avg/NAME` and `exp_avg_sq/NAME`."""
         return {
-            f"{kind}/{name}": self._adamw.state[parameter][kind]
-            for name, parameter in self.parameters.items()
-            if parameter in self._adamw.state
+            f"{kind}/{name}": self._adamw.state[own][kind]
+            for name, own in self._masters.items()
+            if own in self._adamw.state
             for kind in MOMENTS
         }
 
     def set_moments(self, moments: Mapping[str, Tensor], step: int) -> None:
         """Take up the moments that `moments` gave after `step` steps; parameters without any start afresh."""
-        for key, parameter in self.parameters.items():
+        for key, parameter in self._masters.items():
             name, _, begin = key.partition("@")
             if f"{MOMENTS[0]}/{name}" not in moments:
                 continue
             state = {"step": torch.tensor(float(step), device=parameter.device)}  # where the fused kernel wants it
             for kind in MOMENTS:
-                whole = moments[f"{kind}/{name}"]
-                own = whole.reshape(-1)[int(begin) :][: parameter.numel()].view_as(parameter) if begin else whole
+                own = _piece(moments[f"{kind}/{name}"], begin, parameter)
                 state[kind] = own.to(parameter.device, copy=True)
             self._adamw.state[parameter] = state
+
+
+def _piece(whole: Tensor, begin: str, parameter: Tensor) -> Tensor:
+    """What belongs to a parameter, or to the piece of one that begins at a number of it."""
+    return whole.reshape(-1)[int(begin) :][: parameter.numel()].view_as(parameter) if begin else whole
 
 
 def _squared_norm(gradient: Tensor) -> Tensor:

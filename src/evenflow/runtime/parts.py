@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from evenflow.runtime.precision import gradient_dtype, sum_gradients_in_fp32
+
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds."""
@@ -38,9 +40,9 @@ class _Part(torch.autograd.Function):
         if parameter.grad is not None:
             local(parameter.grad).add_(gradients[0])
             return
-        own = gradients[0].contiguous()
         # A vector's gradient may be another's as well (that of a sum of two); the products' are nobody else's.
-        parameter.grad = like(own.clone() if own.ndim == 1 else own, parameter)
+        own = gradients[0].contiguous().to(gradient_dtype(parameter), copy=gradients[0].ndim == 1)
+        parameter.grad = like(own, parameter)
 
 
 def like(flat: Tensor, parameter: Tensor) -> Tensor:
@@ -67,4 +69,6 @@ def plain_part(parameter: nn.Parameter) -> nn.Parameter:
     """A parameter that is the plain part of one that is shared out, in the same memory; any other as it is."""
     if not isinstance(parameter, DTensor):
         return parameter
-    return nn.Parameter(local(parameter).detach(), requires_grad=parameter.requires_grad)
+    part = nn.Parameter(local(parameter).detach(), requires_grad=parameter.requires_grad)
+    sum_gradients_in_fp32([part])
+    return part

@@ -22,6 +22,7 @@ from evenflow.program import Program, ReduceGrad, ReduceTied, Reduction
 from evenflow.runtime.lost import naming_the_lost
 from evenflow.runtime.mesh import Mesh
 from evenflow.runtime.parts import is_sharded, like, local, plain_part
+from evenflow.runtime.precision import sum_gradients_in_fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Bucket:
                 flat = local(parameter).detach().view(-1)[first - begin : last - begin]
                 # A piece of a matrix is a matrix of one column: which parameters decay goes by their dimensions.
                 piece = nn.Parameter(flat.unsqueeze(1) if parameter.ndim >= 2 else flat)
+                sum_gradients_in_fp32([piece])
             yield _Place(name, parameter, begin, end, piece, first)
             begin = end
 
@@ -90,10 +92,16 @@ class Bucket:
             if place.piece is not None
         }
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """A type that holds all of its parameters as they are: some models keep a few in fp32 beside others in bf16."""
+        kept = {local(place.parameter).dtype for place in self._places}
+        return kept.pop() if len(kept) == 1 else torch.float32
+
     def start(self) -> None:
         """Start adding the gradients, which move into the message."""
         sample = local(self._places[0].parameter)
-        message = torch.empty(self._size, dtype=sample.dtype, device=sample.device)
+        message = torch.empty(self._size, dtype=torch.float32, device=sample.device)  # as gradients are
         there = torch.zeros(len(self._places))
         end = 0
         for number, (place, gradient) in enumerate((own, own.parameter.grad) for own in self._places):
@@ -135,19 +143,21 @@ class Bucket:
                 first = place.first - (self._own if self._scatters else 0)
                 place.piece.grad = found[first : first + place.piece.numel()].view_as(place.piece)
 
-    def spread(self, pieces: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    def spread(
+        self, pieces: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Gather from all replicas what each has for its pieces.
 
         Args:
             pieces: this replica's, by the names of `updated`.
+            dtype: in which they travel, the same on every replica.
 
         Yields:
             Each parameter's name, the parameter, and the whole that the pieces make, flat.
         """
         if self._shares is None:
             return
-        sample = local(self._places[0].parameter)
-        own = torch.zeros(self._share, dtype=sample.dtype)
+        own = torch.zeros(self._share, dtype=dtype)
         for place in self._places:
             name = f"{place.name}@{place.first - place.begin}"
             if place.piece is not None and name in pieces:
@@ -253,7 +263,7 @@ class Reductions:
     def spread(self) -> None:
         """After an update: give every replica the parameters that others have updated."""
         for bucket in self._starts.values():
-            for _, parameter, whole in bucket.spread(bucket.updated):
+            for _, parameter, whole in bucket.spread(bucket.updated, bucket.dtype):
                 local(parameter).view(-1).copy_(whole)
 
     def gathered(self, state: Mapping[str, Tensor], kinds: Iterable[str]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evenflow.runtime.parts import like, local
+from evenflow.runtime.precision import gradient_dtype
 
 
 def add_rows(stage: nn.Module) -> None:
@@ -56,8 +57,9 @@ class _Rows(torch.autograd.Function):
             gradient = gradient.masked_fill((rows == ctx.padding_idx).unsqueeze(-1), 0.0)
         weight: Tensor = ctx.weight
         if weight.grad is None:
-            weight.grad = like(torch.zeros_like(local(weight)), weight)
+            weight.grad = like(torch.zeros_like(local(weight), dtype=gradient_dtype(weight)), weight)
         total = local(weight.grad)
+        gradient = gradient.to(total.dtype)
         if total.is_cuda:
             # Sorts the rows first, so that those named twice are always added in one order; `index_add_` does not.
             total.index_put_((rows,), gradient, accumulate=True)

@@ -6,7 +6,8 @@ of its weight, which nobody waits for before the optimizer. Here the first is ma
 graph is never run twice, so a recomputed block runs its forward twice, not once more for each of its layers.
 
 Weight gradients are accumulated by one kernel, `addmm`, in every schedule: sums that are made differently differ in
-their last bits, and runs under different schedules would drift apart.
+their last bits, and runs under different schedules would drift apart. Of weights in bf16 each microbatch's product is
+rounded to bf16, once, and added to a sum in fp32.
 
 What a layer's weight and bias are for autograd follows from that: they get no gradient from it, so hooks on them and
 `torch.autograd.grad` see None; the gradient is in `.grad` alone. And input, weight and output have one type: autocast,
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evenflow.errors import InputError
+from evenflow.runtime.precision import gradient_dtype, is_rounded, sum_gradients_in_fp32
 from evenflow.runtime.row_gradients import add_rows
 
 
@@ -51,6 +53,7 @@ class WeightGradients:
                 module.weight_gradients = self  # type: ignore[assignment]  # a plain attribute, no submodule
                 self._linears.append(module)
         add_rows(stage)
+        sum_gradients_in_fp32(stage.parameters())
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -139,10 +142,12 @@ def _accumulate(linear: nn.Linear, hidden: Tensor, gradient: Tensor) -> None:
     """Add one product to the weight's gradient; called for every linear layer and microbatch, without autograd."""
     weight = linear.weight
     if weight.grad is None:
-        weight.grad = gradient.t() @ hidden
+        weight.grad = (gradient.t() @ hidden).to(gradient_dtype(weight))
+    elif is_rounded(weight):
+        weight.grad.add_(gradient.t() @ hidden)  # no kernel of the processor's adds such a product to fp32
     else:
         weight.grad.addmm_(gradient.t(), hidden)
     bias: Tensor | None = linear.bias
     if bias is not None and bias.requires_grad:
-        total = gradient.sum(0)
+        total = gradient.sum(0, dtype=gradient_dtype(bias))
         bias.grad = total if bias.grad is None else bias.grad.add_(total)

@@ -40,7 +40,7 @@ def split_hardware(
         stage_rank: the rank of each stage.
         at_once: how many ranks compute at full speed at once; by default all.
     """
-    stages, tied_bytes = memory.stages(split, stage_rank), memory.model.tied_bytes
+    stages, tied_bytes = memory.stages(split, stage_rank), memory.model.tied_gradient_bytes
     ranks = list(rank_costs(costs, split, stage_rank))
     gathers = costs.shares > 1 and not costs.reduces_by_layer
     for stage, rank in enumerate(stage_rank if gathers else ()):  # what each has updated goes to all of them
@@ -70,8 +70,8 @@ def plan_hardware(plan: Plan) -> Hardware:
         memory=stages,
         reduce_s=plan.reduce_s,
         reduce_grad_s=_by_layer(plan.layer_costs, plan.stage_layers)
-        or _reduce_grad_s(plan.link, replicas, shares, stages, plan.stage_rank, plan.tied_bytes),
-        reduce_tied_s=_reduce_tied_s(plan.link, replicas, plan.stage_rank, plan.tied_bytes),
+        or _reduce_grad_s(plan.link, replicas, shares, stages, plan.stage_rank, plan.tied_gradient_bytes),
+        reduce_tied_s=_reduce_tied_s(plan.link, replicas, plan.stage_rank, plan.tied_gradient_bytes),
         at_once=plan.at_once,
     )
 
@@ -89,7 +89,7 @@ def _reduce_grad_s(
     shares: int,
     stages: Sequence[StageMemory],
     stage_rank: Sequence[int],
-    tied_bytes: int,
+    tied_gradient_bytes: int,
 ) -> tuple[float, ...] | None:
     """For each stage, adding its gradients over the replicas; copies of tied weights have a sum of their own."""
     if replicas == 1:
@@ -98,18 +98,18 @@ def _reduce_grad_s(
     ends = (0, len(stages) - 1)
     seconds = spread_s if shares > 1 else all_reduce_s
     return tuple(
-        seconds(link, replicas, own.parameter_bytes - (tied_bytes if apart and stage in ends else 0))
+        seconds(link, replicas, own.gradient_bytes - (tied_gradient_bytes if apart and stage in ends else 0))
         for stage, own in enumerate(stages)
     )
 
 
 def _reduce_tied_s(
-    link: LinkCost, replicas: int, stage_rank: Sequence[int], tied_bytes: int
+    link: LinkCost, replicas: int, stage_rank: Sequence[int], tied_gradient_bytes: int
 ) -> tuple[float, ...] | None:
     """For each group of tied stages, adding the gradients of all copies, those of every replica."""
-    groups = tied_stages(len(stage_rank), tied_bytes)
+    groups = tied_stages(len(stage_rank), tied_gradient_bytes)
     copies = [replicas * len({stage_rank[stage] for stage in group}) for group in groups]
-    return tuple(all_reduce_s(link, number, tied_bytes) for number in copies) if groups else None
+    return tuple(all_reduce_s(link, number, tied_gradient_bytes) for number in copies) if groups else None
 
 
 def plan_work(

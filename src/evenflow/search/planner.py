@@ -128,6 +128,7 @@ def _assemble(
         device=cluster.device.name,
         zero=1 if costs.shares > 1 else 0,
         tied_bytes=model.tied_bytes,
+        dtype=model.dtype,
         process_bytes=costs.process_bytes,
     )
 
@@ -152,6 +153,12 @@ def check_request(
         raise InputError(
             f"{axes.pp} x {axes.dp} x {axes.tp} (pp x dp x tp) are {axes.processes} processes, and there are "
             f"{cluster.devices} devices; as many would do"
+        )
+    if ranks > 1 and model.crossing is None:
+        raise InputError(
+            f"{model.name} in {model.dtype} hands on hidden states of different types ({model.dtype} after the "
+            "embedding, fp32 after blocks, say), and stages exchange those of one; --dtype fp32 or a single pipeline "
+            "rank would do"
         )
     if model.tp != axes.tp:
         raise InputError(f"{model.name} is described for tp {model.tp}, and tp is {axes.tp}; the same would do")
@@ -213,6 +220,8 @@ def layer_plans(model: Model, costs: Costs, recompute: tuple[Recompute, ...]) ->
             kept_gradient_bytes=layer.kept_gradient_bytes,
             weight_bytes=layer.weight_bytes,
             recompute=own,
+            master_bytes=layer.master_bytes,
+            freed_input_bytes=layer.freed_input_bytes,
             state_bytes=layer.state_bytes,
         )
         for layer, cost, own in zip(model.layers, costs.layers, recompute, strict=True)

@@ -134,7 +134,7 @@ def cheapest_fit(problem: Problem, model: Model, split: Split) -> Modes | None:
         split: the layers of each stage.
     """
     program, where = searched_program(problem), problem.stage_rank
-    layers = _Layers(list(model.layers), model.tied_bytes)
+    layers = _Layers(list(model.layers), model.tied_bytes, model.tied_gradient_bytes)
     under = {own: model.under(own).layers for own in RECOMPUTES}
     bytes_of = MemoryModel(layers, problem.costs.shares, problem.costs.process_bytes)
     memory = list(bytes_of.stages(split, where))
@@ -163,6 +163,7 @@ class _Layers:
 
     layers: list[Layer]
     tied_bytes: int
+    tied_gradient_bytes: int
 
 
 def _most_in_passing(model: Model, halves: bool, layer: int) -> tuple[Recompute, ...]:

@@ -2,6 +2,7 @@
 
 from evenflow.spec.batch import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch
 from evenflow.spec.cluster import Cluster, Device, parse_cluster
+from evenflow.spec.dtype import DEFAULT_DTYPE, DTYPE_BYTES, DTYPES, GRADIENT_BYTES, Dtype, check_dtype
 from evenflow.spec.machine import Machine, this_machine
 from evenflow.spec.model import (
     RECOMPUTE_WISHES,
@@ -17,12 +18,17 @@ from evenflow.spec.model import (
     Recomputes,
     RecomputeWish,
     check_recompute,
+    gradient_bytes,
     recompute_of,
 )
 
 __all__ = [
+    "DEFAULT_DTYPE",
     "DEFAULT_GLOBAL_BATCH_SIZE",
     "DEFAULT_SEQ_LENGTH",
+    "DTYPES",
+    "DTYPE_BYTES",
+    "GRADIENT_BYTES",
     "RECOMPUTES",
     "RECOMPUTE_WISHES",
     "Activations",
@@ -31,6 +37,7 @@ __all__ = [
     "Cluster",
     "Combined",
     "Device",
+    "Dtype",
     "Layer",
     "LayerKind",
     "Machine",
@@ -39,7 +46,9 @@ __all__ = [
     "Recompute",
     "RecomputeWish",
     "Recomputes",
+    "check_dtype",
     "check_recompute",
+    "gradient_bytes",
     "parse_cluster",
     "recompute_of",
     "this_machine",

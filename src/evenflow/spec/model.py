@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 from evenflow.errors import InputError
+from evenflow.spec.dtype import DTYPE_BYTES, GRADIENT_BYTES, Dtype
 
 LayerKind = Literal["embedding", "block", "head"]
 # What a block does again in its backward: nothing, its attention's forward, or its whole forward.
@@ -64,6 +65,7 @@ class Activations:
     first_backward_peak_bytes: int
     first_input_peak_bytes: int
     kept_gradient_bytes: int
+    freed_input_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,14 @@ class Layer:
         first_backward_peak_bytes: as `backward_peak_bytes`, of a step's first, which makes the parameters' gradients.
         first_input_peak_bytes: as `input_peak_bytes`, of a step's first, which makes those that W does not.
         kept_gradient_bytes: the part of `pending_bytes` that is the gradient of its output: nothing, or all of that.
-        weight_bytes: the part of `parameter_bytes` whose gradients W makes.
+        freed_input_bytes: its input, where its backward does not need that as it is (a layer in bf16 may keep an fp32
+            copy instead): it is then not in `saved_bytes`, though a stage that begins with this layer keeps it.
+        weight_bytes: the part of its gradients that W makes.
         recomputed: what each way to recompute makes of it; none for a layer that keeps its own, whatever a plan
             recomputes, and no `selective` for one without attention.
         forward_combined: what its forward puts together over the processes that share it.
         backward_combined: what its backward does, recomputation not included.
+        master_bytes: fp32 copies that the optimizer keeps, of those parameters that are in less.
         state_bytes: parameters, gradients and optimizer state on one replica; 0 where that follows from the parameters.
     """
 
@@ -152,6 +157,8 @@ class Layer:
     recomputed: tuple[Again, ...] = ()
     forward_combined: tuple[Combined, ...] = ()
     backward_combined: tuple[Combined, ...] = ()
+    master_bytes: int = 0
+    freed_input_bytes: int = 0
     state_bytes: int = 0
 
     def again(self, recompute: Recompute) -> Again | None:
@@ -192,6 +199,7 @@ class Model:
         tied_bytes: of the weights that the head shares with the embedding; they are counted with the embedding.
         tp: over how many processes every layer is shared out.
         whole_flops: of one microbatch where it is shared out: then some of what each process computes, others do too.
+        dtype: of its weights and activations.
     """
 
     name: str
@@ -205,6 +213,7 @@ class Model:
     tied_bytes: int = 0
     tp: int = 1
     whole_flops: int = 0
+    dtype: Dtype = "fp32"
 
     def under(self, recompute: Recomputes) -> Model:
         """This model with the bytes that its layers have under a way to recompute; it stays the model it is."""
@@ -217,6 +226,20 @@ class Model:
         return tuple(
             own if layer.again(own) is not None else "none" for own, layer in zip(asked, self.layers, strict=True)
         )
+
+    @property
+    def tied_gradient_bytes(self) -> int:
+        """Of the gradients of the weights that the head shares with the embedding."""
+        return gradient_bytes(self.tied_bytes, self.dtype)
+
+    @property
+    def crossing(self) -> Dtype | None:
+        """The type of what crosses from layer to layer; None where it is not one."""
+        numbers = self.micro_batch_size * self.seq_length * self.hidden_size
+        kept = {layer.output_bytes for layer in self.layers[:-1]}
+        if self.dtype != "fp32" and kept == {numbers * DTYPE_BYTES[self.dtype]}:
+            return self.dtype
+        return "fp32" if self.dtype == "fp32" or kept == {numbers * DTYPE_BYTES["fp32"]} else None
 
     @property
     def parameters(self) -> int:
@@ -240,4 +263,15 @@ class Model:
             del facts["tp"], facts["whole_flops"]
             for layer in facts["layers"]:
                 del layer["forward_combined"], layer["backward_combined"]
+        if self.dtype == "fp32":
+            del facts["dtype"]
+            for layer in facts["layers"]:
+                del layer["master_bytes"], layer["freed_input_bytes"]
+                for again in layer["recomputed"]:
+                    del again["activations"]["freed_input_bytes"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def gradient_bytes(parameter_bytes: int, dtype: Dtype) -> int:
+    """Of the gradients of parameters that are all of one type."""
+    return parameter_bytes * GRADIENT_BYTES // DTYPE_BYTES[dtype]

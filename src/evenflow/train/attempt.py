@@ -15,7 +15,7 @@ from evenflow.search import plan_program
 from evenflow.spec import Batch, Model
 from evenflow.spec.cluster import CPU
 from evenflow.spec.gpus import visible_gpus
-from evenflow.train.checkpoint import Checkpoint, Checkpoints, RunState, config_hash
+from evenflow.train.checkpoint import Checkpoint, Checkpoints, RunState, Taken, config_hash
 from evenflow.train.folder import RunFolder
 from evenflow.train.job import Job, lasting_settings
 from evenflow.train.pace import Pace
@@ -92,6 +92,7 @@ class Attempt:
         self.recorder = _recorder(job, ready)
         self.checkpoints = _checkpoints(job, ready, self.recorder)
         self.shards: dict[int, dict[str, int]] = {}
+        self._fails = ""  # why the newest save came to nothing
         self._job = job
         self._ready = ready
         self._watcher = watcher
@@ -138,10 +139,11 @@ class Attempt:
                 if metrics is not None:
                     self._stepped(group, metrics)
             case "saved":
-                complete = self.checkpoints.take(rank, message)
-                if complete is not None and not message["last"]:  # the last one waits for the model
-                    write_s, hash_s = self.checkpoints.seconds(complete)
-                    progress.saved(self.checkpoints.publish(complete), write_s, hash_s)
+                taken = self.checkpoints.take(rank, message)
+                if taken is not None and not message["last"]:  # the last one waits for the model
+                    self._saved(taken)
+            case "skipped" if rank == 0:
+                self._unsaved(message["step"], "the disk is slow: the one before is still being written")
             case "state":
                 found = self.checkpoints.take_hashes(rank, message["hashes"])
                 if found is not None:
@@ -151,11 +153,39 @@ class Attempt:
             case "shard":
                 self.shards[rank] = message["sizes"]
 
+    def _saved(self, taken: Taken) -> None:
+        if taken.why_not is not None:
+            self._unsaved(taken.step, taken.why_not)
+            return
+        write_s, hash_s = self.checkpoints.seconds(taken.step)
+        try:
+            folder = self.checkpoints.publish(taken.step)
+        except FaultError as error:
+            self._unsaved(taken.step, str(error))
+            return
+        self._fails = ""
+        self._watcher.progress.saved(folder, write_s, hash_s)
+
+    def _unsaved(self, step: int, why: str) -> None:
+        """A save that came to nothing costs no step: say so once, until one succeeds or fails otherwise."""
+        kind = why.rpartition(": ")[2]
+        if kind == self._fails:
+            return
+        self._fails = kind
+        every = self._job.save_every or self._job.steps
+        self._watcher.progress.said(
+            f"warning: the state after step {step} is not saved: {why}. Training goes on, older checkpoints are as "
+            f"they were, and it is tried again after step {step + every}"
+        )
+
     def _stepped(self, group: Group, metrics: StepMetrics) -> None:
         own_steps = self.recorder.metrics[self.recorder.done_before :]
         group.watch.patience = later_patience(self._ready.plan.predicted.step_s, [own.step_s for own in own_steps])
         self._watcher.folder.keep()
         self._watcher.progress.stepped(metrics, self._job.steps)
+        trouble = self.recorder.new_trouble()
+        if trouble is not None:
+            self._watcher.progress.said(f"warning: {trouble}. Training goes on; its lines are kept and written later")
         _check_finite(metrics, self.recorder, self._job)
         for line in self._pace.take(self.recorder.busy_s):
             self._watcher.progress.said(line)
@@ -174,6 +204,7 @@ def _payload(job: Job, ready: Prepared) -> Message:
         "packing": ready.text.sequences.packing,
         "separate": ready.text.sequences.separate,
         "hidden_size": ready.model.hidden_size,
+        "crossing": ready.model.crossing or ready.plan.dtype,
         "last_step": job.stop_at or job.steps,
         "done_steps": ready.done_steps,
         "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
@@ -189,7 +220,7 @@ def _payload(job: Job, ready: Prepared) -> Message:
 
 def _checkpoints(job: Job, ready: Prepared, recorder: Recorder) -> Checkpoints:
     plan = ready.plan
-    model, settings = config_hash(ready.source.config), lasting_settings(job, ready.batch)
+    model, settings = config_hash(ready.source.config), lasting_settings(job, ready.batch, ready.plan.dtype)
 
     def state(step: int) -> RunState:
         return RunState(model, step, recorder.tokens_after(step), settings)

@@ -24,12 +24,15 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from evenflow.errors import InputError
-from evenflow.files import sync_folder, write_json
+from evenflow.errors import FaultError, InputError, first_line
+from evenflow.files import check_names, check_shard_header, sync_folder, write_json
+from evenflow.spec import DEFAULT_DTYPE, Dtype, check_dtype
+from evenflow.train.job import Job
 from evenflow.train.shards import hash_file
 
 CHECKPOINT_VERSION = 4
 _MANIFEST = "manifest.json"
+_MOST_MANIFEST_BYTES = 2**26
 _PARTIAL = "partial-"
 _DAMAGED = "damaged-"
 _READERS = 4  # files hashed at once
@@ -119,6 +122,19 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A checkpoint that all ranks have reported on.
+
+    Attributes:
+        step: after which.
+        why_not: what kept a rank from writing its part; None where all did.
+    """
+
+    step: int
+    why_not: str | None = None
+
+
 class Checkpoints:
     """Those of a run under way: published as soon as all ranks have written their part, older ones dropped.
 
@@ -139,6 +155,7 @@ class Checkpoints:
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._files: dict[int, dict[int, dict[str, Any]]] = {}
+        self._why_not: dict[int, str] = {}
         self._hashes: dict[int, Mapping[str, str]] = {}
 
     def clear(self) -> None:
@@ -146,12 +163,26 @@ class Checkpoints:
         for folder in (self._run / "checkpoints").glob(f"{_PARTIAL}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def take(self, rank: int, message: Mapping[str, Any]) -> int | None:
-        """Take a rank's report of a shard on the disk; the step whose checkpoint has all of them now."""
+    def take(self, rank: int, message: Mapping[str, Any]) -> Taken | None:
+        """Take a rank's report of a shard, on the disk or not; what came of the checkpoint once all have reported.
+
+        Where one could not write, nothing stays of what the others have.
+        """
         step: int = message["step"]
         files = self._files.setdefault(step, {})
-        files[rank] = message["file"]
-        return step if len(files) == self._ranks else None
+        if "why_not" in message:
+            self._why_not.setdefault(step, message["why_not"])
+        files[rank] = message.get("file", {})
+        if len(files) < self._ranks:
+            return None
+        why_not = self._why_not.pop(step, None)
+        if why_not is not None:
+            self._discard(step)
+        return Taken(step, why_not)
+
+    def _discard(self, step: int) -> None:
+        self._files.pop(step, None)
+        shutil.rmtree(partial_folder(self._run, step), ignore_errors=True)
 
     def take_hashes(self, rank: int, hashes: Mapping[str, str]) -> str | None:
         """Take what a rank found its tensors to be after a resume; once all have, the hash of the whole state."""
@@ -166,7 +197,21 @@ class Checkpoints:
         return max(own["seconds"] for own in files), sum(own["hash_s"] for own in files)
 
     def publish(self, step: int) -> Path:
-        """Complete a checkpoint that all ranks have written, give it its name, and drop older ones."""
+        """Complete a checkpoint that all ranks have written, give it its name, and drop older ones.
+
+        Raises:
+            FaultError: the disk is full or failed; nothing stays of it, and older ones are as they were.
+        """
+        try:
+            final = self._name(step)
+        except (OSError, FaultError, InputError) as error:
+            self._discard(step)
+            reason = (error.strerror or first_line(error)) if isinstance(error, OSError) else str(error)
+            raise FaultError(f"the checkpoint after step {step} cannot be completed: {reason}") from None
+        self._drop_older(final)
+        return final
+
+    def _name(self, step: int) -> Path:
         partial = partial_folder(self._run, step)
         state = self._state(step)
         written = self._files.pop(step)
@@ -185,7 +230,6 @@ class Checkpoints:
             final.rename(_free_name(final.with_name(f"{_DAMAGED}{step:08d}")))
         partial.rename(final)
         sync_folder(final.parent)
-        self._drop_older(final)
         return final
 
     def _drop_older(self, newest: Path) -> None:
@@ -199,6 +243,9 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+_BEFORE = {"dtype": DEFAULT_DTYPE}  # what runs had when there was no such key yet
+
+
 def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path) -> None:
     """Refuse to go on with settings that would make it another run, or where nothing is left to do.
 
@@ -208,7 +255,7 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
     if state.model != wanted.model:
         raise InputError(f"{out} was run with another model: its configuration differs from the one given")
     for key, has in wanted.settings.items():
-        had = state.settings.get(key)
+        had = state.settings.get(key, _BEFORE.get(key))
         if had != has:
             option = f"--{key.replace('_', '-')}"
             advice = f"{option} {had} goes on with it" if had is not None else f"without {option} it goes on"
@@ -220,19 +267,27 @@ def check_resumable(state: RunState, wanted: RunState, last_step: int, out: Path
         raise InputError(f"{out} has done step {state.step}: --stop-at {state.step + 1} to {steps} would go on")
 
 
+def choose_dtype(job: Job, resumed: RunState | None) -> Dtype:
+    """The type that a job trains in: a resumed run keeps its own unless it is told another, which is refused then."""
+    kept = resumed.settings.get("dtype") if resumed else None
+    return job.dtype or (check_dtype(kept) if isinstance(kept, str) else DEFAULT_DTYPE)
+
+
 def _file_facts(written: Mapping[str, Any]) -> dict[str, Any]:
     return {"bytes": written["size"], "xxh3": written["xxh3"]}
 
 
 def _read_manifest(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:
     try:
+        if path.is_symlink() or path.stat().st_size > _MOST_MANIFEST_BYTES:
+            raise ValueError("it is a link, or too large to be one")
         facts = json.loads(path.read_text())
         version = facts["format_version"]
         if version != CHECKPOINT_VERSION:
             raise InputError(f"{path} has format_version {version}; this evenflow reads {CHECKPOINT_VERSION}")
         state = RunState(facts["model"], int(facts["step"]), int(facts["tokens"]), dict(facts["settings"]))
         files = {str(name): {"bytes": int(own["bytes"]), "xxh3": own["xxh3"]} for name, own in facts["files"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error!r})") from None
     return state, files
 
@@ -243,15 +298,19 @@ def _verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         InputError: which file, and what is wrong with it.
     """
+    check_names(folder, list(files), str(folder / _MANIFEST))
     for name, facts in files.items():
-        file = folder / Path(name).name
+        file = folder / name
+        if file.is_symlink():
+            raise InputError(f"{file} is a link, and was written as a file")
         if not file.is_file() or file.stat().st_size != facts["bytes"]:
             raise InputError(f"{file} is missing or not of {facts['bytes']} bytes")
+        check_shard_header(file)
     extra = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in files)
     if extra:  # its reader takes every shard that lies there
         raise InputError(f"{folder / extra[0]} is not in the manifest")
     with ThreadPoolExecutor(_READERS) as pool:
-        for name, found in zip(files, pool.map(_hash_of, (folder / Path(name).name for name in files)), strict=True):
+        for name, found in zip(files, pool.map(_hash_of, (folder / name for name in files)), strict=True):
             if found != files[name]["xxh3"]:
                 raise InputError(
                     f"{folder / name} is damaged: its hash is {found}, it was written as {files[name]['xxh3']}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.errors import InputError
+from evenflow.files import check_inside
 from evenflow.train.arrow import count_arrow, count_parquet, is_dataset, read_arrow, read_parquet, splits_of
 from evenflow.train.chat import ChatTemplate
 from evenflow.train.document import Document
@@ -189,7 +190,10 @@ def _files(path: Path, form: str) -> tuple[Path, ...]:
         if not is_dataset(path):
             raise InputError(f"--data {path} is no dataset that `save_to_disk` wrote: it has no state.json")
         folder = path / "train" if (path / "dataset_dict.json").is_file() else path
-        return tuple(sorted(folder.glob("*.arrow")))
+        files = tuple(sorted(folder.glob("*.arrow")))
+        for file in files:
+            check_inside(path, file)
+        return files
     if path.is_file():
         return (path,)
     endings = [suffix for suffix, own in _SUFFIXES.items() if own == form]

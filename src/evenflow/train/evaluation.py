@@ -60,6 +60,7 @@ class Evaluator:
             None,
             (held_out.micro_batch_size, held_out.sequences.seq_length, hidden_size),
             mesh=mesh,
+            crossing=training.crossing,
             heartbeat=training.heartbeat,
         )
 

@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from evenflow.launch import (
     Torchrun,
     address_of,
     dial,
+    interface_of,
     is_loopback,
     listen,
     notice_torchrun,
@@ -40,8 +41,13 @@ _STORE_S = 120.0
 
 
 @contextmanager
-def lead(torchrun: Torchrun, signals: StopSignals) -> Iterator[SeveralHosts]:
+def lead(torchrun: Torchrun, signals: StopSignals, say: Callable[[str], None]) -> Iterator[SeveralHosts]:
     """Gather all workers of this torchrun; they leave when this is left, with the same exit code.
+
+    Args:
+        torchrun: what this worker was told.
+        signals: what may stop the run meanwhile.
+        say: is told what the network between hosts is worth.
 
     Raises:
         InputError: other hosts could not reach this one at its address.
@@ -55,6 +61,9 @@ def lead(torchrun: Torchrun, signals: StopSignals) -> Iterator[SeveralHosts]:
     except InputError as error:
         store.set(_key(torchrun), json.dumps({"left": error.exit_code}))  # or the others would wait in vain
         raise
+    warning = exposure(torchrun, address)
+    if warning is not None:
+        say(warning)
     secret = secrets.token_hex(16)
     with listen(address) as listener:
         facts = {"address": address, "port": listener.getsockname()[1], "secret": secret}
@@ -99,6 +108,16 @@ def serve() -> int | None:
             return signals.received
 
         return Agent(torchrun, line, facts["secret"], server).serve(asked_to_stop)
+
+
+def exposure(torchrun: Torchrun, address: str) -> str | None:
+    """What users of several hosts have to know of the network between them; None on one host."""
+    if torchrun.local_ranks >= torchrun.ranks or is_loopback(address):
+        return None
+    return (
+        f"warning: the ranks talk over {interface_of(address)} ({address}): PyTorch's traffic between hosts is neither "
+        "encrypted nor authenticated, so that network has to be one that only you reach (GLOO_SOCKET_IFNAME chooses it)"
+    )
 
 
 def check_ranks(started: int | None, job: Job, planned: int | None = None) -> None:

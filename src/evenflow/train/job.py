@@ -9,7 +9,7 @@ from evenflow.errors import InputError
 from evenflow.files import check_settings
 from evenflow.plan import Axes, Zero, check_zero, choose_axes
 from evenflow.runtime import OptimizerSettings
-from evenflow.spec import Batch, RecomputeWish
+from evenflow.spec import DEFAULT_DTYPE, Batch, Dtype, RecomputeWish
 from evenflow.train.lr_schedule import LrKind, LrSchedule
 from evenflow.train.sequences import PackingKind
 
@@ -49,6 +49,7 @@ class Job:
         undecayed: patterns of parameters not to decay either, separated by commas.
         clip_norm: the gradient's norm is clipped here; 0 for never.
         z_loss: so much of the mean squared log of the softmax's divisor is added to the loss; 0 for nothing.
+        dtype: of weights, activations and messages: `fp32` (by default), or `bf16` with master weights in fp32.
         seed: of weights (where they are drawn) and of the order of samples.
         memory_limit: bytes that a rank may use, by plan.
         from_scratch: draw weights even where some lie beside the config.
@@ -105,6 +106,7 @@ class Job:
     undecayed: str = ""
     clip_norm: float = 1.0
     z_loss: float = 0.0
+    dtype: Dtype | None = None
     seed: int = 0
     memory_limit: int | None = None
     from_scratch: bool = False
@@ -201,7 +203,9 @@ _LASTING = (
 )  # fmt: skip
 
 
-def lasting_settings(job: Job, batch: Batch) -> dict[str, str | int | float | bool | None]:
+def lasting_settings(
+    job: Job, batch: Batch, dtype: Dtype = DEFAULT_DTYPE
+) -> dict[str, str | int | float | bool | None]:
     """What makes a run what it is, by the job file's keys: a resumed run has the same."""
     return {
         "global_batch_size": batch.global_batch_size,
@@ -210,5 +214,6 @@ def lasting_settings(job: Job, batch: Batch) -> dict[str, str | int | float | bo
         "lr": job.learning_rate,
         "eval_share": job.held_out_share or None,  # as in runs from before there was such a key
         "z_loss": job.z_loss or None,
+        "dtype": dtype,
         **{key: getattr(job, key) for key in _LASTING},
     }

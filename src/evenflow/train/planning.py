@@ -12,7 +12,7 @@ from evenflow.models import ModelSource, describe_model
 from evenflow.plan import Axes, Plan, Zero, choose_axes
 from evenflow.program import tp_misfit
 from evenflow.search import make_plan
-from evenflow.spec import Batch, Cluster, Model, RecomputeWish, parse_cluster
+from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, RecomputeWish, parse_cluster
 from evenflow.spec.batch import default_micro_batch_size
 from evenflow.spec.cluster import local_cluster
 from evenflow.spec.trainers import OURS
@@ -61,6 +61,7 @@ def plan_model(
     recompute: RecomputeWish | None = None,
     axes: Axes | None = None,
     zero: Zero = 0,
+    dtype: Dtype | None = None,
 ) -> tuple[Model, Plan, Costs]:
     """Describe the model and plan it: from a profile where there is one, else from FLOPs.
 
@@ -68,7 +69,9 @@ def plan_model(
         InputError: the profile is for something else.
         ImpossibleError: nothing fits.
     """
-    model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp if axes else 1)
+    model = describe_model(
+        source, batch.micro_batch_size, batch.seq_length, axes.tp if axes else 1, dtype or DEFAULT_DTYPE
+    )
     if profile is not None:
         profile.check_fits(model, cluster)
     costs = profile.costs() if profile is not None else analytic_costs(model, cluster)
@@ -101,7 +104,7 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
     if plan.cluster != "local":
         raise InputError(f"{path} is a plan for {plan.cluster}; train runs on this machine, for --cluster local")
     check_axes(plan.axes, str(path))
-    model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp)
+    model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp, plan.dtype)
     if model.fingerprint != plan.fingerprint:
         raise InputError(
             f"{path} is a plan for {plan.model} ({len(plan.layer_names)} layers, fingerprint {plan.fingerprint}), "
@@ -150,6 +153,7 @@ def check_agrees(plan: Plan, job: Job) -> None:
         ("--global-batch-size", job.global_batch_size, plan.global_batch_size),
         ("--micro-batch-size", job.micro_batch_size, plan.micro_batch_size),
         ("--seq-length", job.seq_length, plan.seq_length),
+        ("--dtype", job.dtype, plan.dtype),
     )
     for option, asked, planned in settings:
         if asked is not None and asked != planned:

@@ -18,6 +18,7 @@ from evenflow.models import (
     add_z_loss,
     build_skeleton,
     build_stage,
+    compute_in,
     draw_of,
     draw_weights,
     make_up_weights,
@@ -63,6 +64,8 @@ from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
 from evenflow.units import format_bytes
 
+_SLOW_DISK_S = 2.0  # that a save is waited for before the next one is left out
+
 
 def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Train one process of `payload["plan"]` and send each step's figures; `rank` is its number in the whole job."""
@@ -77,10 +80,12 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
         error = failure.__cause__ if isinstance(failure, RankError) and failure.__cause__ else failure
         if not is_out_of_memory(error):
             raise
-        expected = plan.ranks[plan.axes.coordinates(rank).pp].peak_bytes
+        planned = plan.ranks[plan.axes.coordinates(rank).pp]
+        stages = " and ".join(f"{own} ({_layers_of(plan, own)})" for own in planned.stages)
         raise FaultError(
-            f"out of memory: {first_line(error)}; it held {_held(meter)}, the plan expects "
-            f"{format_bytes(expected)}. More processes or a smaller microbatch need less"
+            f"out of memory, at {channel.heartbeat.action or 'its beginning'}, with stage {stages}: "
+            f"{first_line(error)}; it held {_held(meter)}, the plan expects {format_bytes(planned.peak_bytes)}. More "
+            "processes, a smaller --micro-batch-size or --recompute full need less"
         ) from error
 
 
@@ -161,8 +166,21 @@ def _take_steps(
             break
         if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
             channel.doing(f"copying its state after step {step}")
-            _tell(channel, saver.start(step))
+            if _all_idle(host, saver):
+                _tell(channel, saver.start(step))
+            else:
+                channel.send({"kind": "skipped", "step": step})
     return step
+
+
+def _all_idle(host: Transport, saver: Saver) -> bool:
+    """Whether all ranks have written the save before, with some patience.
+
+    So a slow disk holds up no step for long, and no rank takes part in a save that another one leaves out.
+    """
+    busy = torch.tensor([float(not saver.idle(_SLOW_DISK_S))], dtype=torch.float64)
+    host.sum(busy)
+    return not busy.item()
 
 
 def _meet(rank: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> tuple[Transport, Transport, Mesh]:
@@ -183,8 +201,9 @@ def assemble(
     """This rank's stages with their weights, what updates them, and what runs them.
 
     Args:
-        payload: `config` (JSON of the model's), `hidden_size`, `seed`, `optimizer`, `weights` (files), `done_steps`;
-            with `made_up` weights are made up where the stage computes, by nobody's initialisation.
+        payload: `config` (JSON of the model's), `hidden_size`, `crossing` (the type of what crosses stages), `seed`,
+            `optimizer`, `weights` (files), `done_steps`; with `made_up` weights are made up where the stage computes,
+            by nobody's initialisation.
         plan: the plan.
         program: its program.
         transport: to the other ranks of its pipeline.
@@ -200,7 +219,17 @@ def assemble(
     reductions = Reductions(program, mesh, named, tied_names(anatomy), shares=plan.zero == 1)
     optimizer = Optimizer(reductions.updated, anatomy.parameters, _settings(payload), reductions.uncounted)
     boundary = (plan.micro_batch_size, plan.seq_length, payload["hidden_size"])
-    executor = Executor(program, rank, stages, transport, optimizer, boundary, reductions=reductions, mesh=mesh)
+    executor = Executor(
+        program,
+        rank,
+        stages,
+        transport,
+        optimizer,
+        boundary,
+        reductions=reductions,
+        mesh=mesh,
+        crossing=payload["crossing"],
+    )
     return executor, held, optimizer, reductions
 
 
@@ -267,10 +296,16 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
         draw_weights(stage, payload["seed"])
         if payload["weights"] and not payload["done_steps"]:
             read_weights(stage, [Path(file) for file in payload["weights"]])
+    compute_in(stage, plan.dtype)
     stage.to(device).train()
     if stage.sharing is not None and mesh.tp is not None:
         stage.sharing.distribute(mesh.tp)
     return stage
+
+
+def _layers_of(plan: Plan, stage: int) -> str:
+    layers = plan.stages[stage].layers
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evenflow.files import StepMetrics, append_metrics, append_samples
+from evenflow.errors import EvenflowError
+from evenflow.files import StepMetrics, append_text, metrics_line, samples_line
 from evenflow.plan import Coordinates, Plan
 from evenflow.program import Program
 from evenflow.runtime import ClockOffset
@@ -77,6 +78,9 @@ class Recorder:
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     _clocks: dict[int, list[ClockOffset]] = field(default_factory=dict)
     _busy: dict[int, float] = field(default_factory=dict)
+    _unwritten: deque[tuple[str, str]] = field(default_factory=deque)  # lines of samples and metrics
+    _trouble: str | None = None
+    _told: str | None = None
     _kept: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
 
     def take_clock(self, rank: int, report: dict[str, Any]) -> None:
@@ -116,11 +120,37 @@ class Recorder:
             eval_loss=report.get("eval_loss"),
         )
         samples = [sample for own in sorted(reports) for sample in reports[own].get("samples", ())]
-        append_samples(self.samples_path, step, samples)
         self.samples = tuple(samples)
-        append_metrics(self.metrics_path, metrics)
         self.metrics.append(metrics)
+        self._unwritten.append((samples_line(step, samples), metrics_line(metrics) + "\n"))
+        try:
+            self.write()
+        except EvenflowError as error:
+            self._trouble = str(error)
         return metrics
+
+    def write(self) -> None:
+        """Write down what could not be so far.
+
+        Raises:
+            InputError: the place cannot be written to.
+            FaultError: the disk failed or is full; what is in the files is whole.
+        """
+        while self._unwritten:
+            samples, metrics = self._unwritten[0]
+            if samples:
+                append_text(self.samples_path, samples)
+                self._unwritten[0] = "", metrics
+            append_text(self.metrics_path, metrics)
+            self._unwritten.popleft()
+        self._trouble = self._told = None
+
+    def new_trouble(self) -> str | None:
+        """Why steps cannot be written down, where that has not been asked before."""
+        if self._trouble == self._told:
+            return None
+        self._told = self._trouble
+        return self._trouble
 
     def tokens_after(self, step: int) -> int:
         """Tokens trained on once `step` was done, which all ranks have reported."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, find_out, make_plan, plan_timeline
 from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch, Cluster, Model
 from evenflow.timeline import Comparison, Timeline, compare
-from evenflow.train.attempt import PARTIAL_MODEL, Prepared, Watcher
-from evenflow.train.checkpoint import Checkpoint, RunState, check_resumable, config_hash
+from evenflow.train.attempt import PARTIAL_MODEL, Attempt, Prepared, Watcher
+from evenflow.train.checkpoint import Checkpoint, RunState, check_resumable, choose_dtype, config_hash
 from evenflow.train.checks import check_apart, check_model
 from evenflow.train.folder import RunFolder
 from evenflow.train.hosts import check_ranks, lead
@@ -38,6 +39,7 @@ from evenflow.train.planning import (
     follow_plan,
     make_batch,
 )
+from evenflow.train.preflight import check_descriptors, check_memory, check_room
 from evenflow.train.prepare import (
     PreparedText,
     check_data,
@@ -100,7 +102,7 @@ def train(job: Job, progress: Progress | None = None) -> RunResult:
         with StopSignals() as signals:
             if torchrun is None:
                 return _run(job, progress, signals, ThisHost())
-            with lead(torchrun, signals) as hosts:
+            with lead(torchrun, signals, progress.said) as hosts:
                 return _run(job, progress, signals, hosts)
     finally:
         progress.closed()
@@ -112,24 +114,44 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
     if not job.from_scratch and not job.resume:
         source.check_weights()
     with RunFolder(job.out, job.data, job.resume) as folder:
+        if folder.left_by is not None:
+            progress.said(f"note: {folder.left_by} ran in {job.out} and was killed; what it left unfinished is dropped")
         shared_server()  # imports torch on another core while this process prepares
         launcher.check_shared(job.out, () if job.from_scratch else source.weight_files)
         ready = _prepare(job, source, progress, signals, launcher)
         _say_weights(job, ready, progress)
         save_plan(ready.plan, job.out / "plan.json")
         progress.planned(ready.plan, ready.model)
+        for warning in _preflight(job, ready, launcher):
+            progress.said(warning)
         attempt = see_through(job, ready, launcher, Watcher(progress, signals, folder))
+        return _finish(job, ready, attempt, signals)
+
+
+def _preflight(job: Job, ready: Prepared, launcher: Launcher) -> Iterator[str]:
+    """Ask for what would only be missed later; each is refused, or is a line to be said."""
+    check_descriptors(ready.plan)
+    check_memory(ready.plan, launcher.ranks_here(ready.plan.axes.processes))
+    warning = check_room(job.out, ready.model, job.keep_last)
+    if warning is not None:
+        yield warning
+
+
+def _finish(job: Job, ready: Prepared, attempt: Attempt, signals: StopSignals) -> RunResult:
+    """Give model and checkpoint their names, and say what the run came to."""
     recorder = attempt.recorder
+    recorder.write()
     last = recorder.metrics[-1].step
     # The model first: a state that is complete is never resumed, so nothing would make its model afterwards.
     finish_model_folder(
         job.out / PARTIAL_MODEL,
         job.out / "model",
-        source,
+        ready.source,
         ready.text.tokenizer,
         ready.text.tokenizer_folder,
         ready.text.separator_id,
         [attempt.shards[rank] for rank in sorted(attempt.shards)],
+        ready.plan.dtype,
     )
     attempt.checkpoints.publish(last)
     result = _result(job, ready.plan, recorder)
@@ -162,10 +184,11 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
         refuse_dropout(source.config, axes.tp, axes.pp)
-        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp)
+        dtype = choose_dtype(job, checkpoint.state if checkpoint else None)
+        model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, dtype)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
     if checkpoint is not None:
-        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch))
+        wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch, model.dtype))
         check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
     if job.z_loss:
         check_z_loss(source.config)

@@ -12,6 +12,8 @@ from transformers import GenerationConfig
 
 from evenflow.models import ModelSource, write_index
 from evenflow.models.anatomy import build_skeleton
+from evenflow.runtime import TORCH_DTYPES
+from evenflow.spec import Dtype
 from evenflow.train.tokenizer import save_tokenizer
 
 
@@ -23,6 +25,7 @@ def finish_model_folder(
     tokenizer_folder: Path | None,
     separator_id: int | None,
     shards: Sequence[Mapping[str, int]],
+    dtype: Dtype = "fp32",
 ) -> None:
     """Complete a folder that holds every rank's shard and give it its name.
 
@@ -34,11 +37,12 @@ def finish_model_folder(
         tokenizer_folder: where that comes from; None for one trained on the text.
         separator_id: the token between documents.
         shards: for each rank, the bytes of each tensor in its shard.
+        dtype: what the weights were trained in, and are written in.
     """
     write_index(partial, shards)
     config = copy.deepcopy(source.config)
     config.architectures = [type(build_skeleton(source.config)).__name__]
-    config.dtype = "float32"
+    config.dtype = str(TORCH_DTYPES[dtype]).removeprefix("torch.")
     if tokenizer_folder is None:
         config.eos_token_id = separator_id
         config.bos_token_id = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from evenflow.errors import FaultError, InputError
 from evenflow.models import Cut, Stage
-from evenflow.runtime import Optimizer, Reductions, local
+from evenflow.runtime import WEIGHT, Optimizer, Reductions, is_rounded, local
 from evenflow.train.checkpoint import partial_folder, shard_file
 from evenflow.train.shards import Piece, WrittenFile, hash_tensor, read_pieces, saved_names, write_shard
+from evenflow.units import format_bytes
 
 _NICE = 5
+_LAST_TRIES, _TRY_AGAIN_S = 3, 1.0
 
 
 class Saver:
@@ -56,10 +59,10 @@ class Saver:
         self._writes = writes
         self._host: dict[str, Tensor] = {}  # kept from save to save: fresh pages would take longer than the copy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=_give_way)
-        self._under_way: tuple[int, Future[WrittenFile]] | None = None
+        self._under_way: tuple[int, Future[WrittenFile | str]] | None = None
 
     def start(self, step: int) -> list[dict[str, Any]]:
-        """Copy the state after `step`, and begin to write it; the save before is waited for.
+        """Copy the state after `step`, and begin to write it; the save before has to be over.
 
         Returns:
             What is to be told of the save before.
@@ -73,20 +76,36 @@ class Saver:
         return told
 
     def save_last(self, step: int) -> list[dict[str, Any]]:
-        """Write the state after the last step, straight from where it is."""
+        """Write the state after the last step, straight from where it is.
+
+        Raises:
+            FaultError: it cannot be written, after some tries; training cannot go on without, as before.
+        """
         told = self.finish()
         state = self._state()
         if not self._writes:
             return told
         pieces = {name: _on_host(piece) for name, piece in state.items()}
-        return [*told, self._report(step, self._write(step, pieces), last=True)]
+        for number in range(_LAST_TRIES):
+            if number:
+                time.sleep(_TRY_AGAIN_S)
+            written = self._write(step, pieces)
+            if not isinstance(written, str):
+                return [*told, self._report(step, written, last=True)]
+        needed = format_bytes(sum(piece.tensor.nbytes for piece in pieces.values()))
+        raise FaultError(
+            f"{written}, tried {_LAST_TRIES} times; with {needed} free there, and a disk that can be written, --resume "
+            "goes on from the newest checkpoint"
+        )
+
+    def idle(self, wait_s: float) -> bool:
+        """Whether the save before is over; waits for that a little."""
+        if self._under_way is not None:
+            wait([self._under_way[1]], wait_s)
+        return self._under_way is None or self._under_way[1].done()
 
     def done(self) -> list[dict[str, Any]]:
-        """What is to be told by now: a save that was started, once it is on the disk.
-
-        Raises:
-            FaultError: the disk is full or failed.
-        """
+        """What is to be told by now: of a save that was started, once it is on the disk or cannot be."""
         return self.finish() if self._under_way is not None and self._under_way[1].done() else []
 
     def finish(self) -> list[dict[str, Any]]:
@@ -106,12 +125,16 @@ class Saver:
 
     def _state(self, joined: bool = False) -> dict[str, Piece]:
         """What this rank writes, or with `joined` whole tensors instead; all replicas have to ask for it at once."""
-        moments, elsewhere = self._optimizer.moments(), frozenset[str]()
+        updated, elsewhere = self._optimizer.moments(), frozenset[str]()
+        kinds: tuple[str, ...] = self._optimizer.kinds
+        if any(is_rounded(parameter) for stage in self._stages for parameter in stage.parameters()):
+            # Weights that compute are roundings of the optimizer's, and follow from them.
+            updated, kinds = {**updated, **self._optimizer.weights()}, (*kinds, WEIGHT)
         if self._reductions is not None:
-            moments = self._reductions.gathered(moments, self._optimizer.kinds)
+            updated = self._reductions.gathered(updated, kinds)
             elsewhere = self._reductions.elsewhere
-        weights = {f"weight/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
-        state = {**weights, **moments}
+        weights = {f"{WEIGHT}/{name}": own.detach() for name, own in _own_tensors(self._stages).items()}
+        state = {**weights, **updated}
         kept = {key: own for key, own in state.items() if key.partition("/")[2] not in elsewhere}
         pieces = {key: self._piece(key.partition("/")[2], own, joined) for key, own in kept.items()}
         return {key: piece for key, piece in pieces.items() if piece is not None}
@@ -133,16 +156,21 @@ class Saver:
             kept = self._host[name] = torch.empty(piece.tensor.shape, dtype=piece.tensor.dtype)
         return Piece(kept.copy_(piece.tensor), piece.offsets, piece.shape)
 
-    def _write(self, step: int, pieces: Mapping[str, Piece]) -> WrittenFile:
+    def _write(self, step: int, pieces: Mapping[str, Piece]) -> WrittenFile | str:
+        """Write a shard; where the disk is full or fails nothing stays of it, and what is wrong is returned."""
         path = partial_folder(self._run, step) / shard_file(self._rank)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return write_shard(path, pieces)
         except OSError as error:
-            raise FaultError(f"{path}: the state after step {step} cannot be written: {error.strerror}") from None
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return f"{path} cannot be written: {error.strerror}"
 
     @staticmethod
-    def _report(step: int, written: WrittenFile, last: bool = False) -> dict[str, Any]:
+    def _report(step: int, written: WrittenFile | str, last: bool = False) -> dict[str, Any]:
+        if isinstance(written, str):
+            return {"kind": "saved", "step": step, "last": last, "why_not": written}
         return {"kind": "saved", "step": step, "last": last, "file": asdict(written)}
 
 
@@ -154,15 +182,22 @@ def read_state(folder: Path, step: int, stages: Sequence[Stage], optimizer: Opti
         InputError: a tensor is missing or misshapen, or a file unreadable.
     """
     saved, cuts = saved_names(folder), _cuts(stages)
-    own = {f"weight/{name}": local(tensor.detach()) for name, tensor in _own_tensors(stages).items()}
+    tensors = {f"{WEIGHT}/{name}": local(tensor.detach()) for name, tensor in _own_tensors(stages).items()}
+    parameters = {f"{WEIGHT}/{name}" for stage in stages for name in stage.named_model_parameters()}
+    masters = {key: tensors[key].float() for key in parameters if is_rounded(tensors[key])}
     moments: dict[str, Tensor] = {}
     for name, parameter in _own_tensors(stages).items():
         names = [f"{kind}/{name}" for kind in optimizer.kinds]
         if saved.issuperset(names):  # a parameter that never had a gradient has none, nor has a buffer
-            moments |= {key: torch.empty_like(local(parameter), requires_grad=False) for key in names}
+            moments |= {
+                key: torch.empty_like(local(parameter), dtype=torch.float32, requires_grad=False) for key in names
+            }
     if not moments and step:
         raise InputError(f"{folder} has no moments of these stages' parameters; another run's?")
-    _read_parts(folder, {**own, **moments}, cuts)
+    _read_parts(folder, {**tensors, **masters, **moments}, cuts)
+    for key, master in masters.items():
+        tensors[key].copy_(master)
+    optimizer.set_weights(masters)
     optimizer.set_moments(moments, step)
 
 

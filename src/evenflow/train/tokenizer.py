@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from evenflow.errors import InputError, first_line
+from evenflow.files import check_inside
 from evenflow.train.store import piece_bounds
 
 END_OF_TEXT = "<|endoftext|>"
@@ -36,9 +37,12 @@ def find_tokenizer(model_dir: Path) -> Tokenizer | None:
     """The tokenizer that lies in a model directory, or None where there is none.
 
     Raises:
-        InputError: there is one that cannot be read, or only by running code that came with it.
+        InputError: there is one that cannot be read, only by running code that came with it, or elsewhere.
     """
     path = model_dir / _FILE
+    for name in (_FILE, *_VOCABULARY_FILES, *_COPIED):
+        if (model_dir / name).exists():
+            check_inside(model_dir, model_dir / name)
     if path.is_file():
         try:
             return Tokenizer.from_file(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
@@ -168,7 +169,7 @@ def _facts(job: Job, plan: Plan) -> dict[str, Any]:
 
 def _need(package: str, option: str) -> None:
     try:
-        __import__(package)
+        importlib.import_module(package)
     except ImportError:
         raise InputError(
             f"{option} needs the package {package}, which is not here; `pip install 'evenflow[{package}]'` brings it"

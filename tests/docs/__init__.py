@@ -1,0 +1,1 @@
+"""Tests of the documentation: it builds, and what it says to type works."""

@@ -1,0 +1,51 @@
+"""NaN and Inf, in loss, gradient and activation, on one stage: all stop within the step, and nothing of it is saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import evenflow
+from evenflow.files import load_metrics, load_samples
+from evenflow.train import Job, RunResult
+from tests.faults.conftest import Hears
+from tests.faults.injection import Faults, alive, pids_of
+
+
+@pytest.mark.parametrize(
+    ("rank", "point", "what"),
+    [(0, "forward", "nan output"), (1, "backward", "inf gradient"), (1, "forward", "inf output")],
+)
+def test_the_run_stops_in_that_step_and_keeps_what_was_good(
+    whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path, rank: int, point: str, what: str
+) -> None:
+    """The 22nd pass is in step 6: of an activation on stage 0, a gradient on stage 1, and the loss itself."""
+    job, _ = whole
+    out, hears = tmp_path / "run", Hears()
+    faults.plan(rank, point, 22, what)
+    with pytest.raises(evenflow.FaultError, match=r"^step 6 came to a loss of .*its samples are [\d, ]+, the last"):
+        evenflow.train(replace(job, out=out), hears)
+    assert not hears.starting("restart")  # it would come again
+    assert [own.step for own in load_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert len(load_samples(out / "samples.jsonl")[6]) == job.global_batch_size
+    assert [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith("step")] == ["step-00000003"]
+    assert not (out / "model").exists()
+    assert not alive(pids_of(out))
+
+
+def test_out_of_memory_names_rank_stage_action_and_both_figures(
+    whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path
+) -> None:
+    """A petabyte is asked for, of the real allocator."""
+    job, _ = whole
+    faults.plan(1, "forward", 22, "memory")
+    says = (
+        r"^rank 1 \(process \d+\) failed while in step 6: out of memory, at 1F1, with stage 1 \(layers \d+-\d+\): .*; "
+        r"it held [\d.]+ \w+, the plan expects [\d.]+ \w+\. More processes"
+    )
+    hears = Hears()
+    with pytest.raises(evenflow.FaultError, match=says):
+        evenflow.train(replace(job, out=tmp_path / "run"), hears)
+    assert not hears.starting("restart")

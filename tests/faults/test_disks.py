@@ -1,0 +1,188 @@
+"""Disks that are full, read-only, broken or slow, and kills while a checkpoint is written: no step is lost for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import evenflow
+from evenflow.files import StepMetrics, append_text, load_metrics, load_samples
+from evenflow.train import Job, RunResult, recorder
+from tests.faults.conftest import STEPS, Hears, same_weights
+from tests.faults.injection import Faults
+
+Whole = tuple[Job, RunResult]
+
+
+class Breaks(Hears):
+    """Does something to the disk when a step is done."""
+
+    def __init__(self, doings: dict[int, Callable[[], None]]) -> None:
+        super().__init__()
+        self.doings = doings
+
+    def stepped(self, metrics: StepMetrics, steps: int) -> None:
+        super().stepped(metrics, steps)
+        self.doings.pop(metrics.step, lambda: None)()
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def warnings(hears: Hears) -> list[str]:
+    return [line for line in hears.starting("warning: ") if "is slow: it takes" not in line]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
+def test_a_save_that_fails_costs_no_step(whole: Whole, faults: Faults, tmp_path: Path, number: int) -> None:
+    """From the save after step 6 on the disk fails, and works again for that after step 12, the last."""
+    job, _ = whole
+    out = tmp_path / "run"
+    hears = Breaks({4: lambda: faults.disk(number), 10: lambda: faults.disk(None)})
+    evenflow.train(replace(job, out=out, keep_last=9), hears)
+    assert len(hears.steps) == STEPS
+    (warning,) = warnings(hears)
+    assert f"rank-{'0' if 'rank-0' in warning else '1'}.safetensors cannot be written: {os.strerror(number)}" in warning
+    assert "the state after step 6 is not saved" in warning
+    assert "Training goes on" in warning
+    assert "tried again after step 9" in warning
+    assert names(out) == ["step-00000003", "step-00000012"]
+    assert same_weights(out, job.out)
+
+
+def test_a_last_save_that_fails_is_a_fault_with_a_remedy(whole: Whole, faults: Faults, tmp_path: Path) -> None:
+    job, _ = whole
+    hears = Breaks({10: lambda: faults.disk(errno.ENOSPC)})
+    with pytest.raises(evenflow.FaultError, match=r"No space left on device, tried 3 times; with .* free .*--resume"):
+        evenflow.train(replace(job, out=tmp_path / "run"), hears)
+    assert names(tmp_path / "run")[-1] == "step-00000009"
+    faults.disk(None)
+    evenflow.train(replace(job, out=tmp_path / "run", resume=True))
+    assert same_weights(tmp_path / "run", job.out)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few MiB, which only root can make."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True)
+    if made.returncode:
+        pytest.skip("a file system of its own takes root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full_and_then_is_not(whole: Whole, small_disk: Path) -> None:
+    job, _ = whole
+    out, filler = small_disk / "run", small_disk / "filler"
+
+    def fill() -> None:
+        with filler.open("wb", buffering=0) as file:
+            while True:
+                try:
+                    if not file.write(bytes(4096)):
+                        return
+                except OSError:
+                    return
+
+    hears = Breaks({4: fill, 8: filler.unlink})
+    evenflow.train(replace(job, out=out), hears)
+    assert len(hears.steps) == STEPS
+    said = warnings(hears)
+    assert sum("is not saved" in line and "No space left" in line for line in said) == 1
+    assert same_weights(out, job.out)
+    assert [own.step for own in load_metrics(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert load_samples(out / "samples.jsonl") == load_samples(job.out / "samples.jsonl")
+
+
+def test_lines_that_a_full_disk_does_not_take_are_written_later(
+    whole: Whole, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 5's lines and those after find a disk that is really full: each file is led to one for as long."""
+    job, _ = whole
+    out = job.out.parent / "lines"
+    fill = small_disk / "filler"
+    fill.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    full = False
+
+    def append(path: Path, text: str) -> None:
+        if full:  # a file on the full disk, with what the run's has so far
+            append_text(small_disk / path.name, text)
+        append_text(path, text)
+
+    def turn(state: bool) -> Callable[[], None]:
+        def now() -> None:
+            nonlocal full
+            full = state
+
+        return now
+
+    monkeypatch.setattr(recorder, "append_text", append)
+    hears = Breaks({4: turn(True), 8: turn(False)})
+    evenflow.train(replace(job, out=out), hears)
+    (warning,) = warnings(hears)
+    assert "No space left on device. Training goes on; its lines are kept and written later" in warning
+    assert [own.step for own in load_metrics(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert load_samples(out / "samples.jsonl") == load_samples(job.out / "samples.jsonl")
+
+
+def test_a_line_that_a_disk_takes_in_part_is_not_there(small_disk: Path) -> None:
+    path = small_disk / "lines"
+    append_text(path, "whole\n")
+    with (small_disk / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)) == 4096 and shutil.disk_usage(small_disk).free > 4096:
+            pass
+    with pytest.raises(evenflow.FaultError, match="lines: cannot be written: No space left on device"):
+        append_text(path, "x" * 20_000 + "\n")
+    assert path.read_text() == "whole\n"
+
+
+def test_a_disk_slower_than_the_steps_holds_up_none_of_them(whole: Whole, faults: Faults, tmp_path: Path) -> None:
+    """Rank 1's writer is held for long: later saves are left out by all ranks, once said, and the run ends well."""
+    job, _ = whole
+    faults.plan(1, "save", 12, "slow")
+    hears = Hears()
+    evenflow.train(replace(job, out=tmp_path / "run", keep_last=9), hears)
+    (warning,) = warnings(hears)
+    assert "the disk is slow: the one before is still being written" in warning
+    assert names(tmp_path / "run") == ["step-00000003", "step-00000012"]
+    assert same_weights(tmp_path / "run", job.out)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_killed_at_random_moments_of_a_save(whole: Whole, faults: Faults, tmp_path: Path) -> None:
+    """The whole run, 100 times, at a random write of a random rank's second save; each goes on and ends as one."""
+    kill_saves(whole, faults, tmp_path, 100)
+
+
+def test_killed_at_some_moments_of_a_save(whole: Whole, faults: Faults, tmp_path: Path) -> None:
+    kill_saves(whole, faults, tmp_path, 3)
+
+
+def kill_saves(whole: Whole, faults: Faults, tmp_path: Path, times: int) -> None:
+
+    job, _ = whole
+    chance = random.Random(7)
+    resumed = 0
+    for number in range(times):
+        out = tmp_path / f"run-{number}"
+        # A shard of this job is written in some 40 parts; the first save is of those, the second of the next.
+        faults.plan(chance.randrange(2), "save", chance.randrange(1, 75), signal.SIGKILL)
+        hears = Hears()
+        evenflow.train(replace(job, out=out, steps=STEPS), hears)
+        (restart,) = hears.starting("restart 1 of 3: ")
+        resumed += same_weights(out, job.out) and ("after step 3 " in restart or "after step 0 " in restart)
+        shutil.rmtree(out)
+    assert resumed == times

@@ -1,0 +1,95 @@
+"""Models, checkpoints and data that mean harm: none of their code runs, nothing outside is read, all refused fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evenflow.errors import InputError
+from evenflow.files import check_inside
+from evenflow.train.corpus import Corpus
+
+NAMES = (
+    "model unknown-with-code", "model pickle", "model pickle-by-another-name", "model huge-header",
+    "model lying-header", "model link", "model relative-link", "model device", "model pipe", "model absolute-index",
+    "model relative-index", "model config-link", "model config-pipe", "model huge-config", "model deep-config",
+    "model tokenizer-link", "model template-link", "model tokenizer-with-code",
+    "checkpoint absolute", "checkpoint relative", "checkpoint link", "checkpoint huge-header", "checkpoint pickle",
+    "checkpoint manifest-link",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("hostile")
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.security.hostile", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def test_all_cases_were_tried_and_none_of_their_code_ran(tried: dict[str, Any]) -> None:
+    assert sorted(tried["results"]) == sorted(NAMES)
+    assert not tried["ran"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_refused_within_a_second_and_nothing_forbidden_is_done(tried: dict[str, Any], name: str) -> None:
+    own = tried["results"][name]
+    assert own["said"].startswith("InputError: "), own["said"]
+    assert "\n" not in own["said"]
+    assert name.partition(" ")[2] in own["said"]  # the folder, in the path that is named
+    assert own["done"] == []
+    assert own["seconds"] < 1 or name == "model tokenizer-with-code"  # which imports transformers' tokenizers first
+
+
+def test_code_beside_a_known_model_is_left_alone(tmp_path: Path) -> None:
+    """Its auto_map is passed over: what is described is transformers' own class."""
+    from tests.security.hostile import LLAMA, REMOTE
+
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "auto_map": REMOTE}))
+    (tmp_path / "modeling_evil.py").write_text("raise SystemExit('code ran')")
+    from evenflow.models import find_model
+
+    assert type(find_model(str(tmp_path)).config).__module__.startswith("transformers.models.llama")
+
+
+def test_a_hub_cache_snapshot_is_as_good_as_a_folder(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "abc").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    check_inside(snapshot, snapshot / "config.json")
+    (tmp_path / "models--a--b" / "elsewhere").write_text("{}")
+    (snapshot / "other.json").symlink_to("../../elsewhere")
+    with pytest.raises(InputError, match=r"leads out of its folder, to .*elsewhere"):
+        check_inside(snapshot, snapshot / "other.json")
+
+
+def test_a_data_set_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("the secret " * 50)
+    texts, rows = tmp_path / "texts", tmp_path / "rows"
+    texts.mkdir()
+    (texts / "own.txt").write_text("own text")
+    (texts / "link.txt").symlink_to(tmp_path / "secret")
+    (texts / "above").symlink_to(tmp_path)
+    assert [own.text for own in Corpus(texts).documents()] == ["own text"]
+    rows.mkdir()
+    (rows / "state.json").write_text('{"_data_files": [{"filename": "../secret"}]}')
+    (rows / "data.arrow").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=r"data\.arrow leads out of its folder"):
+        Corpus(rows)
