@@ -81,6 +81,7 @@ def assemble(
         notes=notes,
         device=cluster.device.name,
         zero=1 if layout.zero else 0,
+        dtype="bf16",  # what `cost.preset` counts, with masters and moments in fp32
         trainer=costs.trainer.name,
         source=model.name,
         speeds=found.speeds,
