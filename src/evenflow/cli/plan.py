@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         save_plan(plan, arguments.out)
     if arguments.json:
-        from evenflow.cli.console import show_json
+        from evenflow.cli.stdout import show_json
         from evenflow.files import plan_json
 
         show_json(plan_json(plan))

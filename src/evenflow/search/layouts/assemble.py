@@ -33,7 +33,7 @@ def assemble(
 ) -> Plan:
     """The plan of a solved layout."""
     layout = found.layout
-    modes: tuple[Recompute, ...] = found.modes  # type: ignore[assignment]
+    modes: tuple[Recompute, ...] = found.modes  # type: ignore[assignment]  # words of `stages.WAYS`
     model = preset_model(costs, layout.shape, layout.dp, layout.zero)
     link = costs.link(layout.tp * layout.cp * layout.dp)
     base = preset_costs(costs, layout.shape, layout.dp, layout.zero, link, norm_seconds(costs, layout))
