@@ -5,8 +5,8 @@
 Four beats and some hundred notes a second are far below what the step of a shared machine varies by, so each part is
 made larger and the cost divided by as much: in every round, steps with a heartbeat each `--beat-ms` take turns with
 steps without, by the processor's time of all threads; notes are timed alone, so many as a step has; and so is the
-watch's look at all ranks, of which there are five a second. `beats`, `notes` and `watch` are shares of the step as it is
-supervised; `overhead` is their sum, with the 95% interval of the beats, which alone are measured against noise. At most
+watch's look at all ranks, of which there are five a second. `beats`, `notes` and `watch` are shares of the supervised
+step; `overhead` is their sum, with the 95% interval of the beats, which alone are measured against noise. At most
 0.005 is aimed at.
 """
 

@@ -26,8 +26,8 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 dist.init_process_group("fake", rank=rank, world_size=processes, store=FakeStore())
 import deepspeed
-import deepspeed.comm.torch
-deepspeed.comm.torch.build_shm_op = lambda: None  # a minute of C++, for messages that nobody sends here
+# a minute of C++, for messages that nobody sends here (as an attribute of deepspeed.comm, torch is torch itself)
+sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
 deepspeed.init_distributed(dist_backend="fake", verbose=False)
 from deepspeed.pipe import LayerSpec
 from deepspeed.runtime.config import DeepSpeedConfig
@@ -95,6 +95,12 @@ def test_what_deepspeed_cannot_run_is_refused() -> None:
         export_plan(plan_of(cp=2), "deepspeed")
     with pytest.raises(ImpossibleError, match="cannot recompute as the plan does"):
         export_plan(plan_of(recompute=("selective",) * 8), "deepspeed")
+
+
+def test_bf16_is_asked_for() -> None:
+    files = export_plan(replace(plan_of(), dtype="bf16"), "deepspeed").files
+    assert json.loads(files["ds_config.json"])["bf16"] == {"enabled": True}
+    assert "bf16" not in json.loads(export_plan(plan_of(), "deepspeed").files["ds_config.json"])
 
 
 def test_tied_weights_and_tp_are_said() -> None:

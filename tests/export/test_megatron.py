@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evenflow.errors import ImpossibleError
@@ -29,7 +29,7 @@ def _arguments(plan: Plan) -> dict[str, str]:
 
 
 def _shapes() -> st.SearchStrategy[list[int]]:
-    return st.lists(st.integers(1, 9), min_size=1, max_size=40).filter(lambda counts: sum(counts) > 2)
+    return st.lists(st.integers(1, 9), min_size=1, max_size=24).filter(lambda counts: sum(counts) > 2)
 
 
 def _split(counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -37,7 +37,7 @@ def _split(counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(end - count, end)) for end, count in zip(ends, counts, strict=True))
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_shapes())
 def test_a_layout_reads_back_with_every_layer_once(counts: list[int]) -> None:
     split = _split(counts)
@@ -106,6 +106,11 @@ def test_a_plan_for_megatron_asks_for_what_it_counts_on() -> None:
     assert added == {"--bf16", "--sequence-parallel", "--tp-comm-overlap", "--overlap-grad-reduce"}
     assert any("--for megatron" in note for note in export_plan(plan, "megatron").notes)
     assert not any("--for" in note for note in export_plan(replace(plan, trainer="megatron"), "megatron").notes)
+
+
+def test_bf16_is_asked_for() -> None:
+    assert "--bf16" in _arguments(replace(plan_of(), dtype="bf16"))
+    assert "--bf16" not in _arguments(plan_of())
 
 
 def test_blocks_recomputed_from_the_beginning_of_each_stage() -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -157,8 +157,13 @@ def test_losses_out_of_order_are_refused() -> None:
 
 
 def test_what_the_script_cannot_hold_is_refused() -> None:
+    assert any(
+        "trains in fp32: it takes more" in note for note in export_plan(replace(plan_of(), dtype="bf16"), "torch").notes
+    )
     with pytest.raises(ImpossibleError, match="has no tp here, and the plan has tp 2; tp 1 would do"):
         export_plan(plan_of(tp=2), "torch")
+    with pytest.raises(ImpossibleError, match=r"llama-3\.1-8b is known by its dimensions alone"):
+        export_plan(replace(plan_of(), source="llama-3.1-8b"), "torch")
     with pytest.raises(ImpossibleError, match="cannot recompute as the plan does"):
         export_plan(plan_of(recompute=("selective",) * 8), "torch")
 

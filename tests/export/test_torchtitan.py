@@ -108,3 +108,6 @@ def test_what_torchtitan_cannot_run_is_refused_or_said() -> None:
     notes = " ".join(export_plan(replace(plan_of(dp=2, tp=2), zero=1), "torchtitan").notes)
     assert "no ZeRO 1 by itself" in notes
     assert "sequence parallelism" in notes
+    for dtype, param in (("bf16", "bfloat16"), ("fp32", "float32")):
+        text = export_plan(replace(plan_of(), dtype=dtype), "torchtitan").files["evenflow_torchtitan.py"]
+        assert f'"mixed_precision_param": "{param}"' in text

@@ -28,7 +28,7 @@ def test_two_ranks_of_a_large_plan(name: str, axes: Axes, seq: int) -> None:
     source = preset_source(name)
     cluster = parse_cluster(f"{axes.processes // 8}x8xH100-80GB")
     batch = make_batch(2 * axes.pp, 1, seq, axes)
-    _, plan, _ = plan_model(source, cluster, batch, memory_limit=2**40, axes=axes)
+    _, plan, _ = plan_model(source, cluster, batch, memory_limit=2**40, axes=axes, dtype="bf16")
     model = check_model(plan, source)
     for rank in (0, 1):
         found = rehearse_rank(plan, source, model, rank, steps=3)

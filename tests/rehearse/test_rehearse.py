@@ -120,6 +120,7 @@ def _doubled(plan: Plan, rank: int, model: Any) -> Rehearsed:
     stages = [plan.stages[stage].cost for stage in own.stages]
     return Rehearsed(
         rank=rank,
+        device="cpu",
         compute_s=2 * predicted_compute_s(plan, model, rank),
         peak_bytes=1,
         stages=tuple(StageCost(2 * it.forward_s, 2 * it.backward_s, 2 * it.input_s, 2 * it.weight_s) for it in stages),

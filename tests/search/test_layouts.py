@@ -19,7 +19,7 @@ from evenflow.search.layouts.best_first import best_first
 from evenflow.search.layouts.bounds import columns, lower_bounds
 from evenflow.search.layouts.layout import stage_ranks
 from evenflow.search.layouts.orders import order_arrays
-from evenflow.search.layouts.solve import Solver
+from evenflow.search.layouts.solve import Kind, Solver
 from evenflow.search.layouts.stages import places
 from evenflow.spec import Batch, parse_cluster
 from evenflow.spec.accelerators import ACCELERATORS
@@ -49,7 +49,7 @@ def test_a_step_is_the_simulators_and_no_rank_holds_more_than_was_allowed_for(se
     random = Random(seed)
     own = space(random)
     costs = PresetCosts(SMALL, DEVICE, SEQ, own.trainer)
-    solver = Solver(costs, caps(costs, random), random.choice(["auto", "auto", "none", "full"]))
+    solver = Solver(costs, [Kind(1, 1.0, caps(costs, random))], random.choice(["auto", "auto", "none", "full"]))
     for layout in random.sample(all_of := own.layouts(), min(len(all_of), 6)):
         found = solver.solve(layout)
         if not np.isfinite(found.step_s):
@@ -72,7 +72,7 @@ def test_no_layout_is_faster_than_its_bound(seed: int) -> None:
     random = Random(seed)
     own = space(random)
     costs = PresetCosts(SMALL, DEVICE, SEQ, own.trainer)
-    solver = Solver(costs, caps(costs, random), random.choice(["auto", "auto", "selective", "full"]))
+    solver = Solver(costs, [Kind(1, 1.0, caps(costs, random))], random.choice(["auto", "auto", "selective", "full"]))
     layouts = own.layouts()
     layouts = random.sample(layouts, min(len(layouts), 25))
     table = columns(layouts, costs, solver.cap, solver.wish)
@@ -95,7 +95,7 @@ def test_the_best_is_that_of_trying_everything(seed: int) -> None:
         layouts = own.layouts()
     except InputError:
         return
-    best = best_first(layouts, costs, Solver(costs, cap, "auto")).best
+    best = best_first(layouts, costs, Solver(costs, [Kind(1, 1.0, cap)], "auto")).best
     everything = best_by_trying_everything(layouts, costs, cap)
     assert (best.step_s if best else np.inf) == pytest.approx(everything, rel=1e-9)
 
@@ -104,7 +104,7 @@ def test_a_search_looks_no_further_than_it_has_to_and_says_how_good_it_is() -> N
     own = Space(SMALL, 8, 8, 64, SEQ, TRAINERS["evenflow"])
     costs = PresetCosts(SMALL, DEVICE, SEQ, own.trainer)
     layouts = own.layouts()
-    solver = Solver(costs, DEVICE.usable_bytes, "auto")
+    solver = Solver(costs, [Kind(1, 1.0, DEVICE.usable_bytes)], "auto")
     found = best_first(layouts, costs, solver)
     assert found.best is not None
     assert found.is_whole
@@ -206,7 +206,7 @@ def test_auto_is_no_slower_than_the_named_schedule_that_it_starts_from() -> None
 
 def test_splits_are_all_looked_at_where_they_are_few() -> None:
     costs = PresetCosts(SMALL, DEVICE, SEQ, TRAINERS["evenflow"])
-    solver = Solver(costs, 1e12, "none")
+    solver = Solver(costs, [Kind(1, 1.0, 1e12)], "none")
     layout = Layout(3, 1, 1, 1, 1, 1, "1f1b", 1, 0, 6)
     found = solver.solve(layout)
     ways = [solver.of_split(layout, (0, *cuts, 8)).step_s for cuts in combinations(range(1, 8), 2)]

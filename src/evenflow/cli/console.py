@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from evenflow.cli.stdout import show_json
 from evenflow.draw import held_out_text, plan_table
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
 from evenflow.spec import Model
 from evenflow.units import format_seconds
+
+__all__ = ["TerminalProgress", "show", "show_json"]
 
 _SAID_SHARE = 0.25  # of the data, between two lines without a terminal
 _PLAIN_LINES = 20  # of a run without a terminal, beside its first and last
@@ -25,11 +26,6 @@ def show(*renderables: RenderableType) -> None:
     console = Console(highlight=False)
     for renderable in renderables:
         console.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
-
-
-def show_json(value: dict[str, Any]) -> None:
-    """Print one JSON object."""
-    print(json.dumps(value, allow_nan=False))
 
 
 class TerminalProgress:

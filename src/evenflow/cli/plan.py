@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenflow.cli.options import (
@@ -22,6 +23,7 @@ from evenflow.errors import InputError
 
 if TYPE_CHECKING:
     from evenflow.plan import Plan
+    from evenflow.spec import Cluster
     from evenflow.spec.architecture import Architecture
 
 
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster",
         default="local",
         metavar="C",
-        help="local, which is this machine (default), 8xA100-80GB, or 4x8xH100-80GB: nodes x devices",
+        help="local, which is this machine (default), 8xA100-80GB, 4x8xH100-80GB (nodes x devices), or a TOML file",
     )
     add_batch(parser)
     parser.add_argument("--profile", type=path, metavar="F", help="measured costs; without it they come from FLOPs")
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         save_plan(plan, arguments.out)
     if arguments.json:
-        from evenflow.cli.console import show_json
+        from evenflow.cli.stdout import show_json
         from evenflow.files import plan_json
 
         show_json(plan_json(plan))
@@ -73,7 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
     """A preset is planned from its dimensions: torch is not imported."""
     from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
-    from evenflow.spec import parse_cluster
     from evenflow.spec.trainers import OURS
 
     if arguments.profile:
@@ -85,7 +86,7 @@ def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
     return plan_layout(
         LayoutRequest(
             preset,
-            parse_cluster(arguments.cluster),
+            _cluster(arguments.cluster),
             arguments.global_batch_size,
             arguments.seq_length,
             arguments.trainer or OURS,
@@ -94,6 +95,17 @@ def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
             arguments.memory_limit,
         )
     )
+
+
+def _cluster(text: str) -> Cluster:
+    """A cluster file, or a short form."""
+    from evenflow.spec import parse_cluster
+
+    if not text.endswith(".toml"):
+        return parse_cluster(text)
+    from evenflow.files.cluster import load_cluster
+
+    return load_cluster(Path(text))
 
 
 def _plan_model(arguments: argparse.Namespace) -> Plan:

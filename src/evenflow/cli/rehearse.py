@@ -65,13 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         step_s = plan_timeline(rehearsed_plan(plan, model, every)).step_s
         if arguments.out:
             save_profile(rehearsed_profile(plan, model, every), arguments.out)
+    device = next(iter(found.values())).device
+    note = _NOTE if device == plan.device else f"{_NOTE}; the plan's seconds are those of {plan.device}, not {device}"
     if not arguments.json:
-        show(rehearsal_table(plan, figures, step_s, _NOTE))
+        show(rehearsal_table(plan, figures, step_s, device, note))
     elif step_s is None:
-        show_json({**figures[0], "note": _NOTE})
+        show_json({**figures[0], "device": device, "note": note})
     else:
         step = {"measured_s": step_s, "predicted_s": plan.predicted.step_s}
-        show_json({"ranks": figures, "step": step, "note": _NOTE})
+        show_json({"ranks": figures, "step": step, "device": device, "note": note})
     return 0
 
 

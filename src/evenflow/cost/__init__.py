@@ -6,7 +6,7 @@ from evenflow.cost.costs import TIMED_PARTS, Costs, LayerCost, LinkCost, Origin
 from evenflow.cost.links import Edge, Links
 from evenflow.cost.memory import HasLayers, MemoryModel, StageMemory
 from evenflow.cost.profile import Profile
-from evenflow.cost.stage import RankCost, StageCost, rank_costs, stage_costs
+from evenflow.cost.stage import RankCost, StageCost, at_speeds, rank_costs, stage_costs
 
 __all__ = [
     "TIMED_PARTS",
@@ -24,6 +24,7 @@ __all__ = [
     "StageMemory",
     "all_reduce_s",
     "analytic_costs",
+    "at_speeds",
     "combined_s",
     "rank_costs",
     "spread_s",

@@ -81,6 +81,7 @@ class Costs:
         origin: for each group of figures (`layers`, `halves`, `link`, `optimizer`, `memory`), where it comes from.
         replicas: over how many gradients are added.
         shares: how many of them share out the update: all under ZeRO 1, else 1.
+        speeds: how fast each rank computes, where they differ: a rank of speed 2 takes half of these seconds.
         process_bytes: what a rank's process holds beside tensors; 0 where nobody measured it.
     """
 
@@ -93,6 +94,7 @@ class Costs:
     origin: dict[str, Origin]
     replicas: int = 1
     shares: int = 1
+    speeds: tuple[float, ...] | None = None
     process_bytes: int = 0
 
     @property

@@ -25,6 +25,7 @@ def preset_model(costs: PresetCosts, shape: Shape, dp: int, zero: int) -> Model:
         layers=layers,
         tp=shape.tp,
         whole_flops=int(flops),
+        dtype="bf16",
     )
 
 
@@ -94,6 +95,7 @@ def _layer(number: int, figures: LayerFigures, step: StepFigures, costs: PresetC
         weight_flops=flops,
         output_bytes=0 if kind == "head" else int(figures.hidden_bytes),
         state_bytes=int(step.state_bytes[number]),
+        master_bytes=2 * _held(figures, number),
         recomputed=again if kind == "block" else (),
         **plain,
     )
@@ -105,7 +107,7 @@ def _held(figures: LayerFigures, number: int) -> int:
 
 def _activations(number: int, way: int, figures: LayerFigures) -> Activations:
     passing = int(figures.passing_bytes[way, number])
-    parameters = _held(figures, number)
+    gradients = 2 * _held(figures, number)  # in fp32
     return Activations(
         saved_bytes=int(figures.saved_bytes[way, number]),
         shared_bytes=0,
@@ -113,7 +115,7 @@ def _activations(number: int, way: int, figures: LayerFigures) -> Activations:
         forward_peak_bytes=0,
         backward_peak_bytes=passing,
         input_peak_bytes=passing,
-        first_backward_peak_bytes=passing + parameters,
+        first_backward_peak_bytes=passing + gradients,
         first_input_peak_bytes=passing,
         kept_gradient_bytes=0,
     )

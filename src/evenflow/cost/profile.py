@@ -29,6 +29,7 @@ class Profile:
         reduce_s: combining the gradient norm over all processes.
         peak_flops: floating-point operations a second of a large matrix product on one process.
         cluster: what it says something about: this machine, or the cluster of a plan whose ranks were rehearsed here.
+        speeds: how fast each process computed beside the median of all, where that differs by more than noise.
         process_bytes: what a process held beside tensors once all of that had run in it: threads, libraries' working
             space, fragments.
         link_origin: where transfers and the norm's reduction come from: a rank that was rehearsed alone has none.
@@ -50,6 +51,7 @@ class Profile:
     peak_flops: float
     cluster: str = "local"
     link_origin: Origin = "measured"
+    speeds: tuple[float, ...] | None = None
     process_bytes: int = 0
 
     def costs(self) -> Costs:
@@ -69,6 +71,7 @@ class Profile:
                 "optimizer": "measured",
                 "memory": "analytic",
             },
+            speeds=self.speeds,
         )
 
     def check_fits(self, model: Model, cluster: Cluster) -> None:

@@ -33,6 +33,19 @@ class RankCost:
     optimizer_s: float
 
 
+def at_speeds(
+    stages: Sequence[StageCost], stage_rank: Sequence[int], speeds: Sequence[float] | None
+) -> tuple[StageCost, ...]:
+    """The cost of each stage on its own rank, where ranks' speeds differ."""
+    if speeds is None:
+        return tuple(stages)
+    by = [speeds[rank] for rank in stage_rank]
+    return tuple(
+        StageCost(own.forward_s / at, own.backward_s / at, own.input_s / at, own.weight_s / at)
+        for own, at in zip(stages, by, strict=True)
+    )
+
+
 def stage_costs(costs: Costs, stages: Sequence[Sequence[int]]) -> tuple[StageCost, ...]:
     """The cost of each stage; `stages[s]` lists the layers that stage `s` holds."""
     return tuple(

@@ -16,13 +16,16 @@ from evenflow.timeline import Figure
 from evenflow.units import format_seconds
 
 
-def rehearsal_table(plan: Plan, ranks: Sequence[Mapping[str, Any]], step_s: float | None, note: str) -> RenderableType:
+def rehearsal_table(
+    plan: Plan, ranks: Sequence[Mapping[str, Any]], step_s: float | None, device: str, note: str
+) -> RenderableType:
     """What ranks took.
 
     Args:
         plan: what was rehearsed.
         ranks: as `rehearse --json` has each: `rank`, `measured`, `predicted`, `same_as`.
         step_s: the whole step simulated from their times, where all were rehearsed.
+        device: what they ran on; seconds of another one are not compared.
         note: what the figures do not say.
     """
     times = [Figure(own["predicted"]["compute_s"], own["measured"]["compute_s"]) for own in ranks]
@@ -41,7 +44,11 @@ def rehearsal_table(plan: Plan, ranks: Sequence[Mapping[str, Any]], step_s: floa
     for own, time, peak in zip(ranks, times, peaks, strict=True):
         table.add_row(
             ranges((own["rank"], *own["same_as"])),
-            *(compute.text(time.predicted), compute.text(time.measured), error_text(time)),
+            *(
+                compute.text(time.predicted),
+                compute.text(time.measured),
+                error_text(time) if device == plan.device else "-",
+            ),
             *(memory.text(peak.predicted), memory.text(peak.measured), error_text(peak)),
         )
     lines = [Text(note, style="dim")]

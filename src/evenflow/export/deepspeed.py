@@ -96,12 +96,14 @@ def read_deepspeed(files: Mapping[str, str]) -> tuple[Split, tuple[int, ...]]:
 
 
 def _config(plan: Plan) -> str:
-    settings = {
+    settings: dict[str, object] = {
         "train_batch_size": plan.global_batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.microbatches,
         "zero_optimization": {"stage": int(plan.zero)},
     }
+    if plan.dtype == "bf16":
+        settings["bf16"] = {"enabled": True}
     return json.dumps(settings, indent=2) + "\n"
 
 

@@ -112,10 +112,10 @@ def _arguments(plan: Plan) -> list[tuple[str, ...]]:
 
 def _trainer_arguments(plan: Plan) -> list[tuple[str, ...]]:
     """What a plan that was made for Megatron counts on (`spec.trainers`)."""
+    rows: list[tuple[str, ...]] = [("--bf16",)] if plan.dtype == "bf16" or plan.trainer == "megatron" else []
     if plan.trainer != "megatron":
-        return []
+        return rows
     own, axes = TRAINERS[plan.trainer], plan.axes
-    rows: list[tuple[str, ...]] = [("--bf16",)]
     if axes.tp > 1 and own.is_sequence_parallel:
         rows.append(("--sequence-parallel",))
     if axes.tp > 1 and own.is_tp_overlapped:

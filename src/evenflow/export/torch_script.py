@@ -16,6 +16,7 @@ from evenflow.export.exported import Export, Split, Target
 from evenflow.export.limits import needs_axes, needs_recompute
 from evenflow.plan import Plan
 from evenflow.program import Compute, Forward, InputBackward, Order, order_csv, plan_program
+from evenflow.spec.presets import is_preset
 
 FILE = "train_torch.py"
 CSV_FILE = "schedule.csv"
@@ -32,6 +33,11 @@ def torch_export(plan: Plan) -> Export:
     """
     needs_axes(plan, _TITLE, ("pp", "dp"))
     needs_recompute(plan, _TITLE, ("full",))
+    if is_preset(plan.source):
+        raise ImpossibleError(
+            f"this script for {_TITLE} finds layers by their paths in a model, and {plan.source} is known by its "
+            "dimensions alone; a plan of the model's directory, where its config.json is enough, would do"
+        )
     order = compute_orders(plan)
     needs_losses_in_order(order, len(plan.stages), _TITLE)
     if len(plan.tied) and plan.stage_rank[0] == plan.stage_rank[-1]:
@@ -132,6 +138,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         f"{FILE} trains in fp32 with AdamW at a constant learning rate, on token ids in their order; what differs is "
         "yours to change"
     ]
+    if plan.dtype != "fp32":
+        notes.append(f"the plan is for {plan.dtype}, and {FILE} trains in fp32: it takes more memory than planned")
     if plan.zero:
         notes.append("ZeRO 1 is torch's ZeroRedundancyOptimizer, which shares out whole parameters")
     if "full" in plan.recompute and _has_halves(plan):

@@ -125,7 +125,7 @@ def _module(plan: Plan) -> str:
         f"from {module}.config_registry import {function}",
     ]
     constants = [
-        *([] if is_registered else [f"HF_MODEL = {_text(name)}  # a hub id or a directory"]),
+        *([] if is_registered else [f"HF_MODEL = {_text(plan.source or plan.model)}  # a hub id or a directory"]),
         "# the modules of each stage",
         "PARTS = [",
         *(f"    {_text(part)}," for part in _parts(plan)),
@@ -193,6 +193,7 @@ def _training(plan: Plan) -> dict[str, object]:
         "local_batch_size": plan.micro_batch_size * held,
         "global_batch_size": plan.global_batch_size,
         "seq_len": plan.seq_length,
+        "mixed_precision_param": "bfloat16" if plan.dtype == "bf16" or plan.trainer == "torchtitan" else "float32",
         "disable_cuda_graphs": True,  # torchtitan has them without a pipeline alone
     }
 
@@ -209,7 +210,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     notes = ["the registered config's optimizer, data and checkpoints are kept"]
     if plan.model not in _REGISTERED:
         notes.append(
-            "torchtitan has no config of its own for this model: it runs by its transformers backend, of HF_MODEL"
+            "torchtitan has no config of its own for this model: it runs by its transformers backend, as HF_MODEL, "
+            "which has to be a hub id or a directory"
         )
     if plan.zero:
         notes.append(

@@ -36,6 +36,7 @@ Moment = Annotated[float, Field(ge=-MOST_MOMENT_S, le=MOST_MOMENT_S)]
 Rate = Annotated[float, Field(ge=LEAST_RATE, le=MOST_RATE)]
 Figure = Annotated[float, Field(ge=-MOST_FIGURE, le=MOST_FIGURE)]
 Amount = Annotated[float, Field(ge=0, le=MOST_FIGURE)]
+Speed = Annotated[float, Field(ge=1e-3, le=1e3)]  # of a rank, beside the others
 StepSeconds = Annotated[float, Field(ge=LEAST_STEP_S, le=MOST_FIGURE)]
 
 

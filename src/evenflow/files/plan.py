@@ -22,6 +22,7 @@ from evenflow.files.parts import (
     Microbatches,
     Rate,
     Seconds,
+    Speed,
     StepSeconds,
     no_time,
 )
@@ -210,6 +211,8 @@ class PlanDocument(Document):
     dtype: Dtype = "fp32"
     process_bytes: Bytes = 0
     trainer: str = OURS
+    speeds: list[Speed] | None = None
+    memory_limits: list[Bytes] | None = None
     source: str = ""
 
     @classmethod
@@ -250,6 +253,8 @@ class PlanDocument(Document):
             dtype=plan.dtype,
             process_bytes=plan.process_bytes,
             trainer=plan.trainer,
+            speeds=None if plan.speeds is None else list(plan.speeds),
+            memory_limits=None if plan.memory_limits is None else list(plan.memory_limits),
             source=plan.source,
         )
 
@@ -288,6 +293,8 @@ class PlanDocument(Document):
             dtype=self.dtype,
             process_bytes=self.process_bytes,
             trainer=self.trainer,
+            speeds=None if self.speeds is None else tuple(self.speeds),
+            memory_limits=None if self.memory_limits is None else tuple(self.memory_limits),
             source=self.source,
         )
 
@@ -384,6 +391,10 @@ def _layers_mistake(document: PlanDocument) -> str | None:
 def _ranks_mistake(document: PlanDocument) -> str | None:
     """Ranks must stand in order, and stages and ranks must agree on who holds what."""
     ranks = len(document.ranks)
+    for name in ("speeds", "memory_limits"):
+        given = getattr(document, name)
+        if given is not None and len(given) != ranks:
+            return f"{name}: has {len(given)} entries; there are {ranks} ranks, and as many would do"
     if document.axes.pp != ranks:
         return f"axes.pp: is {document.axes.pp}, but ranks has {ranks}; they should be equal"
     for number, stage in enumerate(document.stages):

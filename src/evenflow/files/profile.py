@@ -10,7 +10,7 @@ from pydantic import Field
 from evenflow.cost import TIMED_PARTS, LayerCost, Origin, Profile
 from evenflow.errors import InputError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
-from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, no_time
+from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, Speed, no_time
 from evenflow.spec import Machine
 
 
@@ -55,6 +55,7 @@ class ProfileDocument(Document):
     peak_flops: Rate
     cluster: str = "local"
     link_origin: Origin = "measured"
+    speeds: list[Speed] | None = None
     process_bytes: Bytes = 0
 
     @classmethod
@@ -78,6 +79,7 @@ class ProfileDocument(Document):
             peak_flops=profile.peak_flops,
             cluster=profile.cluster,
             link_origin=profile.link_origin,
+            speeds=None if profile.speeds is None else list(profile.speeds),
             process_bytes=profile.process_bytes,
         )
 
@@ -100,6 +102,7 @@ class ProfileDocument(Document):
             peak_flops=self.peak_flops,
             cluster=self.cluster,
             link_origin=self.link_origin,
+            speeds=None if self.speeds is None else tuple(self.speeds),
             process_bytes=self.process_bytes,
         )
 

@@ -139,5 +139,17 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         link=LinkCost(middle([link[0] for link in links]), 1 / slowness if slowness else 1e12),
         reduce_s=middle([result["reduce_s"] for result in results]) if cluster.devices > 1 else 0.0,
         peak_flops=middle([result["peak_flops"] for result in timed]),
+        speeds=_speeds(results) if len(timed) == len(results) == cluster.at_once else None,
         process_bytes=int(middle([result["process_bytes"] for result in timed])),
     )
+
+
+_DIFFER = 1.2  # of the slowest rank's seconds to the fastest's: noise is a tenth
+
+
+def _speeds(results: Sequence[dict[str, Any]]) -> tuple[float, ...] | None:
+    """How fast each rank was beside the median, where one was slower than another by more than noise."""
+    seconds = [sum(layer["forward_s"] + layer["backward_s"] for layer in own["layers"]) for own in results]
+    if min(seconds) <= 0 or max(seconds) < _DIFFER * min(seconds):
+        return None
+    return tuple(median(seconds) / own for own in seconds)

@@ -20,11 +20,15 @@ def step_bound(costs: Costs, at_once: int, microbatches: int) -> float:
     """Seconds that a step takes at least, where `at_once` devices compute at full speed at once."""
     shared = 0.0
     busiest = 0.0
+    fastest = 1.0
+    capacity = float(at_once)
+    if costs.speeds is not None:  # the fastest of the ranks may be those that compute
+        fastest, capacity = max(costs.speeds), sum(sorted(costs.speeds, reverse=True)[:at_once])
     before = 0.0
     for layer in costs.layers:
         backward = min(layer.backward_s, layer.input_s + layer.weight_s)
         work = microbatches * (layer.forward_s + backward) + layer.norm_s
-        shared += (work + layer.optimizer_s) / at_once
+        shared += (work + layer.optimizer_s) / capacity
         busiest = max(busiest, max(layer.optimizer_s, before) + work)
         before += layer.forward_s
-    return max(shared, busiest)
+    return max(shared, busiest / fastest)

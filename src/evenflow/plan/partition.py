@@ -34,7 +34,7 @@ class StageCaps:
 
 
 def partition(
-    seconds: Sequence[float], stages: int, caps: StageCaps | None = None
+    seconds: Sequence[float], stages: int, caps: StageCaps | None = None, speeds: Sequence[float] | None = None
 ) -> tuple[tuple[int, ...], ...] | None:
     """Split layers over stages, every stage at least one layer, with the least possible bottleneck.
 
@@ -42,6 +42,7 @@ def partition(
         seconds: for each layer, its seconds for one microbatch.
         stages: how many stages.
         caps: memory of each stage; without it, memory is free.
+        speeds: how fast each stage is computed; by default all equally.
 
     Returns:
         The layers of each stage, or None where no split stays under the caps.
@@ -52,7 +53,7 @@ def partition(
     layers = len(seconds)
     if not 1 <= stages <= layers:
         raise InputError(f"{layers} layers do not make {stages} stages; 1 to {layers} would do")
-    table = [_run_seconds(seconds, stage, caps) for stage in range(stages)]
+    table = [_run_seconds(seconds, stage, caps) / (speeds[stage] if speeds else 1.0) for stage in range(stages)]
     bottleneck = _cheapest(table, np.maximum)[0]
     if not np.isfinite(bottleneck):
         return None

@@ -131,6 +131,8 @@ class Plan:
         process_bytes: what each rank's process holds beside tensors, in the bytes of its stages and its peak; 0 where
             that was not measured.
         trainer: who can run it; plans for others than evenflow are to be exported.
+        speeds: how fast each rank computes, where they differ; layers and stages have the seconds of speed 1.
+        memory_limits: bytes that each rank may use, where they differ; `memory_limit` is the most of them.
         source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
     """
 
@@ -166,6 +168,8 @@ class Plan:
     dtype: Dtype = "fp32"
     process_bytes: int = 0
     trainer: str = OURS
+    speeds: tuple[float, ...] | None = None
+    memory_limits: tuple[int, ...] | None = None
     source: str = ""
 
     @property
@@ -217,6 +221,7 @@ class Plan:
             origin=self.costs,
             replicas=self.axes.copies,
             shares=self.axes.copies if self.zero else 1,
+            speeds=self.speeds,
             process_bytes=self.process_bytes,
         )
 

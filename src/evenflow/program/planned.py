@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from evenflow.cost import LinkCost, Links, StageCost, StageMemory
+from evenflow.cost import LinkCost, Links, StageCost, StageMemory, at_speeds
 from evenflow.plan import Plan
 from evenflow.program.build import build_program
 from evenflow.program.lower import lower
@@ -17,7 +17,7 @@ from evenflow.program.work import Work, make_work
 
 def plan_caps(plan: Plan) -> tuple[float, ...]:
     """The bytes that each of a plan's ranks may hold."""
-    return (float(plan.memory_limit),) * len(plan.ranks)
+    return tuple(map(float, plan.memory_limits or (plan.memory_limit,) * len(plan.ranks)))
 
 
 def plan_program(plan: Plan) -> Program:
@@ -62,5 +62,6 @@ def linked_work(
 
 
 def _work(plan: Plan) -> Work:
-    costs, memory = [stage.cost for stage in plan.stages], [stage.memory for stage in plan.stages]
+    memory = [stage.memory for stage in plan.stages]
+    costs = at_speeds([stage.cost for stage in plan.stages], plan.stage_rank, plan.speeds)
     return linked_work(plan.stage_rank, plan.microbatches, costs, memory, plan.link)

@@ -45,6 +45,7 @@ class Rehearsed:
 
     Attributes:
         rank: its index on the pp axis.
+        device: what it ran on: `cpu`, or a GPU's name.
         compute_s: its seconds in forwards and backwards of a step, without what it would wait for.
         peak_bytes: the most memory it held above what its process held before the model was built.
         stages: the mean seconds of each of its stages' actions; 0 for a kind that its program does not have.
@@ -52,6 +53,7 @@ class Rehearsed:
     """
 
     rank: int
+    device: str
     compute_s: float
     peak_bytes: int
     stages: tuple[StageCost, ...]
@@ -107,6 +109,7 @@ def rehearse_rank(
     found = [_summary(plan, rank, actions, own[WARM_UP_STEPS:]) for own in reports.values()]
     return Rehearsed(
         rank=rank,
+        device=cluster.device.name,
         compute_s=median(own.compute_s for own in found),
         peak_bytes=int(median(own.peak_bytes for own in found)),
         stages=tuple(_middle(StageCost, [own.stages[stage] for own in found]) for stage in range(len(found[0].stages))),
@@ -216,6 +219,7 @@ def _summary(plan: Plan, rank: int, actions: Sequence[Action], reports: Sequence
     middle = {key: median(step[key] for step in steps) / number for key, number in count.items()}
     return Rehearsed(
         rank=rank,
+        device=plan.device,
         compute_s=median(sum(own for (_, name), own in step.items() if name in StageCost.__slots__) for step in steps),
         peak_bytes=reports[-1]["peak"],
         stages=tuple(

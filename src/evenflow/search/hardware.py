@@ -56,6 +56,7 @@ def split_hardware(
         or _reduce_grad_s(costs.link, costs.replicas, costs.shares, stages, stage_rank, tied_bytes),
         reduce_tied_s=_reduce_tied_s(costs.link, costs.replicas, stage_rank, tied_bytes),
         at_once=at_once,
+        speeds=costs.speeds,
     )
 
 
@@ -73,6 +74,7 @@ def plan_hardware(plan: Plan) -> Hardware:
         or _reduce_grad_s(plan.link, replicas, shares, stages, plan.stage_rank, plan.tied_gradient_bytes),
         reduce_tied_s=_reduce_tied_s(plan.link, replicas, plan.stage_rank, plan.tied_gradient_bytes),
         at_once=plan.at_once,
+        speeds=plan.speeds,
     )
 
 

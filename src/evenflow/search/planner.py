@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from evenflow.cost import Costs
 from evenflow.errors import InputError
@@ -70,7 +71,7 @@ def make_plan(
     wish = check_recompute(recompute)
     problem = Problem(
         model=model,
-        costs=costs.over(axes.dp, axes.dp if check_zero(zero) else 1),
+        costs=replace(costs.over(axes.dp, axes.dp if check_zero(zero) else 1), speeds=_rank_speeds(costs.speeds, axes)),
         microbatches=batch.microbatches,
         schedule=schedule,
         stage_rank=place_stages(schedule, axes.pp, len(model.layers), stages_per_rank, axes.tp),
@@ -128,9 +129,18 @@ def _assemble(
         device=cluster.device.name,
         zero=1 if costs.shares > 1 else 0,
         tied_bytes=model.tied_bytes,
+        speeds=costs.speeds,
         dtype=model.dtype,
         process_bytes=costs.process_bytes,
     )
+
+
+def _rank_speeds(speeds: tuple[float, ...] | None, axes: Axes) -> tuple[float, ...] | None:
+    """A pipeline rank is as fast as the slowest of the processes that have its place."""
+    if speeds is None:
+        return None
+    each = axes.processes // axes.pp
+    return tuple(min(speeds[rank * each : (rank + 1) * each]) for rank in range(axes.pp))
 
 
 def check_request(

@@ -54,10 +54,11 @@ def _rank_of(candidate: Candidate, limit: float) -> tuple[float, float, float]:
 
 def _first_split(problem: Problem, program: Program) -> Split:
     seconds = [layer.forward_s + layer.backward_s for layer in problem.costs.layers]
+    speeds = None if problem.costs.speeds is None else [problem.costs.speeds[rank] for rank in problem.stage_rank]
     if problem.stages > problem.ranks:  # what a stage needs depends on the others of its rank: the moves see to it
-        return partition(seconds, problem.stages) or ()
+        return partition(seconds, problem.stages, speeds=speeds) or ()
     caps = StageCaps(_needs(problem, program), [problem.limit] * problem.stages)
-    return partition(seconds, problem.stages, caps) or least_needs(caps)
+    return partition(seconds, problem.stages, caps, speeds) or least_needs(caps)
 
 
 def _needs(problem: Problem, program: Program) -> NDArray[np.float64]:

@@ -53,7 +53,8 @@ def were_faster(plan: Plan, timeline: Timeline, rank: int, speed: float) -> Fast
     speeds = [1.0] * len(timeline.ranks)
     speeds[rank] = speed
     if timeline.origin == "predicted":
-        step_s = step_seconds(timeline.program, replace(hardware, speeds=speeds))
+        own = [now * more for now, more in zip(hardware.speeds or [1.0] * len(speeds), speeds, strict=True)]
+        step_s = step_seconds(timeline.program, replace(hardware, speeds=own))
         return Faster(rank, speed, step_s, timeline.step_s)
     now = replayed_step_s(timeline, hardware, [1.0] * len(speeds))
     then = replayed_step_s(timeline, hardware, speeds)

@@ -9,7 +9,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from evenflow.cost import Edge, LinkCost, Links, RankCost, StageCost, StageMemory
+from evenflow.cost import Edge, LinkCost, Links, RankCost, StageCost, StageMemory, at_speeds
 from evenflow.errors import InputError
 from evenflow.program import Program
 
@@ -46,13 +46,7 @@ class Hardware:
 
     def own_stages(self, stage_rank: Sequence[int]) -> tuple[StageCost, ...]:
         """Seconds of each stage on its own rank."""
-        if self.speeds is None:
-            return tuple(self.stages)
-        speeds = [self.speeds[rank] for rank in stage_rank]
-        return tuple(
-            StageCost(own.forward_s / by, own.backward_s / by, own.input_s / by, own.weight_s / by)
-            for own, by in zip(self.stages, speeds, strict=True)
-        )
+        return at_speeds(self.stages, stage_rank, self.speeds)
 
     def own_ranks(self) -> tuple[RankCost, ...]:
         """Seconds of each rank's norm and update at its own speed."""

@@ -33,10 +33,11 @@ def assemble(
 ) -> Plan:
     """The plan of a solved layout."""
     layout = found.layout
-    modes: tuple[Recompute, ...] = found.modes  # type: ignore[assignment]
+    modes: tuple[Recompute, ...] = found.modes  # type: ignore[assignment]  # words of `stages.WAYS`
     model = preset_model(costs, layout.shape, layout.dp, layout.zero)
     link = costs.link(layout.tp * layout.cp * layout.dp)
     base = preset_costs(costs, layout.shape, layout.dp, layout.zero, link, norm_seconds(costs, layout))
+    base = replace(base, speeds=found.speeds)
     modes = model.recomputing(modes)
     problem = Problem(
         model=model.under(modes),
@@ -80,8 +81,11 @@ def assemble(
         notes=notes,
         device=cluster.device.name,
         zero=1 if layout.zero else 0,
+        dtype="bf16",  # what `cost.preset` counts, with masters and moments in fp32
         trainer=costs.trainer.name,
         source=model.name,
+        speeds=found.speeds,
+        memory_limits=found.limits,
     )
 
 
@@ -107,7 +111,7 @@ def _play(found: Found, problem: Problem, batch: Batch) -> _Played:
         order or compute_order(layout.schedule, problem.stage_rank, problem.microbatches),
         work,
         hardware,
-        [problem.limit] * problem.ranks,
+        found.limits or [problem.limit] * problem.ranks,
         problem.reduces,
         problem.tied,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evenflow.cost.preset import PresetCosts
+from evenflow.plan import Axes
 from evenflow.search.layouts.bounds import bounds
 from evenflow.search.layouts.layout import Layout
 from evenflow.search.layouts.solve import Found, Solver
@@ -41,10 +42,25 @@ class Searched:
 
 
 def best_first(
-    layouts: Sequence[Layout], costs: PresetCosts, solver: Solver, cutoff: float = np.inf, work: int = _WORK
+    layouts: Sequence[Layout],
+    costs: PresetCosts,
+    solver: Solver,
+    cutoff: float = np.inf,
+    work: int = _WORK,
+    runners_up: int = 0,
 ) -> Searched:
-    """Search all layouts; those that cannot be under `cutoff` are passed over."""
-    rough = bounds(layouts, costs, solver.cap, solver.wish, with_memory=False)
+    """Search all layouts; those that cannot be under `cutoff` are passed over.
+
+    Args:
+        layouts: the space.
+        costs: of its layers.
+        solver: what solves one.
+        cutoff: a step that is to be beaten.
+        work: actions that may be walked through.
+        runners_up: how many other axes are to be solved as well.
+    """
+    own = (costs, solver.cap, solver.wish)
+    rough = bounds(layouts, *own, with_memory=False, mean_speed=solver.mean_speed)
     by_rough = np.argsort(rough, kind="stable")
     heap: list[tuple[float, int]] = []
     solved: list[Found] = []
@@ -60,7 +76,7 @@ def best_first(
                 break
             chunk = by_rough[taken : taken + _CHUNK]
             taken += len(chunk)
-            fine = bounds([layouts[at] for at in chunk], costs, solver.cap, solver.wish)
+            fine = bounds([layouts[at] for at in chunk], *own, mean_speed=solver.mean_speed)
             for at, bound in zip(chunk.tolist(), fine.tolist(), strict=True):
                 if np.isfinite(bound):
                     heapq.heappush(heap, (bound, at))
@@ -70,7 +86,7 @@ def best_first(
         found = solver.solve(layouts[at], limit)
         simulated += found.simulated
         if not found.is_all:
-            unproved = min(unproved, bound)
+            unproved = min(unproved, max(bound, found.bound_s))
         spent += found.simulated * 40 + layouts[at].stages * layouts[at].microbatches * 12
         if np.isfinite(found.step_s):
             solved.append(found)
@@ -80,6 +96,22 @@ def best_first(
         elif closest is None or found.over_bytes < closest.over_bytes:
             closest = found
     left = heap[0][0] if heap else np.inf
+    solved += _runners_up(layouts, solver, heap, {own.layout.axes for own in solved}, runners_up)
     least = min(left, unproved, *(rough[by_rough[taken:]].tolist()[:1] or [np.inf]), limit)
     solved.sort(key=lambda own: own.step_s)
     return Searched(best, float(least), tuple(solved), closest, len(layouts), simulated, bool(left >= limit))
+
+
+def _runners_up(
+    layouts: Sequence[Layout], solver: Solver, heap: list[tuple[float, int]], others: set[Axes], wanted: int
+) -> list[Found]:
+    """Layouts of other axes, the lowest bounds first, though they cannot be the best."""
+    found: list[Found] = []
+    for _ in range(3 * wanted):
+        if len(others) > wanted or not heap:
+            break
+        _, at = heapq.heappop(heap)
+        if layouts[at].axes not in others and np.isfinite((own := solver.solve(layouts[at])).step_s):
+            found.append(own)
+            others.add(own.layout.axes)
+    return found

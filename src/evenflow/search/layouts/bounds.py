@@ -17,8 +17,9 @@ With several stages a rank in a loop, rank r has m t_r, and before and after it 
 the embedding, and a block at least in each of the others. Such a rank has in flight, when its warm-up ends, all of a
 round in every stage but its last, and 2 (p - 1 - r) + 1 microbatches in that.
 
-All t_r together are W, and none is over T, so the last q have at least W - (p - q) T. The step is at least the least
-over T of the greater of m T, which rises, and of these, which fall.
+A step is no shorter than what the first microbatch takes, all the way and back: W. All t_r together are W, and none is
+over T, so the last q have at least W - (p - q) T. The step is at least the least over T of the greater of m T, which
+rises, and of these, which fall.
 """
 
 from __future__ import annotations
@@ -71,7 +72,14 @@ _KINDS = {"1f1b": 0, "gpipe": 1, "interleaved": 2, "zb-h1": 3, "zb-h2": 4}
 _OTHERS = 5  # of halves too; those that have both ends on one rank among them
 
 
-def bounds(layouts: Sequence[Layout], costs: PresetCosts, cap: float, wish: str, with_memory: bool = True) -> Floats:
+def bounds(
+    layouts: Sequence[Layout],
+    costs: PresetCosts,
+    cap: float,
+    wish: str,
+    with_memory: bool = True,
+    mean_speed: float = 1.0,
+) -> Floats:
     """Seconds that the step of each layout takes at least; infinite where nothing fits.
 
     How many stages a rank has in a loop does not matter here, so such layouts are worked out once.
@@ -79,7 +87,7 @@ def bounds(layouts: Sequence[Layout], costs: PresetCosts, cap: float, wish: str,
     alike: dict[Layout, int] = {}
     which = [alike.setdefault(own if own.stages_per_rank < 3 else replace(own, stages_per_rank=2), len(alike))
              for own in layouts]  # fmt: skip
-    found: Floats = lower_bounds(columns(list(alike), costs, cap, wish), with_memory)[which]
+    found: Floats = lower_bounds(columns(list(alike), costs, cap, wish), with_memory, mean_speed=mean_speed)[which]
     return found
 
 
@@ -141,10 +149,21 @@ def norm_seconds(costs: PresetCosts, layout: Layout) -> float:
     return costs.fabric.seconds("all-reduce", 8.0, layout.devices)
 
 
-def lower_bounds(own: Columns, with_memory: bool = True) -> Floats:
-    """Seconds that the step of each layout takes at least; infinite where nothing fits."""
-    least = np.maximum(own.work / own.p, own.block_s.min(axis=0))
-    if with_memory:
+def lower_bounds(
+    own: Columns, with_memory: bool = True, bottleneck: float | None = None, mean_speed: float = 1.0
+) -> Floats:
+    """Seconds that the step of each layout takes at least; infinite where nothing fits.
+
+    Args:
+        own: the layouts.
+        with_memory: whether what ranks can hold counts.
+        mean_speed: of all devices, beside the fastest, which the columns are of.
+        bottleneck: seconds that the busiest rank needs for a microbatch at least, where that is known.
+    """
+    least = np.maximum(own.work / (own.p * mean_speed), own.block_s.min(axis=0))
+    if bottleneck is not None:
+        least = np.maximum(least, bottleneck)
+    elif with_memory:
         least = np.maximum(least, _least_bottleneck(own))
     found = _paths(own, least)
     alone = own.m * least + own.update
@@ -249,7 +268,9 @@ def _paths(own: Columns, least: Floats) -> Floats:
 
 def _last_ranks(own: Columns, bottleneck: Floats) -> Floats:
     """The longest of the paths through the last q ranks, averaged, where no rank is busier than `bottleneck`."""
-    best = np.zeros_like(bottleneck)
+    # Whatever the order, the first microbatch goes through all layers and back; of halves, without the weights' last.
+    best = np.where(own.kind < 3, own.work, 0.0) + np.where(own.kind < 3, 2 * own.hop * (own.p * own.each - 1), 0.0)
+    best = np.where(own.p == 1, 0.0, best)
     for share in (0.0, 0.125, 0.25, 0.5, 1.0):
         q = np.clip(np.round(own.p * share), 1, own.p)
         busy = np.maximum(own.work - (own.p - q) * bottleneck, 0.0) / q

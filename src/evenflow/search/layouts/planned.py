@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evenflow.cost.preset import PresetCosts
+from evenflow.cost.preset import PresetCosts, Shape
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Plan, Search
 from evenflow.program import AUTO
 from evenflow.search.layouts.assemble import assemble
 from evenflow.search.layouts.best_first import Searched, best_first
+from evenflow.search.layouts.explain import ALTERNATIVES, notes
 from evenflow.search.layouts.layout import FREE, Layout, Pins, Space
-from evenflow.search.layouts.solve import Found, Solver
+from evenflow.search.layouts.solve import Found, Kind, Solver
 from evenflow.search.replay import reschedule
 from evenflow.spec import Batch, Cluster
 from evenflow.spec.architecture import Architecture
@@ -52,14 +53,15 @@ class LayoutRequest:
     @property
     def limit(self) -> int:
         """Bytes that a device's tensors may take."""
-        return self.memory_limit if self.memory_limit is not None else self.cluster.device.memory_bytes
+        usable = max(group.accelerator.usable_bytes for group in self.cluster.groups)
+        return self.memory_limit if self.memory_limit is not None else usable
 
     def space(self, trainer: Trainer) -> Space:
         """The layouts that are asked for; an order made for costs is looked for in what a named one found."""
         pins = replace(self.pins, schedule=None) if self.pins.schedule == AUTO else self.pins
-        group = self.cluster.groups[0]
+        node = min(group.node_devices for group in self.cluster.groups)
         return Space(
-            self.architecture, self.cluster.devices, group.node_devices, self.global_batch_size, self.seq_length,
+            self.architecture, self.cluster.devices, node, self.global_batch_size, self.seq_length,
             trainer, pins,
         )  # fmt: skip
 
@@ -80,27 +82,57 @@ def plan_layout(request: LayoutRequest) -> Plan:
         )
     if request.pins.schedule == AUTO and trainer.name != OURS:
         raise InputError(f"{trainer.name} does not run orders that are made for a plan; --schedule 1f1b would do")
-    layouts = request.space(trainer).layouts()
-    costs = PresetCosts(request.architecture, request.cluster.groups[0].accelerator, request.seq_length, trainer)
-    limit = cap = request.limit
+    space = request.space(trainer)
+    layouts = space.layouts()
+    fastest = max(request.cluster.groups, key=lambda group: group.accelerator.half_flops)
+    costs = PresetCosts(request.architecture, fastest.accelerator, request.seq_length, trainer)
+    kinds = _kinds(request, costs)
+    solver = Solver(costs, kinds, request.recompute)
+    layouts = [layout for layout in layouts if solver.has_ranks(layout)]
+    if not layouts:
+        counts = ", ".join(str(kind.devices) for kind in kinds)
+        raise InputError(f"no layout has every pipeline rank on devices of one kind, of which there are {counts}")
     for _ in range(_TRIES):
-        solver = Solver(costs, cap, request.recompute)
-        searched = best_first(layouts, costs, solver)
+        searched = best_first(layouts, costs, solver, runners_up=ALTERNATIVES)
         if searched.best is None:
             raise ImpossibleError(_closest_text(request, searched, layouts, costs, solver))
-        plan = _plan(request, searched, searched.best, costs, began)
-        over = max(rank.peak_bytes for rank in plan.ranks) - limit
+        plan = _plan(request, searched, searched.best, costs)
+        limits = plan.memory_limits or (plan.memory_limit,) * len(plan.ranks)
+        over = max(rank.peak_bytes - limit for rank, limit in zip(plan.ranks, limits, strict=True))
         if over <= 0:
+            plan = replace(plan, notes=notes(plan, searched, solver, space))
             break
-        cap -= over
+        solver = solver.with_more(-over)
+    plan = replace(plan, search=Search(len(layouts), time.perf_counter() - began))
     return reschedule(plan, AUTO) if request.pins.schedule == AUTO else plan
 
 
-def _plan(request: LayoutRequest, searched: Searched, best: Found, costs: PresetCosts, began: float) -> Plan:
+def _kinds(request: LayoutRequest, costs: PresetCosts) -> list[Kind]:
+    """The cluster's kinds of devices: how fast each computes a block beside the one that costs are of."""
+    shape = Shape()
+    block = slice(1, -1)
+    own = costs.figures(shape)
+    seconds = float((own.forward_s + own.input_s[0] + own.weight_s)[block].sum())
+    found = []
+    for group in request.cluster.groups:
+        speed = 1.0
+        if group.accelerator != costs.device:
+            other = PresetCosts(request.architecture, group.accelerator, request.seq_length, costs.trainer).figures(
+                shape
+            )
+            speed = seconds / float((other.forward_s + other.input_s[0] + other.weight_s)[block].sum())
+        usable = group.accelerator.usable_bytes
+        cap = usable if request.memory_limit is None else min(usable, request.memory_limit)
+        if len(request.cluster.groups) == 1:
+            cap = request.limit
+        found.append(Kind(group.devices, speed, float(cap)))
+    return found
+
+
+def _plan(request: LayoutRequest, searched: Searched, best: Found, costs: PresetCosts) -> Plan:
     layout = best.layout
     batch = Batch(request.global_batch_size, layout.micro_batch_size, request.seq_length, layout.dp)
-    search = Search(searched.layouts, time.perf_counter() - began)
-    return assemble(best, costs, request.cluster, batch, request.limit, searched.bound_s, search, ())
+    return assemble(best, costs, request.cluster, batch, request.limit, searched.bound_s, Search(1, 0.0), ())
 
 
 def _closest_text(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, permutations
 from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evenflow.cost.preset import PresetCosts
-from evenflow.search.layouts.bounds import norm_seconds
+from evenflow.search.layouts.bounds import columns, lower_bounds, norm_seconds
 from evenflow.search.layouts.layout import Layout
 from evenflow.search.layouts.orders import Ints, OrderArrays, order_arrays
 from evenflow.search.layouts.pace import step_seconds
@@ -37,6 +38,9 @@ class Found:
         over_bytes: by how much the closest split is over the limit; 0 where it fits.
         simulated: how many splits were played.
         is_all: whether every split was looked at.
+        bound_s: no split of the layout has a shorter step.
+        speeds: of its ranks, where they differ.
+        limits: what each of its ranks may hold, where they differ.
     """
 
     layout: Layout
@@ -47,6 +51,9 @@ class Found:
     over_bytes: float
     simulated: int
     is_all: bool
+    bound_s: float
+    speeds: tuple[float, ...] | None = None
+    limits: tuple[int, ...] | None = None
 
     @property
     def peak_bytes(self) -> float:
@@ -59,38 +66,82 @@ class Found:
         return tuple(tuple(range(one, end)) for one, end in zip(self.ends, self.ends[1:], strict=False))
 
 
-class Solver:
-    """Solves layouts of one preset on one kind of device."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Devices of a cluster that are alike: how many, how fast beside the fastest, and what each may hold."""
 
-    def __init__(self, costs: PresetCosts, cap: float, wish: str, speeds: Floats | None = None,
-                 caps: Floats | None = None) -> None:  # fmt: skip
-        self.costs, self.cap, self.wish = costs, cap, wish
-        self.speeds, self.caps = speeds, caps
+    devices: int
+    speed: float
+    cap: float
+
+
+class Solver:
+    """Solves layouts of one preset; a pipeline rank is on devices of one kind, and kinds follow each other."""
+
+    def __init__(self, costs: PresetCosts, kinds: Sequence[Kind], wish: str) -> None:
+        self.costs, self.kinds, self.wish = costs, tuple(kinds), wish
+        self.cap = max(kind.cap for kind in kinds)
+        devices = sum(kind.devices for kind in kinds)
+        self.mean_speed = sum(kind.devices * kind.speed for kind in kinds) / devices
+
+    def with_more(self, size: float) -> Solver:
+        """The same where every device has so many bytes more."""
+        return Solver(self.costs, [replace(kind, cap=kind.cap + size) for kind in self.kinds], self.wish)
 
     def solve(self, layout: Layout, cutoff: float = np.inf) -> Found:
         """The best split, or where none can be under `cutoff` or fits, the closest: its step is infinite then."""
-        return _Solve(self, layout, cutoff).best()
+        found = [_Solve(self, layout, cutoff, *ranks).best() for ranks in self.ranks(layout)]
+        best = min(found, key=lambda own: (own.step_s, own.over_bytes))
+        return replace(best, bound_s=min(own.bound_s for own in found), is_all=all(own.is_all for own in found))
 
     def of_split(self, layout: Layout, ends: tuple[int, ...]) -> Found:
         """A split that is given."""
-        own = _Solve(self, layout, np.inf)
-        return own.found(np.array([ends], dtype=np.int64), *own.play(np.array([ends], dtype=np.int64)), is_all=False)
+        own = _Solve(self, layout, np.inf, *next(self.ranks(layout)))
+        given = np.array([ends], dtype=np.int64)
+        return own.found(given, *own.play(given), is_all=False)
+
+    def has_ranks(self, layout: Layout) -> bool:
+        """Whether every rank can be on devices of one kind."""
+        each = layout.devices // layout.pp
+        return all(kind.devices % each == 0 for kind in self.kinds)
+
+    def ranks(self, layout: Layout) -> Iterator[tuple[Floats | None, Floats]]:
+        """Speeds and caps of a layout's ranks, for each order of the kinds along the pipeline."""
+        if len(self.kinds) == 1:
+            yield None, np.full(layout.pp, self.cap)
+            return
+        each = layout.devices // layout.pp
+        for order in dict.fromkeys(permutations(self.kinds)):
+            times = [kind.devices // each for kind in order]
+            yield (
+                np.repeat([kind.speed for kind in order], times),
+                np.repeat([kind.cap for kind in order], times).astype(np.float64),
+            )
 
 
 class _Solve:
-    def __init__(self, solver: Solver, layout: Layout, cutoff: float) -> None:
+    def __init__(self, solver: Solver, layout: Layout, cutoff: float, speeds: Floats | None, caps: Floats) -> None:
         costs = solver.costs
         self.layout, self.cutoff = layout, cutoff
         self.order: OrderArrays = order_arrays(layout.schedule, layout.pp, layout.stages_per_rank, layout.microbatches)
         figures = costs.figures(layout.shape)
-        caps = solver.caps if solver.caps is not None else np.full(layout.pp, float(solver.cap))
         step = costs.step_figures(layout.shape, layout.dp, layout.zero)
         self.stages = Stages(figures, step, self.order.counts, caps, solver.wish)
-        self.caps, self.speeds = caps, solver.speeds
+        self.caps, self.speeds = caps, speeds
         hop = costs.link(layout.tp * layout.cp * layout.dp).seconds(figures.hidden_bytes)
         self.lag = np.full(layout.stages - 1, hop)
         self.norm_s = norm_seconds(costs, layout)
         self.simulated = 0
+        self.bound_s = 0.0
+        self.solver = solver
+
+    def _bound(self) -> float:
+        """No split is faster: the columns' paths, with what this order lets each rank hold."""
+        least = self.stages.least_bottleneck(self.order, self.speeds)
+        if not np.isfinite(least):
+            return np.inf
+        own = columns([self.layout], self.solver.costs, self.solver.cap, self.solver.wish)
+        return float(lower_bounds(own, bottleneck=least)[0])
 
     def best(self) -> Found:
         layers, stages = self.stages.layers.layers, self.layout.stages
@@ -100,6 +151,11 @@ class _Solve:
             ).reshape(-1, stages + 1)  # fmt: skip
             steps, fit = self.play(every)
             return self.found(every, steps, fit, is_all=True)
+        self.bound_s = self._bound()
+        if self.bound_s >= self.cutoff:
+            even = np.array([_even(layers, stages)])
+            begin, end = places(self.order, even)
+            return self.found(even, np.array([np.inf]), self.stages.fit(begin, end), is_all=False)
         start = self._starts()
         steps, fit = self.play(start)
         at = _first(steps, fit)
@@ -142,6 +198,9 @@ class _Solve:
             self.layout, float(steps[at]), tuple(ends[at].tolist()),
             self.stages.modes(begin, end, _only(fit, np.array([at]))), tuple(fit.peak_bytes[at].tolist()),
             max(over, 0.0) if not np.isfinite(steps[at]) else 0.0, self.simulated, is_all,
+            float(steps[at]) if is_all else self.bound_s,
+            None if self.speeds is None else tuple(self.speeds.tolist()),
+            None if self.speeds is None else tuple(int(cap) for cap in self.caps.tolist()),
         )  # fmt: skip
 
     def _starts(self) -> Ints:

@@ -183,6 +183,55 @@ class Stages:
 
         return StageSeconds(by_stage(forward), by_stage(inputs), by_stage(weight), by_stage(reduce_s), optimizer.T)
 
+    def least_bottleneck(self, order: OrderArrays, speeds: Floats | None) -> float:
+        """Seconds for a microbatch that the busiest rank needs at least, whatever the split.
+
+        A rank with n blocks, one at least in each of its stages but those with embedding or head, keeps at each moment
+        what is in flight of those, and the rest of its blocks at least as often as the stage that has fewest in flight.
+        That holds of the mean of several moments too.
+        What a block run again saves is at most its bytes times the most that any stage has in flight. Blocks are the
+        lightest of their model in every figure.
+        """
+        own, blocks = self.layers, np.flatnonzero(self.layers.is_block)
+        ways = (0, 1, 2) if self.fixed is None else (self.fixed,)
+        kept = [float(own.saved_bytes[way][blocks].min()) for way in range(3)]
+        seconds = [float((own.forward_s + own.input_s[way] + own.weight_s)[blocks].min()) for way in range(3)]
+        base = ways[0]
+        rates = [
+            (seconds[way] - seconds[base]) / (kept[base] - kept[way]) for way in ways if kept[way] < kept[base]
+        ]  # fmt: skip
+        most_saved = kept[base] - min(kept[way] for way in ways)
+        state = float(self.step.state_bytes[blocks].min())
+        total = len(blocks)
+        counts = np.arange(total + 1, dtype=np.float64)
+        again = min((self.passing_block[way] for way in ways if kept[way] < kept[base]), default=0.0)
+        sizes = (max(kept[base] - own.hidden_bytes, 0.0), float(own.pending_bytes[blocks].min()))
+        taken: list[Floats] = []
+        for rank, held in enumerate(order.rank_stages):
+            first, last = 0 in held, order.stages - 1 in held
+            plain = np.isin(held, (0, order.stages - 1), invert=True)
+            saved, pending = self.count_saved[rank].T, self.count_pending[rank].T  # [moments, stages of a rank]
+            total_rows = saved.sum(axis=1)
+            full = total_rows >= total_rows.max() - len(held)
+            # The fullest moment holds no less than the mean of several does.
+            saved = np.concatenate([saved, [saved[full].mean(axis=0), saved.mean(axis=0)]])
+            pending = np.concatenate([pending, [pending[full].mean(axis=0), pending.mean(axis=0)]])
+            need = sum(
+                size * _held_at_least(rows, plain, counts) for size, rows in zip(sizes, (saved, pending), strict=True)
+            )
+            room = self.caps[rank] - self.buffers[rank] - counts * state - self.passing_block[base] * (counts > 0)
+            room = room - first * float(self.step.state_bytes[0]) - last * float(self.step.state_bytes[-1])
+            over = np.maximum(need - room[None, :], 0.0)
+            over = np.where(over > 0, over + max(again - self.passing_block[base], 0.0), 0.0)
+            lacks = (over / np.maximum(saved.max(axis=1), 1.0)[:, None]).max(axis=0)  # bytes of blocks to let go of
+            extra = np.where(lacks > 0, lacks * (min(rates) if rates else np.inf), 0.0)
+            ends = [at for at, has in ((0, first), (-1, last)) if has]
+            ends_s = sum(float(own.forward_s[at] + own.input_s[0][at] + own.weight_s[at]) for at in ends)
+            fits = (lacks <= counts * most_saved) & (room >= 0)
+            taken.append(np.maximum.accumulate(np.where(fits, counts * seconds[base] + extra + ends_s, np.inf)))
+        table = np.stack(taken)
+        return _least_of(table if speeds is None else table / speeds[:, None], total)
+
     def modes(self, begin: Ints, end: Ints, fit: Fit) -> tuple[str, ...]:
         """What each layer of the first split does again."""
         found = ["none"] * self.layers.layers
@@ -201,6 +250,27 @@ def _middle(begin: Ints, end: Ints, again: Ints) -> Ints:
     before = np.cumsum(size, axis=2) - size
     found: Ints = begin + np.clip(again[:, :, None] - before, 0, size)
     return found
+
+
+def _held_at_least(rows: Floats, plain: Bools, counts: Floats) -> Floats:
+    """Blocks' worth that n blocks have at each moment, [moments, n]: one in each plain stage, the rest where least."""
+    rest = np.maximum(counts - plain.sum(), 0.0)[None, :]
+    ones = np.where(counts[None, :] >= plain.sum(), rows[:, plain].sum(axis=1)[:, None], 0.0)
+    found: Floats = ones + rows.min(axis=1)[:, None] * rest
+    return found
+
+
+def _least_of(seconds: Floats, blocks: int) -> float:
+    """The least time at which ranks that need `seconds[rank, n]` for n blocks can hold all: it only rises with n."""
+    possible = np.sort(seconds[np.isfinite(seconds)])
+    low, high = 0, len(possible) - 1
+    while low < high:
+        half = (low + high) // 2
+        enough = ((seconds <= possible[half]).sum(axis=1) - 1).clip(min=0).sum() >= blocks
+        low, high = (low, half) if enough else (half + 1, high)
+    if not len(possible) or ((seconds <= possible[high]).sum(axis=1) - 1).clip(min=0).sum() < blocks:
+        return float("inf")
+    return float(possible[high])
 
 
 def _by_moment(sizes: Floats, counts: Floats) -> Floats:
