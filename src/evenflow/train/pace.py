@@ -11,7 +11,10 @@ from evenflow.timeline import usual_pace
 _WARM_UP_STEPS = 2
 _WINDOW = 17  # steps: of those, more than half have to be slow, so a rank is named within 20 of becoming so
 _ENOUGH = 5
-_SLOW, _AGAIN_USUAL = 2.0, 1.5  # times as long as the others' pace would have it
+_SLOW, _AGAIN_USUAL = (
+    2.5,
+    1.5,
+)  # times as long as the pace of the others would have it; shared cores alone may make it 2
 
 
 class Pace:
