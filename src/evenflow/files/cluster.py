@@ -14,7 +14,7 @@ from evenflow.files.document import Part, checked, read_text
 from evenflow.files.parts import Count
 from evenflow.spec import Cluster
 from evenflow.spec.accelerators import Accelerator, named_accelerator
-from evenflow.spec.cluster import NodeGroup, grouped_cluster
+from evenflow.spec.cluster import NodeGroup, grouped_cluster, in_nodes
 from evenflow.units import parse_bytes
 
 _GIGA, _TERA = 1e9, 1e12
@@ -77,7 +77,7 @@ def load_cluster(path: Path) -> Cluster:
             device = replace(device, node_bytes_per_s=links.node_gbytes_per_s * _GIGA)
         if links.network_gbytes_per_s is not None:
             device = replace(device, network_bytes_per_s=links.network_gbytes_per_s * _GIGA)
-        groups.append(NodeGroup(replace(device, node_devices=nodes.devices), nodes.count, nodes.devices))
+        groups.append(NodeGroup(in_nodes(device, nodes.devices), nodes.count, nodes.devices))
     return grouped_cluster(part.name or path.name, tuple(groups))
 
 
