@@ -90,7 +90,7 @@ def test_a_plan_whose_program_holds_too_much_is_never_handed_over(monkeypatch: p
 
 def test_the_bound_is_of_the_memory_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = over_for(1, monkeypatch)
-    plan = plan_layout(request())
+    plan = plan_layout(request(memory_limit=4 * GIB))
     assert bounds == [bounds[0]] * 2
     assert plan.bound.step_s == bounds[0]
 
@@ -243,3 +243,28 @@ def test_a_schedule_that_one_rank_cannot_hold_is_refused_and_listed_so(tmp_path:
     rows = {own.schedule: own for own in compare_schedules(tight)}
     assert rows["gpipe"].plan is None
     assert "would need" in rows["gpipe"].reason
+
+
+@pytest.mark.parametrize(
+    ("model", "trainer", "pins", "said"),
+    [
+        ("llama-2-7b", "evenflow", Pins(tp=8, schedule="zb-h1"), "under --tp 8 they are made together"),
+        (
+            "llama-2-7b", "evenflow", Pins(stages_per_rank=2, schedule="1f1b"),
+            "--stages-per-rank 2: 1F1B has 1 on each rank; 1 would do",
+        ),
+        ("mixtral-8x7b", "megatron", Pins(ep=8, dp=1, cp=1), "--ep 8 shares out experts over dp x cp, which is 1"),
+    ],
+)  # fmt: skip
+def test_fixed_axes_that_do_not_go_together_are_named(model: str, trainer: str, pins: Pins, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        plan_layout(LayoutRequest(PRESETS[model], parse_cluster("8xA100-80GB"), 64, 2048, trainer, pins))
+    assert said in str(refused.value)
+    assert "of them would do" not in str(refused.value)
+
+
+def test_devices_are_advised_only_where_a_layout_uses_them() -> None:
+    """Megatron's interleaved microbatches come in groups of pp, and here there is one microbatch."""
+    pins = Pins(tp=1, cp=1, schedule="interleaved", micro_batch_size=32)
+    with pytest.raises(InputError, match=r"uses all 8 devices .*; 1 of them would do"):
+        plan_layout(request(trainer="megatron", pins=pins))

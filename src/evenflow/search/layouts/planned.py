@@ -9,14 +9,14 @@ from evenflow.cost.preset import PresetCosts, Shape
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Plan, Search
 from evenflow.program import AUTO, tp_misfit
-from evenflow.search.layouts.assemble import assemble
+from evenflow.search.layouts.assemble import PRESET_DTYPE, assemble
 from evenflow.search.layouts.best_first import best_first
 from evenflow.search.layouts.closest import closest_of, closest_text
 from evenflow.search.layouts.explain import ALTERNATIVES, notes
 from evenflow.search.layouts.layout import FREE, Pins, Space
 from evenflow.search.layouts.solve import Found, Kind, Solver
 from evenflow.search.replay import most_over, reschedule
-from evenflow.spec import Batch, Cluster
+from evenflow.spec import Batch, Cluster, Dtype
 from evenflow.spec.architecture import Architecture
 from evenflow.spec.trainers import OURS, Trainer, find_trainer
 from evenflow.units import format_bytes
@@ -37,6 +37,7 @@ class LayoutRequest:
         pins: axes that are fixed.
         recompute: what blocks run again; `auto` is as little as fits.
         memory_limit: bytes that a device's tensors may take; by default what its memory leaves.
+        dtype: of weights and activations, which for presets is bf16; None says nothing.
     """
 
     architecture: Architecture
@@ -47,6 +48,7 @@ class LayoutRequest:
     pins: Pins = FREE
     recompute: str = "auto"
     memory_limit: int | None = None
+    dtype: Dtype | None = None
 
     @property
     def limit(self) -> int:
@@ -86,6 +88,11 @@ def plan_layout(request: LayoutRequest) -> Plan:
         raise InputError(f"{trainer.name} does not run orders that are made for a plan; --schedule 1f1b would do")
     if request.pins.schedule == AUTO and (reason := tp_misfit(AUTO, request.pins.tp or 1)):
         raise InputError(f"{reason}, or --tp 1")
+    if request.dtype not in (None, PRESET_DTYPE):
+        raise InputError(
+            f"--dtype {request.dtype}: presets are planned in {PRESET_DTYPE}, with masters and moments in fp32; "
+            f"{PRESET_DTYPE} would do"
+        )
     _check_limit(request)
     space = request.space(trainer)
     layouts = space.layouts()
