@@ -112,7 +112,8 @@ def _peers_job(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _predicted(job: StartedJob) -> Peaks:
-    return [float(rank.peak_bytes) for rank in job.plan.ranks]
+    """Of tensors alone, which is what they are held against: without what a process holds beside them."""
+    return [float(rank.peak_bytes - job.plan.process_bytes) for rank in job.plan.ranks]
 
 
 def _linear_job(settings: Settings, folder: Path) -> dict[str, Any]:
