@@ -48,7 +48,7 @@ class Hears(Silent):
         return min(done for done, _ in self.steps if done > moment)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # other rooms' tests get a server without faults again
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
     with faulty_server(tmp_path_factory.mktemp("faulty")) as own:
         yield own
@@ -61,7 +61,7 @@ def _no_fault_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("faults").clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, RunResult]:
     """A small job, and what it comes to where nothing happens."""
     folder = tmp_path_factory.mktemp("whole")
