@@ -93,6 +93,8 @@ def plan_layout(request: LayoutRequest) -> Plan:
             f"--dtype {request.dtype}: presets are planned in {PRESET_DTYPE}, with masters and moments in fp32; "
             f"{PRESET_DTYPE} would do"
         )
+    if request.recompute == "selective" and not trainer.has_selective:
+        raise InputError(f"{trainer.name} does not recompute blocks in part; --recompute auto, full or none would do")
     _check_limit(request)
     space = request.space(trainer)
     layouts = space.layouts()
