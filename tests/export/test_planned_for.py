@@ -24,7 +24,12 @@ TIGHT = {
         PRESETS["llama-2-7b"], parse_cluster("1x8xA100-40GB"), 32, 4096, pins=Pins(pp=8, micro_batch_size=1)
     ),
     "small": LayoutRequest(
-        PRESETS["llama-2-13b"], parse_cluster("2x8xA100-40GB"), 64, 4096, pins=Pins(pp=8, tp=1, cp=1), memory_limit=24 * GIB
+        PRESETS["llama-2-13b"],
+        parse_cluster("2x8xA100-40GB"),
+        64,
+        4096,
+        pins=Pins(pp=8, tp=1, cp=1),
+        memory_limit=24 * GIB,
     ),
 }
 
