@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import evenflow
 from evenflow.models import find_model
 from evenflow.train import Job, RunResult
-from evenflow.train.checkpoint import newest_checkpoint
+from evenflow.train.checkpoint import _read_manifest, newest_checkpoint
 from evenflow.train.prepare import reopen_text
 from tests.faults.conftest import Hears, same_weights
 
@@ -59,13 +60,41 @@ def test_a_checkpoint_is_passed_over_for_the_one_before(
     damage(run / NEWEST / name)
     found = newest_checkpoint(run)
     assert found is not None
-    if damage is swap and name == "manifest.json":  # both manifests are wrong then
+    if damage is swap and name == "manifest.json":  # both manifests are another folder's then
         assert found.state.step == 3
         assert len(found.passed_over) == 2
     else:
         assert found.state.step == 6
         was_never_completed = damage is Path.unlink and name == "manifest.json"  # as far as anybody can tell
         assert [name in line for line in found.passed_over] == [True] * (not was_never_completed)
+
+
+def test_no_bit_of_a_manifest_can_flip_unseen(stopped: Path) -> None:
+    """Each byte in turn: a step that is believed would go on with other samples."""
+    path = stopped / NEWEST / "manifest.json"
+    content = path.read_bytes()
+    unseen = []
+    try:
+        for at in range(len(content)):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << at % 8
+            path.write_bytes(damaged)
+            with suppress(evenflow.InputError):
+                unseen.append((at, _read_manifest(path)))
+    finally:
+        path.write_bytes(content)
+    same = _read_manifest(path)
+    assert [at for at, read in unseen if read != same] == []
+    assert len(unseen) <= content.count(b"\n") + content.count(b" ")  # one kind of white space for another
+
+
+def test_a_checkpoint_under_another_steps_name_is_none(stopped: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    (run / NEWEST).rename(run / "checkpoints/step-00000011")
+    found = newest_checkpoint(run)
+    assert found is not None
+    assert found.state.step == 6
+    assert "is that of step 9, not of its folder's" in found.passed_over[0]
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=lambda own: own.__name__)

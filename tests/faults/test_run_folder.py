@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -66,16 +67,54 @@ def test_a_folder_in_use_is_refused_with_who_uses_it_and_a_dead_ones_is_not(tmp_
     assert not (run / LOCK).exists()
 
 
-def test_a_lock_that_a_dead_run_left_in_an_empty_folder_keeps_nobody_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [True, False], ids=["written", "empty"])
+def test_a_lock_that_a_dead_run_left_in_an_empty_folder_keeps_nobody_out(tmp_path: Path, left: bool) -> None:
     data = tmp_path / "text"
     data.write_text("text")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / LOCK).write_text("anything")
+    facts = {"pid": 4, "host": "h", "since": "then"}
+    (tmp_path / "run" / LOCK).write_text(json.dumps(facts) if left else "")
     with RunFolder(tmp_path / "run", data, resume=False) as folder:
-        assert folder.left_by is None
+        assert folder.left_by == ("process 4 on 'h' (since then)" if left else None)
+        assert folder.unguarded is None
         held = json.loads((folder.path / LOCK).read_text())
         assert held.keys() == {"pid", "host", "since"}
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".lock", LOCK])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_file_of_somebody_elses_is_left_as_it_is(tmp_path: Path, name: str, resume: bool) -> None:
+    run, data = tmp_path / "run", tmp_path / "text"
+    data.write_text("text")
+    run.mkdir()
+    (run / name).write_text("precious")
+    if name == LOCK or not resume:
+        with pytest.raises(InputError, match=r"is not empty|is left alone"), RunFolder(run, data, resume):
+            pass
+    assert (run / name).read_text() == "precious"
+    assert [path.name for path in run.iterdir()] == [name]
+
+
+def test_a_refused_command_writes_nothing_where_it_looked(tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "text"
+    data.write_text("text")
+    run.mkdir()
+    (run / "notes").write_text("mine")
+    before = run.stat().st_mtime_ns
+    with pytest.raises(InputError, match="is not empty"):
+        RunFolder(run, data, resume=False)
+    assert run.stat().st_mtime_ns == before
+
+
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    (tmp_path / "text").write_text("text")
+    with RunFolder(tmp_path / "run", tmp_path / "text", resume=False) as folder:
+        assert "has no locks (flock)" in (folder.unguarded or "")
 
 
 def test_a_run_that_failed_early_leaves_the_folder_as_it_was(tmp_path: Path) -> None:

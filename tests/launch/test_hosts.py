@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from evenflow.errors import EvenflowError, FaultError, InputError
+from evenflow.errors import EvenflowError, FaultError, InputError, RankLostError
 from evenflow.launch import Agent, Channel, ForkServer, SeveralHosts, Torchrun, dial, listen
 from evenflow.launch import hosts as hosts_module
 
@@ -114,8 +114,11 @@ def test_a_worker_that_hangs_up_is_lost(both: tuple[SeveralHosts, list[object]])
     hosts, left = both
     with hosts.running("test", "tests.launch.ranks:fail", 2, {"how": ["silent", "silent"]}, 1) as group:
         hosts.workers[1]._line.connection.shutdown(socket.SHUT_RDWR)
-        with pytest.raises(FaultError, match=r"rank 1 \(process \d+ on .*\) is lost: .* the other ranks were ended"):
+        with pytest.raises(
+            FaultError, match=r"rank 1 \(process \d+ on .*\) is lost: .* the other ranks were ended"
+        ) as lost:
             list(group.messages())
+    assert not isinstance(lost.value, RankLostError)  # which would be started again, where nobody is to start it
     with pytest.raises(FaultError, match=r"the worker of rank 1 on .* is lost"):
         hosts.hear()
     deadline = time.monotonic() + 10

@@ -67,13 +67,14 @@ def test_the_signal_leaves_time_for_the_plans_own_step_and_state() -> None:
 
 
 def test_slurms_options() -> None:
-    script = slurm_script(_start(Spread(4, 8, True, 1, 300)), "2-00:00:00")
+    script = slurm_script(_start(Spread(4, 8, True, 2, 300)), "2-00:00:00")
     options = re.findall(r"^#SBATCH (.*)", script, re.M)
     assert options == [
         "--job-name=a-b",
         "--nodes=4",
         "--ntasks-per-node=1",
         "--gpus-per-node=8",
+        "--cpus-per-task=16",
         "--time=2-00:00:00",
         "--signal=B:TERM@300",
         "--requeue",
@@ -81,6 +82,7 @@ def test_slurms_options() -> None:
         "--output=%x-%j.log",
     ]
     assert script.index("#SBATCH --output") < script.index("set -euo")  # sbatch reads no option after a command
+    assert 'srun --wait=120 --cpus-per-task="$SLURM_CPUS_PER_TASK" "$python"' in script  # srun takes it from no option
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240" in script
     assert "--cpus-per-task=6" in slurm_script(_start(Spread(1, 2, False, 3, 180)), "24:00:00")
     for wrong in ("1 day", "24:00", "0:0:10"):
@@ -141,6 +143,7 @@ def _batch(script: Path, starts: int, folder: Path) -> subprocess.Popen[str]:
         "SLURM_JOB_ID": _JOB_ID,
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_RESTART_COUNT": str(starts),
+        "SLURM_CPUS_PER_TASK": "2",
         "CUDA_VISIBLE_DEVICES": "",
     }
     return subprocess.Popen(
@@ -153,7 +156,7 @@ def _batch(script: Path, starts: int, folder: Path) -> subprocess.Popen[str]:
 def test_a_batch_job_saves_before_its_time_is_up_and_goes_on(job: Path, tmp_path: Path) -> None:
     shims = tmp_path / "bin"
     shims.mkdir()
-    _shim(shims, "srun", '[[ $1 == --wait=* ]] && shift\nexec "$@"\n')
+    _shim(shims, "srun", 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
     _shim(
         shims,
         "scontrol",
@@ -217,6 +220,51 @@ def test_leftovers_of_a_start_that_saved_nothing_are_set_aside(tmp_path: Path) -
     (tmp_path / "run" / "checkpoints" / "step-00000002").mkdir(parents=True)
     assert _batch(path, 2, shims).wait(30) == 0
     assert (tmp_path / "told").read_text() == "--resume\n"
+
+
+@pytest.mark.parametrize("target", ["slurm", "torchrun"])
+def test_a_folder_whose_name_is_a_pattern_is_gone_on_with(tmp_path: Path, target: str) -> None:
+    start = replace(_start(Spread(1, 2, False, 1, 180), str(tmp_path)), out=Path("runs/lr[1e-4] *"))
+    script = slurm_script(start, "24:00:00") if target == "slurm" else torchrun_script(start)
+    script = re.sub(
+        r"^(srun|exec) .*", 'echo "${resume[*]-}" > told &\n', script.partition("step=$!")[0], flags=re.S | re.M
+    )
+    shims = tmp_path / "bin"
+    shims.mkdir()
+    _shim(shims, "scontrol", "echo localhost\n")
+    path = tmp_path / "job.sh"
+    path.write_text(script + "wait\n")
+    (tmp_path / "runs/lr[1e-4] */checkpoints").mkdir(parents=True)
+    assert _batch(path, 0, shims).wait(30) == 0
+    assert (tmp_path / "told").read_text() == "\n"
+    (tmp_path / "runs/lr[1e-4] */checkpoints/step-00000002").mkdir()
+    assert _batch(path, 0, shims).wait(30) == 0
+    assert (tmp_path / "told").read_text() == "--resume\n"
+
+
+@pytest.mark.parametrize("when", ["before", "while", "after"])
+def test_a_signal_at_any_time_of_a_start_is_handed_on_once(tmp_path: Path, when: str) -> None:
+    """Before the step there is nothing to save: it never starts. Once it runs, it is told, and not twice."""
+    script = slurm_script(_start(Spread(1, 2, False, 1, 180), str(tmp_path)), "24:00:00")
+    if when == "while":  # between the start of srun and its number being known
+        script = script.replace("step=$!\n", "sleep 0.3; kill -TERM $$\nstep=$!\n")
+    shims = tmp_path / "bin"
+    shims.mkdir()
+    _shim(shims, "scontrol", 'echo "$1" >> asked\n[[ $1 != show ]] || echo localhost\n')
+    if when == "before":
+        script = script.replace("hosts=$(scontrol", "kill -TERM $$\nhosts=$(scontrol")
+    tells = "kill -TERM $PPID\n" if when == "after" else ""
+    srun = 'trap "echo told >> heard; exit 1" TERM\necho ran >> heard\n'
+    _shim(shims, "srun", f"{srun}sleep 0.3\n{tells}for _ in {{1..50}}; do sleep 0.1; done\n")
+    path = tmp_path / "job.sh"
+    path.write_text(script)
+    job = _batch(path, 0, shims)
+    said = job.communicate(timeout=60)[0]
+    assert said.count("time is nearly up") == 1, said
+    heard = tmp_path / "heard"
+    assert (heard.read_text().split() if heard.exists() else []).count("told") == (0 if when == "before" else 1)
+    assert heard.exists() == (when != "before")
+    assert (tmp_path / "asked").read_text().split() == ["show", "requeue"]
 
 
 def test_wrong_input_is_one_line(job: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

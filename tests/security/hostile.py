@@ -71,7 +71,7 @@ class Cases:
         folder = self.folder / "runs" / name / "checkpoints" / "step-00000003"
         folder.mkdir(parents=True)
         manifest = {"format_version": VERSION, "model": "m", "step": 3, "tokens": 3, "settings": {}, "files": files}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "hash": manifest_hash(manifest)}))
         return folder
 
     def checkpoints(self) -> None:
@@ -147,7 +147,7 @@ if __name__ == "__main__":
     from evenflow.models import find_model
     from evenflow.train import Job
     from evenflow.train.checkpoint import CHECKPOINT_VERSION as VERSION
-    from evenflow.train.checkpoint import newest_checkpoint
+    from evenflow.train.checkpoint import manifest_hash, newest_checkpoint
     from evenflow.train.shards import hash_file
     from evenflow.train.tokenizer import find_tokenizer
 

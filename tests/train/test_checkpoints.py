@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
         (newest / "rank-2.safetensors").write_bytes(content)
         said = str(newest / "rank-2.safetensors")
     else:
-        (newest / "manifest.json").write_text('{"format_version": 5}')
+        (newest / "manifest.json").write_text('{"format_version": 99}')
         said = str(newest / "manifest.json")
     heard: list[str] = []
 

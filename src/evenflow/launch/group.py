@@ -209,9 +209,12 @@ class Group:
     def _error_of(self, rank: RunningRank) -> EvenflowError:
         if rank.error is None:
             status = rank.process.status
-            if rank.process.lost:
-                how = "is lost: its host or the network to it is gone, or its worker there was killed,"
-            elif status is not None and status < 0:
+            if rank.process.lost:  # nothing could be started there again: torchrun starts the whole run anew
+                return FaultError(
+                    f"{rank.who} is lost: its host or the network to it is gone, or its worker there was killed, "
+                    f"while {rank.doing}; the other ranks were ended"
+                )
+            if status is not None and status < 0:
                 how = f"was killed by {signal.Signals(-status).name}"
             else:
                 how = f"left without a word (status {status})"

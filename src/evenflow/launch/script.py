@@ -82,9 +82,8 @@ def slurm_script(start: Start, time: str) -> str:
         f"--job-name={_NAME.sub('-', start.out.name) or 'evenflow'}",
         f"--nodes={spread.nodes}",
         "--ntasks-per-node=1",
-        f"--gpus-per-node={spread.per_node}"
-        if spread.is_gpu
-        else f"--cpus-per-task={spread.per_node * spread.threads}",
+        *([f"--gpus-per-node={spread.per_node}"] if spread.is_gpu else []),
+        f"--cpus-per-task={spread.per_node * spread.threads}",
         f"--time={time}",
         f"--signal=B:TERM@{margin}",
         "--requeue",
@@ -97,10 +96,11 @@ def slurm_script(start: Start, time: str) -> str:
         "\n".join(f"#SBATCH {option}" for option in options),
         f"# evenflow launch --to slurm: {_processes(spread)}. Start it with sbatch, and --partition or --account",
         _settings(start),
+        _SLURM_TRAP,
         _SLURM_BEGIN,
         _RESUME,
-        _SLURM_TRAP,
-        _command("srun --wait=120", train) + " &\n" + _SLURM_END,
+        _SLURM_START,
+        _command('srun --wait=120 --cpus-per-task="$SLURM_CPUS_PER_TASK"', train) + " &\n" + _SLURM_END,
     )
 
 
@@ -122,7 +122,7 @@ def _settings(start: Start) -> str:
 _RESUME = """\
 # What has saved its state goes on from there; what was started and saved nothing begins anew, its files set aside.
 resume=()
-if compgen -G "$out/checkpoints/step-*" >/dev/null; then
+if (cd "$out/checkpoints" 2>/dev/null && compgen -G 'step-*' >/dev/null); then
     resume=(--resume)
 elif [[ -e $out && ${starts:-0} -gt 0 ]]; then
     mv "$out" "$out.unsaved-$starts"
@@ -136,11 +136,26 @@ port=$((29500 + SLURM_JOB_ID % 1000))"""
 
 _SLURM_TRAP = """\
 # Slurm tells this script alone that time is nearly up; srun hands it on, and the run saves and stops.
-stopping=no
-trap 'stopping=yes; echo "time is nearly up: saving, to go on later"; kill -TERM "${step:-}" || true' TERM"""
+stopping=no handed_on=no step=
+trap 'stopping=yes; echo "time is nearly up: saving, to go on later"; hand_on' TERM
+hand_on() {
+    if [[ -n $step ]]; then
+        handed_on=yes
+        kill -TERM "$step" || true
+    fi
+}"""
+
+_SLURM_START = """\
+if [[ $stopping == yes ]]; then  # before there was anything to save
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi"""
 
 _SLURM_END = """\
 step=$!
+if [[ $stopping == yes && $handed_on == no ]]; then  # asked when there was nothing yet to hand it on to
+    hand_on
+fi
 code=0
 wait "$step" || code=$?
 while [[ $stopping == yes ]] && kill -0 "$step" 2>/dev/null; do

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step-00000060/rank-0.safetensors   weights and both moments of rank 0's parameters
                                   rank-1.safetensors
-                                  manifest.json        all that is no tensor, and each file's size and hash
+                                  manifest.json        all that is no tensor, each file's size and hash, its own hash
                     partial-00000080/                  one that is being written
 
 Ranks write their shards into a fresh folder and flush them to the disk. The manifest goes in last, and then the folder
@@ -30,7 +30,7 @@ from evenflow.spec import DEFAULT_DTYPE, Dtype, check_dtype
 from evenflow.train.job import Job
 from evenflow.train.shards import hash_file
 
-CHECKPOINT_VERSION = 4
+CHECKPOINT_VERSION = 5
 _MANIFEST = "manifest.json"
 _MOST_MANIFEST_BYTES = 2**26
 _PARTIAL = "partial-"
@@ -91,6 +91,11 @@ def state_hash(tensors: Mapping[str, str]) -> str:
     return hashlib.blake2b(json.dumps(dict(sorted(tensors.items()))).encode(), digest_size=8).hexdigest()
 
 
+def manifest_hash(facts: Mapping[str, Any]) -> str:
+    """What a manifest says of itself, from all that it says beside: a damaged step would be believed."""
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def shard_file(rank: int) -> str:
     """The file of one rank's tensors."""
     return f"rank-{rank}.safetensors"
@@ -111,6 +116,8 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     for folder in sorted((path.parent for path in (run / "checkpoints").glob(f"step-*/{_MANIFEST}")), reverse=True):
         try:
             state, files = _read_manifest(folder / _MANIFEST)
+            if state.step != _step_of(folder):
+                raise InputError(f"{folder / _MANIFEST} is that of step {state.step}, not of its folder's")
             _verify(folder, files)
         except InputError as error:
             damaged.append(str(error))
@@ -224,7 +231,7 @@ class Checkpoints:
             "settings": dict(state.settings),
             "files": files,
         }
-        write_json(partial / _MANIFEST, manifest)
+        write_json(partial / _MANIFEST, {**manifest, "hash": manifest_hash(manifest)})
         final = self._run / "checkpoints" / f"step-{step:08d}"
         if final.exists():  # a run goes on from its newest whole one, so this one is damaged
             final.rename(_free_name(final.with_name(f"{_DAMAGED}{step:08d}")))
@@ -285,6 +292,8 @@ def _read_manifest(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:
         version = facts["format_version"]
         if version != CHECKPOINT_VERSION:
             raise InputError(f"{path} has format_version {version}; this evenflow reads {CHECKPOINT_VERSION}")
+        if facts.pop("hash", None) != manifest_hash(facts):
+            raise InputError(f"{path} is damaged: it does not have its own hash")
         state = RunState(facts["model"], int(facts["step"]), int(facts["tokens"]), dict(facts["settings"]))
         files = {str(name): {"bytes": int(own["bytes"]), "xxh3": own["xxh3"]} for name, own in facts["files"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

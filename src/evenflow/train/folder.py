@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from evenflow.errors import InputError
-from evenflow.train.lock import LOCK, FolderLock
+from evenflow.train.lock import LOCK, FolderLock, refuse_in_use
 
 
 class RunFolder:
@@ -20,6 +20,7 @@ class RunFolder:
 
     Attributes:
         left_by: who was killed while it ran here, where the folder still says so.
+        unguarded: what to say where the file system has no locks; None where it has.
 
     Raises:
         InputError: it is not empty, is a file, is in use, cannot be made, or lies inside the text.
@@ -29,6 +30,7 @@ class RunFolder:
         self.path = path
         self.resume = resume
         self.left_by: str | None = None
+        self.unguarded: str | None = None
         self._lock: FolderLock | None = None
         self._existed = path.exists()
         self._kept = False
@@ -59,12 +61,17 @@ class RunFolder:
             self._lock.release()
             raise
         self.left_by = self._lock.left
+        if not self._lock.holds:
+            self.unguarded = (
+                f"warning: the file system of --out {self.path} has no locks (flock), so a second run there would not "
+                "be refused; see to it that there is none"
+            )
         return self
 
     def _refuse_content(self) -> None:
         if not self.resume and any(child.name != LOCK for child in self.path.iterdir()):
             if self._lock is None:
-                FolderLock(self.path).release()  # refuses a folder in use with who uses it, which says more
+                refuse_in_use(self.path)  # with who uses it, which says more
             raise InputError(
                 f"--out {self.path} is not empty; a new folder, or --resume to go on with its run, would do"
             )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from evenflow.errors import InputError
 
-LOCK = ".lock"
+LOCK = ".evenflow.lock"
+_MOST_BYTES = 4096
 _TRIES = 100  # of taking a lock whose file its holder was just removing
 
 
@@ -27,13 +28,16 @@ class FolderLock:
 
     Attributes:
         left: who left the file, where the run before died with it.
+        holds: whether the file system has locks, so that nobody else can be here.
 
     Raises:
-        InputError: another process runs in this folder: which, where, since when; or the file cannot be written.
+        InputError: another process runs in this folder: which, where, since when; the file cannot be written; or it
+            is somebody else's, which is left as it is.
     """
 
     def __init__(self, folder: Path) -> None:
         self.left: str | None = None
+        self.holds = True
         self._path = folder / LOCK
         for _ in range(_TRIES):
             try:
@@ -58,23 +62,51 @@ class FolderLock:
 
     def _take(self, folder: Path) -> bool:
         """Whether the file is ours now; not where its holder removed it meanwhile."""
-        held_by = _who(os.pread(self._file, 4096, 0))
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self.holds = _flock(self._file, fcntl.LOCK_EX, folder)
+            text = os.pread(self._file, _MOST_BYTES, 0)
+            self.left = _who(text)
+            if text and self.left is None:  # empty it is where its maker died before it wrote
+                raise InputError(f"{self._path} is no lock of evenflow's, and is left alone; another --out would do")
+            with suppress(OSError):
+                if os.fstat(self._file).st_ino == self._path.stat().st_ino:
+                    return True
+        except InputError:
             os.close(self._file)
-            raise InputError(
-                f"{folder} is in use: {held_by or 'another process'} trains there; another --out, or waiting for its "
-                "end, would do"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: nothing can be known, and nothing is claimed
-        with suppress(OSError):
-            if os.fstat(self._file).st_ino == self._path.stat().st_ino:
-                self.left = held_by
-                return True
+            raise
         os.close(self._file)
         return False
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Refuse a folder that another process trains in; nothing is made, written or removed there.
+
+    Raises:
+        InputError: which, where, since when.
+    """
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return  # no lock, or none that can be read: nothing is known of anybody
+    try:
+        _flock(file, fcntl.LOCK_SH, folder)
+    finally:
+        os.close(file)
+
+
+def _flock(file: int, how: int, folder: Path) -> bool:
+    """Take the lock; False on a file system without locks, where nothing can be known, and nothing is claimed."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held_by = _who(os.pread(file, _MOST_BYTES, 0))
+        raise InputError(
+            f"{folder} is in use: {held_by or 'another process'} trains there; another --out, or waiting for its "
+            "end, would do"
+        ) from None
+    except OSError:
+        return False
+    return True
 
 
 def _who(text: bytes) -> str | None:

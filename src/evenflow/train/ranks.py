@@ -122,7 +122,7 @@ def _train(
     set_gloo_timeouts(host, gloo_timeout_s(plan.predicted.step_s, None))
     _compare_clocks(channel, host, rank, axes.processes)
     channel.doing("saving its state")
-    _tell(channel, saver.save_last(step))
+    _save_last(channel, host, saver, step)
     if at.dp == 0:
         sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp)
         if at.tp == 0:
@@ -181,6 +181,17 @@ def _all_idle(host: Transport, saver: Saver) -> bool:
     busy = torch.tensor([float(not saver.idle(_SLOW_DISK_S))], dtype=torch.float64)
     host.sum(busy)
     return not busy.item()
+
+
+def _save_last(channel: Channel, host: Transport, saver: Saver, step: int) -> None:
+    """Save the state after the last step, once all ranks have written the save before, however long that takes.
+
+    Ranks that share out the optimizer's state gather it for this one: one that came late to that, from a slow disk,
+    would be taken for lost by its peers. So they ask each other, in exchanges that are short.
+    """
+    while not _all_idle(host, saver):
+        pass  # it has waited for a while
+    _tell(channel, saver.save_last(step))
 
 
 def _meet(rank: int, payload: dict[str, Any], plan: Plan, device: torch.device) -> tuple[Transport, Transport, Mesh]:

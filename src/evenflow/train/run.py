@@ -116,6 +116,8 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
     with RunFolder(job.out, job.data, job.resume) as folder:
         if folder.left_by is not None:
             progress.said(f"note: {folder.left_by} ran in {job.out} and was killed; what it left unfinished is dropped")
+        if folder.unguarded is not None:
+            progress.said(folder.unguarded)
         shared_server()  # imports torch on another core while this process prepares
         launcher.check_shared(job.out, () if job.from_scratch else source.weight_files)
         ready = _prepare(job, source, progress, signals, launcher)

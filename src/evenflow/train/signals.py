@@ -20,14 +20,15 @@ class StopSignals:
     """Listens for both signals while it is entered.
 
     Attributes:
-        received: the first signal that came.
-        again: whether another came after it.
+        received: the first signal that came, here or elsewhere.
+        again: whether this process was sent a second one itself.
         hear: called by `check`, to take in what other hosts say meanwhile.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.again = False
+        self._own = False
         self.hear: Callable[[], None] = lambda: None
         self._before: dict[int, Any] = {}
 
@@ -63,12 +64,16 @@ class StopSignals:
             )
 
     def heard_elsewhere(self, number: int) -> None:
-        """Another host's worker was asked to stop, which counts as one signal here, however many hosts were asked."""
+        """Another host's worker was asked to stop: one wish, however many hosts hear of it, and in whatever order.
+
+        srun and torchrun send a signal to every node, so this process's own first one may well come after.
+        """
         if self.received is None:
             self.received = number
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self._own:
+            self.again = True
+        self._own = True
         if self.received is None:
             self.received = number
-        else:
-            self.again = True
