@@ -40,6 +40,8 @@ from evenflow.timeline import Comparison, Event, Timeline, compare
 
 if TYPE_CHECKING:
     from evenflow.execute import CheckResult
+    from evenflow.search.layouts import Pins
+    from evenflow.spec.architecture import Architecture
     from evenflow.train import Job, Progress, RunResult
 
 __version__ = "0.1.0"
@@ -178,20 +180,12 @@ def plan(
     zero_stage = None if zero is None else check_zero(zero)
     preset = preset_of(str(model))
     if preset is not None:
-        from evenflow.files.cluster import read_cluster
-        from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
+        from evenflow.search.layouts import Pins
 
         if profile is not None:
             raise InputError(f"a profile holds layers that were timed, and {preset.name} is known by its dimensions")
         pins = Pins(pp, tp, dp, None, None, stages_per_rank, schedule, micro_batch_size, zero_stage)
-        devices = read_cluster(cluster) if isinstance(cluster, str) else cluster
-        return plan_layout(
-            LayoutRequest(
-                preset, devices, global_batch_size, seq_length,
-                pins=pins, recompute=recompute or "auto", memory_limit=memory_limit,
-                dtype=None if dtype is None else check_dtype(dtype),
-            )
-        )  # fmt: skip
+        return _plan_preset(preset, cluster, (global_batch_size, seq_length), pins, recompute, memory_limit, dtype)
     from evenflow.models import find_model
     from evenflow.train import choose_cluster, make_batch, plan_model
 
@@ -206,6 +200,29 @@ def plan(
         own_dtype,
     )  # fmt: skip
     return found
+
+
+def _plan_preset(
+    preset: Architecture,
+    cluster: str | Cluster,
+    batch: tuple[int, int],
+    pins: Pins,
+    recompute: RecomputeWish | None,
+    memory_limit: int | None,
+    dtype: Dtype | None,
+) -> Plan:
+    """A preset is planned from its dimensions: what is not pinned is searched."""
+    from evenflow.files.cluster import read_cluster
+    from evenflow.search.layouts import LayoutRequest, plan_layout
+
+    devices = read_cluster(cluster) if isinstance(cluster, str) else cluster
+    return plan_layout(
+        LayoutRequest(
+            preset, devices, *batch,
+            pins=pins, recompute=recompute or "auto", memory_limit=memory_limit,
+            dtype=None if dtype is None else check_dtype(dtype),
+        )
+    )  # fmt: skip
 
 
 def simulate(plan: Plan, schedule: str | None = None) -> Timeline:

@@ -44,7 +44,11 @@ def _best(layout: Layout, costs: PresetCosts, cap: float) -> float:
                 for place, layer in enumerate(layers):
                     modes[layer] = pair[1] if place < again else pair[0]
             own = model.recomputing(modes)
-            if own in tried or not _fits(layout, costs, cap, split, held, choice):
+            if (
+                not _can_say(costs.trainer.name, own, split)
+                or own in tried
+                or not _fits(layout, costs, cap, split, held, choice)
+            ):
                 continue
             tried.add(own)
             problem = Problem(
@@ -58,6 +62,20 @@ def _best(layout: Layout, costs: PresetCosts, cap: float) -> float:
             )
             best = min(best, step_seconds(program, problem.hardware(split)))
     return best
+
+
+def _can_say(trainer: str, modes: Sequence[Recompute], split: Sequence[Sequence[int]]) -> bool:
+    """Whether a trainer's configuration has words for such recomputation, by its documentation."""
+    blocks = modes[1:-1]
+    if trainer == "torchtitan":
+        return len(set(blocks)) == 1
+    if trainer == "deepspeed":
+        return "selective" not in blocks
+    if trainer == "megatron" and set(blocks) not in ({"none"}, {"selective"}):
+        held = [[modes[layer] for layer in stage if 0 < layer < len(modes) - 1] for stage in split]
+        most = max(own.count("full") for own in held)
+        return all(own == (["full"] * most + ["none"] * len(own))[: len(own)] for own in held)
+    return True
 
 
 def _ways(layers: list[int]) -> list[tuple[tuple[Recompute, Recompute], int]]:

@@ -108,11 +108,15 @@ def test_of_halves_the_last_update_may_be_that_of_the_lightest_layer() -> None:
     assert last == pytest.approx([every.min(), every[0]], rel=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_best_is_that_of_trying_everything(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "trainer"),
+    [*((seed, "evenflow") for seed in range(6)),
+     *((seed, trainer) for seed in range(3) for trainer in ("megatron", "torchtitan", "deepspeed"))],
+)  # fmt: skip
+def test_the_best_is_that_of_trying_everything(seed: int, trainer: str) -> None:
     random = Random(100 + seed)
     tiny = replace(SMALL, layers=3, vocab=random.choice([8000, 128000]))
-    own = replace(space(random, tiny, "evenflow"), devices=random.choice([2, 3]), global_batch_size=4)
+    own = replace(space(random, tiny, trainer), devices=random.choice([2, 3]), global_batch_size=4)
     own = replace(own, pins=Pins(micro_batch_size=random.choice([1, 2]), zero=0))
     costs = PresetCosts(tiny, DEVICE, SEQ, own.trainer)
     cap = caps(costs, random)

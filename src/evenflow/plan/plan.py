@@ -79,7 +79,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A proven lower bound of the step over all contiguous splits and schedules, and step / bound - 1."""
+    """A proven lower bound of the step, and step / bound - 1.
+
+    It holds for all contiguous splits and schedules; in a preset's plan for all layouts that were searched instead.
+    """
 
     step_s: float
     gap: float

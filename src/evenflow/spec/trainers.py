@@ -25,6 +25,9 @@ class Trainer:
         is_overlapped: gradients are added while the last microbatch goes back.
         is_tp_overlapped: what tp exchanges goes on beside the products next to it.
         is_gradient_overlapped: so does what it exchanges in a backward.
+        recomputes: what `--recompute auto` may come to, the best of which is taken: all blocks alike (`none`,
+            `selective`, `full`); `first`, the whole forward of the first blocks of each stage, equally many; `whole`,
+            that of any blocks; `auto`, any mixture.
         selective: whether its selective recomputation is of attention alone, or of every operator but half of the
             products.
     """
@@ -39,7 +42,13 @@ class Trainer:
     is_overlapped: bool = False
     is_tp_overlapped: bool = False
     is_gradient_overlapped: bool = False
+    recomputes: tuple[str, ...] = ("auto",)
     selective: str = "attention"
+
+    @property
+    def has_selective(self) -> bool:
+        """Whether it recomputes a part of a block."""
+        return self.recomputes != ("whole",)
 
 
 # Megatron-LM's arguments.py and parallel_state.py, torchtitan's schedules (pipelining.schedules) and activation
@@ -51,12 +60,14 @@ TRAINERS: dict[str, Trainer] = {
         Trainer(
             "megatron", ("1f1b", "interleaved"), has_cp=True, has_ep=True, whole_rounds=True,
             is_sequence_parallel=True, is_overlapped=True, is_tp_overlapped=True, is_gradient_overlapped=True,
+            recomputes=("none", "selective", "first"),
         ),
         Trainer(
             "torchtitan", ("1f1b", "gpipe", "interleaved", "zb-v"), has_cp=True, has_ep=True, halves_under_tp=True,
-            whole_rounds=True, is_sequence_parallel=True, is_overlapped=True, selective="operators",
+            whole_rounds=True, is_sequence_parallel=True, is_overlapped=True,
+            recomputes=("none", "selective", "full"), selective="operators",
         ),
-        Trainer("deepspeed", ("1f1b",), is_overlapped=False),
+        Trainer("deepspeed", ("1f1b",), is_overlapped=False, recomputes=("whole",)),
     )
 }  # fmt: skip
 

@@ -64,7 +64,6 @@ def best_first(
     by_rough = np.argsort(rough, kind="stable")
     heap: list[tuple[float, int]] = []
     solved: list[Found] = []
-    best: Found | None = None
     closest: Found | None = None
     taken = simulated = spent = 0
     unproved = np.inf  # the least bound of what was solved without looking at every split
@@ -90,16 +89,14 @@ def best_first(
         spent += found.simulated * 40 + layouts[at].stages * layouts[at].microbatches * 12
         if np.isfinite(found.step_s):
             solved.append(found)
-            if best is None or found.step_s < best.step_s:
-                best = found
-                limit = min(limit, found.step_s)
+            limit = min(limit, found.step_s)
         elif closest is None or found.over_bytes < closest.over_bytes:
             closest = found
     left = heap[0][0] if heap else np.inf
     solved += _runners_up(layouts, solver, heap, {own.layout.axes for own in solved}, runners_up)
     solved.sort(key=lambda own: own.step_s)
-    if solved and solved[0].step_s < limit:  # where work ended the search, one of those may be the best
-        best, limit = solved[0], solved[0].step_s
+    best = solved[0] if solved else None  # one of the runners-up, where work ended the search, may be the best
+    limit = min(limit, best.step_s) if best else limit
     least = min(left, unproved, *(rough[by_rough[taken:]].tolist()[:1] or [np.inf]), limit)
     return Searched(best, float(least), tuple(solved), closest, len(layouts), simulated, bool(left >= limit))
 

@@ -84,16 +84,7 @@ def plan_layout(request: LayoutRequest) -> Plan:
             f"{request.architecture.name} is known by its dimensions alone, and is planned for devices of the "
             "catalogue; --cluster 128x8xA100-80GB would do, or a model directory for this machine"
         )
-    if request.pins.schedule == AUTO and trainer.name != OURS:
-        raise InputError(f"{trainer.name} does not run orders that are made for a plan; --schedule 1f1b would do")
-    if request.pins.schedule == AUTO and (reason := tp_misfit(AUTO, request.pins.tp or 1)):
-        raise InputError(f"{reason}, or --tp 1")
-    if request.dtype not in (None, PRESET_DTYPE):
-        raise InputError(
-            f"--dtype {request.dtype}: presets are planned in {PRESET_DTYPE}, with masters and moments in fp32; "
-            f"{PRESET_DTYPE} would do"
-        )
-    _check_limit(request)
+    _check(request, trainer)
     space = request.space(trainer)
     layouts = space.layouts()
     costs, kinds = _kinds(request, trainer)
@@ -134,8 +125,19 @@ def _most_bytes(request: LayoutRequest) -> float:
     return max(group.accelerator.memory_bytes for group in request.cluster.groups)
 
 
-def _check_limit(request: LayoutRequest) -> None:
-    """Refuse a limit above what any device has."""
+def _check(request: LayoutRequest, trainer: Trainer) -> None:
+    """Refuse what the trainer does not do, and a limit above what any device has."""
+    if request.pins.schedule == AUTO and trainer.name != OURS:
+        raise InputError(f"{trainer.name} does not run orders that are made for a plan; --schedule 1f1b would do")
+    if request.pins.schedule == AUTO and (reason := tp_misfit(AUTO, request.pins.tp or 1)):
+        raise InputError(f"{reason}, or --tp 1")
+    if request.dtype not in (None, PRESET_DTYPE):
+        raise InputError(
+            f"--dtype {request.dtype}: presets are planned in {PRESET_DTYPE}, with masters and moments in fp32; "
+            f"{PRESET_DTYPE} would do"
+        )
+    if request.recompute == "selective" and not trainer.has_selective:
+        raise InputError(f"{trainer.name} does not recompute blocks in part; --recompute auto, full or none would do")
     most, limit = _most_bytes(request), request.memory_limit
     if limit is not None and limit > most:
         raise InputError(

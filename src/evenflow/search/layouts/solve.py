@@ -16,7 +16,7 @@ from evenflow.search.layouts.bounds import columns, lower_bounds, norm_seconds
 from evenflow.search.layouts.layout import Layout
 from evenflow.search.layouts.orders import Ints, OrderArrays, order_arrays
 from evenflow.search.layouts.pace import step_seconds
-from evenflow.search.layouts.stages import Fit, Stages, places
+from evenflow.search.layouts.stages import WAYS, Fit, Stages, places
 
 Floats = NDArray[np.float64]
 _ALL = 3000  # splits: as many as these are all looked at
@@ -81,6 +81,7 @@ class Solver:
 
     def __init__(self, costs: PresetCosts, kinds: Sequence[Kind], wish: str) -> None:
         self.costs, self.kinds, self.wish = costs, tuple(kinds), wish
+        self.ways = costs.trainer.recomputes if wish == "auto" else (wish,)
         self.cap = max(kind.cap for kind in kinds)
         devices = sum(kind.devices for kind in kinds)
         self.mean_speed = sum(kind.devices * kind.speed for kind in kinds) / devices
@@ -91,7 +92,10 @@ class Solver:
 
     def solve(self, layout: Layout, cutoff: float = np.inf) -> Found:
         """The best split, or where none can be under `cutoff` or fits, the closest: its step is infinite then."""
-        found = [_Solve(self, layout, cutoff, *ranks).best() for ranks in self.ranks(layout)]
+        found: list[Found] = []
+        for way in self.ways:
+            found += [_Solve(self, layout, cutoff, way, *ranks).best() for ranks in self.ranks(layout)]
+            cutoff = min(cutoff, *(own.step_s for own in found))
         best = min(found, key=lambda own: (own.step_s, own.over_bytes))
         if len(self.kinds) > _ORDERED:  # what was found says nothing of other orders
             return replace(best, bound_s=0.0, is_all=False)
@@ -99,9 +103,11 @@ class Solver:
 
     def of_split(self, layout: Layout, ends: tuple[int, ...]) -> Found:
         """A split that is given."""
-        own = _Solve(self, layout, np.inf, *next(self.ranks(layout)))
         given = np.array([ends], dtype=np.int64)
-        return own.found(given, *own.play(given), is_all=False)
+        ranks = next(self.ranks(layout))
+        solves = [_Solve(self, layout, np.inf, way, *ranks) for way in self.ways]
+        found = [own.found(given, *own.play(given), is_all=False) for own in solves]
+        return min(found, key=lambda own: (own.step_s, own.over_bytes))
 
     def has_ranks(self, layout: Layout) -> bool:
         """Whether every rank can be on devices of one kind."""
@@ -137,13 +143,16 @@ class Solver:
 
 
 class _Solve:
-    def __init__(self, solver: Solver, layout: Layout, cutoff: float, speeds: Floats | None, caps: Floats) -> None:
+    def __init__(
+        self, solver: Solver, layout: Layout, cutoff: float, way: str, speeds: Floats | None, caps: Floats
+    ) -> None:
         costs = solver.costs
         self.layout, self.cutoff = layout, cutoff
         self.order: OrderArrays = order_arrays(layout.schedule, layout.pp, layout.stages_per_rank, layout.microbatches)
         figures = costs.figures(layout.shape)
         step = costs.step_figures(layout.shape, layout.dp, layout.zero)
-        self.stages = Stages(figures, step, self.order.counts, caps, solver.wish)
+        self.stages = Stages(figures, step, self.order.counts, caps, way)
+        self.wish = way if way in WAYS else "auto"  # of which others are a part
         self.caps, self.speeds = caps, speeds
         hop = costs.link(layout.tp * layout.cp * layout.dp).seconds(figures.hidden_bytes)
         self.lag = np.full(layout.stages - 1, hop)
@@ -157,7 +166,7 @@ class _Solve:
         least = self.stages.least_bottleneck(self.order, self.speeds)
         if not np.isfinite(least):
             return np.inf
-        own = columns([self.layout], self.solver.costs, self.solver.cap, self.solver.wish)
+        own = columns([self.layout], self.solver.costs, self.solver.cap, self.wish)
         return float(lower_bounds(own, bottleneck=least)[0])
 
     def best(self) -> Found:
@@ -264,7 +273,7 @@ class _Solve:
                     middle = 1 + (layers - 2) * stage // self.layout.stages
                     one = np.clip(middle, 1, np.maximum(layers - 1 - size, 1))
                 begin[:, rank, place], end[:, rank, place] = one, np.minimum(one + size, layers)
-        fit = self.stages.fit(begin, end)
+        fit = self.stages.fit(begin, end, is_alone=True)
         seconds = self.stages.rank_seconds(begin, end, fit).T
         if self.speeds is not None:
             seconds = seconds / self.speeds[:, None]

@@ -24,6 +24,7 @@ _BUFFERS = 4
 _STAGE_BUFFERS = 4
 _PAIRS = ((0, 1), (0, 2), (1, 2))  # keep and run again: nothing and in part, nothing and in whole, in part and whole
 WAYS = ("none", "selective", "full", "auto")
+_WHOLE = 2  # the way that runs all of a forward again
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +72,21 @@ class Stages:
         blocks = np.flatnonzero(layers.is_block)
         self.passing_block = [float(layers.passing_bytes[way][blocks].max(initial=0.0)) for way in range(3)]
         self.passing_head = float(layers.passing_bytes[0][-1])
-        self.fixed = WAYS.index(wish) if wish != "auto" else None
+        self.fixed = WAYS.index(wish) if wish in WAYS[:3] else None
+        self.is_first = wish == "first"
         saves = [self.saved[0][-1] > self.saved[1][-1], True, self.saved[1][-1] > self.saved[2][-1]]
         self.pairs = [pair for pair, useful in zip(_PAIRS, saves, strict=True) if useful]
-        if not saves[0]:
-            self.pairs = [(0, 2)]
+        if not saves[0] or wish in ("first", "whole"):
+            self.pairs = [(0, _WHOLE)]
+        self.ways = (0, 1, 2) if wish == "auto" else (0, _WHOLE) if self.fixed is None else (self.fixed,)
 
-    def fit(self, begin: Ints, end: Ints) -> Fit:
+    def fit(self, begin: Ints, end: Ints, is_alone: bool = False) -> Fit:
         """The least that each rank runs again.
 
         Args:
             begin: the first layer of each stage of each rank, [splits, ranks, stages of a rank].
             end: the layer after its last.
+            is_alone: whether each rank counts by itself, also where all have to run equally many again.
         """
         base = (self.state[end] - self.state[begin]).sum(axis=2) + self.buffers
         held_pending: Floats | float = 0.0
@@ -96,7 +100,10 @@ class Stages:
         fits = peak <= self.caps
         again, pair = none, np.full(begin.shape[:2], 4 * start)
         if self.fixed is None and not fits.all():
-            again, pair, peak, fits = self._lighter(begin, end, peak, fits, base, held_pending, head)
+            if self.is_first:
+                again, pair, peak, fits = self._first_ones(begin, end, fits, base, held_pending, head, is_alone)
+            else:
+                again, pair, peak, fits = self._lighter(begin, end, peak, fits, base, held_pending, head)
         return Fit(fits, again, pair, self._inputs(begin, end, again, pair), peak)
 
     def _peak(
@@ -104,7 +111,7 @@ class Stages:
         held_pending: Floats | float, head: Floats,
     ) -> Floats:  # fmt: skip
         keep, rerun = ways
-        middle = _middle(begin, end, again)
+        middle = self._middle(begin, end, again)
         saved = self.saved[keep][end] - self.saved[keep][middle] + self.saved[rerun][middle] - self.saved[rerun][begin]
         saved = np.maximum(saved - self.layers.hidden_bytes, 0.0)
         held = _by_moment(saved, self.count_saved)
@@ -113,6 +120,32 @@ class Stages:
         )
         found: Floats = base + (held + held_pending).max(axis=2) + np.maximum(passing, head)
         return found
+
+    def _middle(self, begin: Ints, end: Ints, again: Ints) -> Ints:
+        """For each stage of a rank, the layer after the last that is run again."""
+        if not self.is_first:
+            return _middle(begin, end, again)
+        blocks = np.where(again > 0, again, -1)[:, :, None]  # -1: not even the embedding, which is before them
+        found: Ints = np.clip(begin + (begin == 0) + blocks, begin, end)
+        return found
+
+    def _first_ones(
+        self, begin: Ints, end: Ints, fits: Bools, base: Floats, held_pending: Floats | float, head: Floats,
+        is_alone: bool,
+    ) -> tuple[Ints, Ints, Floats, Bools]:  # fmt: skip
+        """The fewest blocks at the beginning of each stage, equally many in all, that have to run again in whole."""
+        pair = (0, _WHOLE)
+        most = (end - begin).max(axis=2)
+        low, high = np.ones_like(most), most.copy()
+        for _ in range(int(most.max()).bit_length()):
+            half = (low + high) // 2
+            good = self._peak(begin, end, half, pair, base, held_pending, head) <= self.caps
+            high, low = np.where(good, half, high), np.where(good, low, np.minimum(half + 1, high))
+        again = np.where(fits, 0, high)
+        if not is_alone:
+            again = np.where(fits.all(axis=1, keepdims=True), 0, np.broadcast_to(high.max(axis=1)[:, None], high.shape))
+        peak = self._peak(begin, end, again, pair, base, held_pending, head)
+        return again, np.full_like(again, 3 * pair[0] + pair[1]), peak, peak <= self.caps
 
     def _lighter(
         self, begin: Ints, end: Ints, peak: Floats, fits: Bools, base: Floats, held_pending: Floats | float,
@@ -148,14 +181,14 @@ class Stages:
         return best_again, best_pair, np.where(found, best_peak, closest), found
 
     def _added(self, begin: Ints, end: Ints, again: Ints, pair: tuple[int, int]) -> Floats:
-        middle = _middle(begin, end, again)
+        middle = self._middle(begin, end, again)
         keep, rerun = self.input[pair[0]], self.input[pair[1]]
         seconds = keep[end] - keep[middle] + rerun[middle] - rerun[begin] - (self.input[0][end] - self.input[0][begin])
         found: Floats = seconds.sum(axis=2)
         return found
 
     def _inputs(self, begin: Ints, end: Ints, again: Ints, pair: Ints) -> Floats:
-        middle = _middle(begin, end, again)
+        middle = self._middle(begin, end, again)
         table = np.stack(self.input)
         keep, rerun = (pair // 3)[:, :, None], (pair % 3)[:, :, None]
         found: Floats = table[keep, end] - table[keep, middle] + table[rerun, middle] - table[rerun, begin]
@@ -193,7 +226,7 @@ class Stages:
         lightest of their model in every figure.
         """
         own, blocks = self.layers, np.flatnonzero(self.layers.is_block)
-        ways = (0, 1, 2) if self.fixed is None else (self.fixed,)
+        ways = self.ways
         kept = [float(own.saved_bytes[way][blocks].min()) for way in range(3)]
         seconds = [float((own.forward_s + own.input_s[way] + own.weight_s)[blocks].min()) for way in range(3)]
         base = ways[0]
@@ -236,12 +269,13 @@ class Stages:
     def modes(self, begin: Ints, end: Ints, fit: Fit) -> tuple[str, ...]:
         """What each layer of the first split does again."""
         found = ["none"] * self.layers.layers
+        middle = self._middle(begin, end, fit.again)
         for rank in range(begin.shape[1]):
             keep, rerun = divmod(int(fit.pair[0, rank]), 3)
-            held = [layer for one, stop in zip(begin[0, rank], end[0, rank], strict=True) for layer in range(one, stop)]
-            for place, layer in enumerate(held):
-                if self.layers.is_block[layer]:
-                    found[layer] = WAYS[rerun if place < fit.again[0, rank] else keep]
+            for one, cut, stop in zip(begin[0, rank], middle[0, rank], end[0, rank], strict=True):
+                for layer in range(one, stop):
+                    if self.layers.is_block[layer]:
+                        found[layer] = WAYS[rerun if layer < cut else keep]
         return tuple(found)
 
 
