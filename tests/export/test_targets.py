@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,10 +38,24 @@ def test_an_export_that_reads_back_otherwise_is_not_handed_over(monkeypatch: pyt
         export_plan(plan_of(), "megatron")
 
 
-def test_a_name_cannot_break_what_is_written() -> None:
-    for name in ('a"""\nimport os', "b\n$(rm x)", "c\\", "'"):
-        for target in TARGETS:
-            export_plan(replace(plan_of(), model=name), target)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "name",
+    ['a"""\nopen("done", "w")\n"""', "b\n$(touch done)", "`touch done`", "c\\", "'; touch done; '", '"; touch done; "'],
+)
+def test_a_name_cannot_break_what_is_written(name: str, target: str, tmp_path: Path) -> None:
+    """What is written is run by a shell, or read by Python: nothing of the name is done."""
+    for path, text in export_plan(replace(plan_of(), model=name, source=name), target).files.items():
+        (tmp_path / path).write_text(text)
+        if path.endswith(".sh"):
+            ran = subprocess.run(["bash", "-eu", path], cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert (ran.returncode, ran.stderr) == (0, "")
+        elif path.endswith(".py"):
+            calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+            assert not [call for call in calls if ast.unparse(call).startswith("open('done'")]
+        elif path.endswith(".json"):
+            json.loads(text)
+    assert not (tmp_path / "done").exists()
 
 
 def test_an_unknown_target() -> None:
