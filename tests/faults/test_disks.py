@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,24 @@ def test_a_last_save_that_fails_is_a_fault_with_a_remedy(whole: Whole, faults: F
         evenflow.train(replace(job, out=tmp_path / "run"), hears)
     assert names(tmp_path / "run")[-1] == "step-00000009"
     faults.disk(None)
+    evenflow.train(replace(job, out=tmp_path / "run", resume=True))
+    assert same_weights(tmp_path / "run", job.out)
+
+
+def test_a_model_that_cannot_be_written_costs_no_state(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, hears = whole[0], Hears()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("evenflow.train.run"), "finish_model_folder", full)
+        with pytest.raises(evenflow.FaultError, match="model cannot be written: No space"):
+            evenflow.train(replace(job, out=tmp_path / "run", stop_at=5), hears)
+    assert names(tmp_path / "run")[-1] == "step-00000005"
+    assert hears.starting("the state after step 5 is saved all the same")
     evenflow.train(replace(job, out=tmp_path / "run", resume=True))
     assert same_weights(tmp_path / "run", job.out)
 

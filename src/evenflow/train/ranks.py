@@ -58,6 +58,7 @@ from evenflow.train.batches import Batch
 from evenflow.train.evaluation import Evaluator, HeldOut
 from evenflow.train.lr_schedule import LrSchedule
 from evenflow.train.patience import gloo_timeout_s
+from evenflow.train.preflight import check_descriptors
 from evenflow.train.sampler import hold_out, step_samples
 from evenflow.train.saver import Saver, read_state
 from evenflow.train.sequences import Sequences
@@ -70,6 +71,7 @@ _SLOW_DISK_S = 2.0  # that a save is waited for before the next one is left out
 def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Train one process of `payload["plan"]` and send each step's figures; `rank` is its number in the whole job."""
     plan = load_plan(Path(payload["plan"]))
+    check_descriptors(plan)
     torch.set_num_threads(plan.threads)
     device = rank_device(payload["places"][rank][1], payload["gpus"])
     use_device(device)
