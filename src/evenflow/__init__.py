@@ -144,14 +144,15 @@ def plan(
     pp: int | None = None,
     tp: int | None = None,
     dp: int | None = None,
-    zero: int = 0,
-    dtype: Dtype = DEFAULT_DTYPE,
+    zero: int | None = None,
+    dtype: Dtype | None = None,
 ) -> Plan:
     """Cut a model over a cluster's devices.
 
     Args:
-        model: a Hugging Face directory, a config.json, or a hub id.
-        cluster: `local`, a short form such as `8xA100-80GB`, or a value.
+        model: a Hugging Face directory, a config.json, a hub id, or a preset such as `llama-2-7b`: of a preset, what is
+            not given is searched, and `dtype` is bf16.
+        cluster: `local`, a short form such as `8xA100-80GB`, a cluster file's path, or a value.
         global_batch_size: sequences of a step.
         seq_length: tokens of a sequence.
         micro_batch_size: by default as many as leave each rank four microbatches.
@@ -164,15 +165,34 @@ def plan(
         pp: pipeline ranks; by default what the other axes leave of the devices.
         tp: processes that share the tensors of each stage.
         dp: data-parallel replicas.
-        zero: 1 has replicas share out the optimizer's state.
-        dtype: of weights and activations, `fp32` or `bf16`.
+        zero: 1 has replicas share out the optimizer's state (default 0).
+        dtype: of weights and activations, `fp32` (default) or `bf16`.
 
     Raises:
         InputError: something in the request is wrong.
         ImpossibleError: nothing fits; the closest is named.
     """
-    from evenflow.models import find_model
     from evenflow.plan import check_zero, choose_axes
+    from evenflow.spec.presets import preset_of
+
+    zero_stage = None if zero is None else check_zero(zero)
+    preset = preset_of(str(model))
+    if preset is not None:
+        from evenflow.files.cluster import read_cluster
+        from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
+
+        if profile is not None:
+            raise InputError(f"a profile holds layers that were timed, and {preset.name} is known by its dimensions")
+        pins = Pins(pp, tp, dp, None, None, stages_per_rank, schedule, micro_batch_size, zero_stage)
+        devices = read_cluster(cluster) if isinstance(cluster, str) else cluster
+        return plan_layout(
+            LayoutRequest(
+                preset, devices, global_batch_size, seq_length,
+                pins=pins, recompute=recompute or "auto", memory_limit=memory_limit,
+                dtype=None if dtype is None else check_dtype(dtype),
+            )
+        )  # fmt: skip
+    from evenflow.models import find_model
     from evenflow.train import choose_cluster, make_batch, plan_model
 
     if isinstance(cluster, str):
@@ -180,11 +200,11 @@ def plan(
     else:
         where, axes = cluster, choose_axes(cluster.devices, pp, tp, dp, exactly=True)
     batch = make_batch(global_batch_size, micro_batch_size, seq_length, axes)
-    source, zero_stage = find_model(str(model)), check_zero(zero)
-    own_dtype = check_dtype(dtype)
+    source, own_dtype = find_model(str(model)), check_dtype(dtype or DEFAULT_DTYPE)
     _, found, _ = plan_model(
-        source, where, batch, schedule, memory_limit, profile, stages_per_rank, recompute, axes, zero_stage, own_dtype
-    )
+        source, where, batch, schedule, memory_limit, profile, stages_per_rank, recompute, axes, zero_stage or 0,
+        own_dtype,
+    )  # fmt: skip
     return found
 
 

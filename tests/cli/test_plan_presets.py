@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import evenflow
 from evenflow.cli import main
+from evenflow.errors import InputError
 from evenflow.files import load_plan
 
 LLAMA = ("plan", "llama-2-7b", "--cluster", "2x8xA100-80GB", "--global-batch-size", 64, "--seq-length", 4096)
@@ -55,6 +57,7 @@ def test_planning_a_preset_imports_no_torch() -> None:
             ("--pp", 3),
             "no layout of llama-2-7b uses all 16 devices (--pp 3; a global batch of 64); 12 of them would do",
         ),
+        (2, ("--dtype", "fp32"), "--dtype fp32: presets are planned in bf16"),
         (4, ("--memory-limit", "1GiB"), "no plan fits: of"),
         (4, ("--pp", 1, "--tp", 1, "--recompute", "none", "--zero", 0), "--recompute auto needs less"),
     ],
@@ -83,3 +86,72 @@ def test_a_plan_for_others_is_not_trained(
 def test_a_model_that_is_not_known_is_told_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "gpt3-175", "--cluster", "8xA100-80GB"]) == 2
     assert "gpt3-175b" in capfd.readouterr().err
+
+
+LAB = """
+[[nodes]]
+count = 1
+devices = 2
+device = "A100-80GB"
+"""
+SMALL = ("--global-batch-size", "8", "--seq-length", "32")
+
+
+def test_a_model_is_planned_for_a_cluster_file_of_one_kind(
+    capsys: pytest.CaptureFixture[str], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    file, model = tmp_path / "lab.toml", str(make_model())
+    file.write_text(LAB)
+    assert main(["plan", model, "--cluster", str(file), *SMALL, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert main(["plan", model, "--cluster", "2xA100-80GB", *SMALL, "--json"]) == 0
+    short = json.loads(capsys.readouterr().out)
+    assert printed["predicted"] == short["predicted"]
+    file.write_text(LAB + LAB.replace("A100-80GB", "L4"))
+    assert main(["plan", model, "--cluster", str(file), *SMALL]) == 2
+    assert "has devices of several kinds (2 A100-80GB, 2 L4)" in one_line(capsys)
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    return said
+
+
+def test_a_directory_is_not_planned_for_other_trainers(
+    capsys: pytest.CaptureFixture[str], make_model: Callable[..., Path]
+) -> None:
+    assert main(["plan", str(make_model()), "--cluster", "2xA100-80GB", *SMALL, "--for", "megatron"]) == 2
+    said = one_line(capsys)
+    assert "--for megatron is planned for presets" in said
+    assert "`evenflow export --to megatron`" in said
+
+
+@pytest.mark.parametrize("options", [("--tp", "2"), ("--dtype", "fp32"), ("--dtype", "bf16")])
+def test_presets_are_described_whole_and_in_no_type(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    assert main(["describe", "llama-2-7b", *options]) == 2
+    assert f"{' '.join(options)}: llama-2-7b is described by its dimensions" in one_line(capsys)
+
+
+def test_commands_that_need_weights_say_what_a_preset_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "gpt3-175b"]) == 2
+    assert "gpt3-175b is a preset, known by its dimensions alone: `evenflow plan`" in one_line(capsys)
+
+
+def test_presets_are_planned_from_python_too() -> None:
+    plan = evenflow.plan("llama-2-7b", "2x8xA100-80GB", 64, 4096, tp=2, pp=2)
+    assert (plan.axes.tp, plan.axes.pp, plan.dtype) == (2, 2, "bf16")
+    with pytest.raises(InputError, match="--dtype fp32"):
+        evenflow.plan("llama-2-7b", "2x8xA100-80GB", 64, 4096, dtype="fp32")
+
+
+def test_help_says_what_is_free_for_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for flag, end in (("--zero", "default 0"), ("--schedule", "default 1f1b"), ("--tp", "default 1")):
+        assert f"({end}; for a preset: free)" in said, flag
+    assert "(default none; for a preset: auto)" in said
+    assert "for a preset: bf16)" in said

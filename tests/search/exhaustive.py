@@ -14,8 +14,9 @@ from evenflow.search.layouts.layout import Layout
 from evenflow.search.layouts.stages import WAYS
 from evenflow.search.problem import Problem
 from evenflow.simulate import step_seconds
+from evenflow.spec import Recompute
 
-_PAIRS = (("none", "full"), ("none", "selective"), ("selective", "full"))
+_PAIRS: tuple[tuple[Recompute, Recompute], ...] = (("none", "full"), ("none", "selective"), ("selective", "full"))
 
 
 def best_by_trying_everything(layouts: Iterable[Layout], costs: PresetCosts, cap: float) -> float:
@@ -38,7 +39,7 @@ def _best(layout: Layout, costs: PresetCosts, cap: float) -> float:
         ]
         tried: set[tuple[str, ...]] = set()
         for choice in product(*(_ways(layers) for layers in held)):
-            modes = ["none"] * count
+            modes: list[Recompute] = ["none"] * count
             for layers, (pair, again) in zip(held, choice, strict=True):
                 for place, layer in enumerate(layers):
                     modes[layer] = pair[1] if place < again else pair[0]
@@ -59,7 +60,7 @@ def _best(layout: Layout, costs: PresetCosts, cap: float) -> float:
     return best
 
 
-def _ways(layers: list[int]) -> list[tuple[tuple[str, str], int]]:
+def _ways(layers: list[int]) -> list[tuple[tuple[Recompute, Recompute], int]]:
     return [(pair, again) for pair in _PAIRS for again in range(len(layers) + 1)]
 
 
@@ -74,7 +75,7 @@ def _fits(
     cap: float,
     split: Sequence[Sequence[int]],
     held: Sequence[Sequence[int]],
-    choice: Sequence[tuple[tuple[str, str], int]],
+    choice: Sequence[tuple[tuple[Recompute, Recompute], int]],
 ) -> bool:
     """The search's rule for a rank's bytes, walked action by action."""
     figures = costs.figures(layout.shape)

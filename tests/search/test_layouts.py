@@ -24,6 +24,7 @@ from evenflow.search.layouts.stages import places
 from evenflow.spec import Batch, parse_cluster
 from evenflow.spec.accelerators import ACCELERATORS
 from evenflow.spec.architecture import Architecture, Experts
+from evenflow.spec.presets import PRESETS
 from evenflow.spec.trainers import TRAINERS
 from tests.search.exhaustive import best_by_trying_everything
 
@@ -81,6 +82,30 @@ def test_no_layout_is_faster_than_its_bound(seed: int) -> None:
         assert found.is_all or layout.stages > 6
         assert rough <= bound * (1 + 1e-6), "both are found by bisection"
         assert bound <= found.step_s, layout
+
+
+@pytest.mark.parametrize(("m", "size"), [(4, 1), (4, 2), (8, 1)])
+def test_gpipe_of_several_stages_a_rank_is_no_faster_than_its_bound(m: int, size: int) -> None:
+    """Its forwards and backwards lie far apart, so a rank's path does not hold both of the first microbatch's."""
+    eight = replace(PRESETS["gpt3-175b"], layers=8)
+    costs = PresetCosts(eight, DEVICE, SEQ, TRAINERS["evenflow"])
+    solver = Solver(costs, [Kind(4, 1.0, 1e15)], "none")
+    layout = Layout(4, 1, 1, 1, 1, 2, "gpipe", size, 0, m)
+    found = solver.solve(layout)
+    assert found.is_all
+    assert lower_bounds(columns([layout], costs, solver.cap, solver.wish))[0] <= found.step_s
+
+
+def test_of_halves_the_last_update_may_be_that_of_the_lightest_layer() -> None:
+    """A rank of blocks alone may be the last under zb-h1, so the embedding's update may come in beside others' work."""
+    wide = replace(SMALL, vocab=512_000)
+    costs = PresetCosts(wide, DEVICE, SEQ, TRAINERS["evenflow"])
+    halved, whole = (Layout(2, 1, 1, 1, 1, 1, schedule, 1, 0, 8) for schedule in ("zb-h1", "1f1b"))
+    table = columns([halved, whole], costs, 1e15, "none")
+    update = costs.step_figures(halved.shape, 1, 0)
+    every = update.reduce_s + update.optimizer_s
+    last = lower_bounds(table) - lower_bounds(replace(table, first_update=0 * table.p, least_update=0 * table.p))
+    assert last == pytest.approx([every.min(), every[0]], rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from evenflow.cli.options import add_dtype, add_json, add_model, add_shape, add_tp
+from evenflow.errors import InputError
+from evenflow.spec import DEFAULT_DTYPE
 
 if TYPE_CHECKING:
     from evenflow.spec.architecture import Architecture
@@ -34,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     source = find_model(arguments.model)
     shape = arguments.micro_batch_size, arguments.seq_length
-    model = describe_model(source, *shape, arguments.tp, arguments.dtype)
+    model = describe_model(source, *shape, arguments.tp, arguments.dtype or DEFAULT_DTYPE)
     if arguments.json:
         show_json(model_json(model))
     else:
@@ -44,6 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_preset(arguments: argparse.Namespace, preset: Architecture) -> int:
     """A preset's figures come from its dimensions: torch is not imported."""
+    if arguments.tp != 1 or arguments.dtype is not None:
+        given = f"--tp {arguments.tp}" if arguments.tp != 1 else f"--dtype {arguments.dtype}"
+        raise InputError(
+            f"{given}: {preset.name} is described by its dimensions alone, whole and in no type; without it this would "
+            "work, and `evenflow plan` shares it out"
+        )
     from evenflow.cli.console import show, show_json
     from evenflow.spec.described import preset_facts
     from evenflow.units import format_count, format_flops

@@ -50,18 +50,21 @@ def add_tp(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """--dtype."""
+def add_dtype(parser: argparse.ArgumentParser, preset: str = "") -> None:
+    """--dtype; None where it is not given. `preset` is what a preset has then, if it may be one."""
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        default=DEFAULT_DTYPE,
         help="type of weights and activations; bf16 keeps gradients and the optimizer's state in fp32 "
-        f"(default {DEFAULT_DTYPE})",
+        f"(default {DEFAULT_DTYPE}{_for_preset(preset)})",
     )
 
 
-def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> None:
+def _for_preset(preset: str) -> str:
+    return f"; for a preset: {preset}" if preset else ""
+
+
+def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True, preset: str = "") -> None:
     """--global-batch-size, --micro-batch-size and --seq-length of a step; without defaults a plan may give them."""
     otherwise = "" if has_defaults else ", or the plan's"
     parser.add_argument(
@@ -75,7 +78,8 @@ def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> Non
         "--micro-batch-size",
         type=count,
         metavar="N",
-        help=f"sequences of a microbatch (default: as many as leave each rank four microbatches{otherwise})",
+        help=f"sequences of a microbatch (default: as many as leave each rank four microbatches{otherwise}"
+        f"{_for_preset(preset)})",
     )
     parser.add_argument(
         "--seq-length",
@@ -86,16 +90,21 @@ def add_batch(parser: argparse.ArgumentParser, has_defaults: bool = True) -> Non
     )
 
 
-def add_axes(parser: argparse.ArgumentParser) -> None:
+def add_axes(parser: argparse.ArgumentParser, preset: str = "") -> None:
     """--pp, --tp, --dp and --zero."""
-    parser.add_argument("--pp", type=count, metavar="N", help="pipeline ranks (default: what the other axes leave)")
-    parser.add_argument("--tp", type=count, metavar="N", help="processes that share a stage's tensors (default 1)")
-    parser.add_argument("--dp", type=count, metavar="N", help="data-parallel replicas (default 1)")
+    otherwise = _for_preset(preset)
+    parser.add_argument(
+        "--pp", type=count, metavar="N", help=f"pipeline ranks (default: what the other axes leave{otherwise})"
+    )
+    parser.add_argument(
+        "--tp", type=count, metavar="N", help=f"processes that share a stage's tensors (default 1{otherwise})"
+    )
+    parser.add_argument("--dp", type=count, metavar="N", help=f"data-parallel replicas (default 1{otherwise})")
     parser.add_argument(
         "--zero",
         type=int,
         choices=ZEROS,
-        help="1: replicas share out the optimizer's state and its update (default 0)",
+        help=f"1: replicas share out the optimizer's state and its update (default 0{otherwise})",
     )
 
 
@@ -107,7 +116,7 @@ def add_trainer_axes(parser: argparse.ArgumentParser) -> None:
         "--for",
         dest="trainer",
         metavar="TRAINER",
-        help=f"who will run the plan: {', '.join(TRAINERS)} (default {OURS})",
+        help=f"who will run the plan of a preset: {', '.join(TRAINERS)} (default {OURS})",
     )
 
 
@@ -136,23 +145,25 @@ def add_schedule(parser: argparse.ArgumentParser, default: str = "default 1f1b")
     parser.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} or {AUTO} ({default})")
 
 
-def add_stages_per_rank(parser: argparse.ArgumentParser) -> None:
+def add_stages_per_rank(parser: argparse.ArgumentParser, preset: str = "") -> None:
     """--stages-per-rank."""
     parser.add_argument(
         "--stages-per-rank",
         type=count,
         metavar="N",
-        help="stages of each rank, for schedules that run several (default: as many as the schedule asks for)",
+        help="stages of each rank, for schedules that run several (default: as many as the schedule asks for"
+        f"{_for_preset(preset)})",
     )
 
 
-def add_recompute(parser: argparse.ArgumentParser) -> None:
+def add_recompute(parser: argparse.ArgumentParser, preset: str = "") -> None:
     """--recompute."""
     parser.add_argument(
         "--recompute",
         choices=RECOMPUTE_WISHES,
         help="what blocks run again in their backward, to keep less for it: selective (their attention), full (all "
-        "of their forward), or auto (as little as fits the memory) (default none)",
+        "of their forward), or auto (as little as fits the memory) "
+        f"(default none{_for_preset(preset)})",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenflow.cli.options import (
@@ -23,8 +22,10 @@ from evenflow.errors import InputError
 
 if TYPE_CHECKING:
     from evenflow.plan import Plan
-    from evenflow.spec import Cluster
     from evenflow.spec.architecture import Architecture
+
+
+_FREE = "free"  # what the search decides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="C",
         help="local, which is this machine (default), 8xA100-80GB, 4x8xH100-80GB (nodes x devices), or a TOML file",
     )
-    add_batch(parser)
+    add_batch(parser, preset=_FREE)
     parser.add_argument("--profile", type=path, metavar="F", help="measured costs; without it they come from FLOPs")
-    add_schedule(parser)
-    add_recompute(parser)
-    add_stages_per_rank(parser)
+    add_schedule(parser, default=f"default 1f1b; for a preset: {_FREE}")
+    add_recompute(parser, preset="auto")
+    add_stages_per_rank(parser, preset=_FREE)
     add_memory_limit(parser)
-    add_axes(parser)
-    add_dtype(parser)
+    add_axes(parser, preset=_FREE)
+    add_dtype(parser, preset="bf16")
     add_trainer_axes(parser)
     parser.add_argument("--out", type=path, metavar="F", help="write the plan here, for `train --plan`")
     add_json(parser)
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
     """A preset is planned from its dimensions: torch is not imported."""
+    from evenflow.files.cluster import read_cluster
     from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
     from evenflow.spec.trainers import OURS
 
@@ -86,32 +88,20 @@ def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
     return plan_layout(
         LayoutRequest(
             preset,
-            _cluster(arguments.cluster),
+            read_cluster(arguments.cluster),
             arguments.global_batch_size,
             arguments.seq_length,
             arguments.trainer or OURS,
             Pins(**{name: getattr(arguments, name) for name in names}),
             arguments.recompute or "auto",
             arguments.memory_limit,
+            arguments.dtype,
         )
     )
 
 
-def _cluster(text: str) -> Cluster:
-    """A cluster file, or a short form."""
-    from evenflow.spec import parse_cluster
-
-    if not text.endswith(".toml"):
-        return parse_cluster(text)
-    from evenflow.files.cluster import load_cluster
-
-    return load_cluster(Path(text))
-
-
 def _plan_model(arguments: argparse.Namespace) -> Plan:
     """A model that can be traced is planned from its layers, measured or by their FLOPs."""
-    from dataclasses import replace
-
     from evenflow.files import load_profile
     from evenflow.models import find_model
     from evenflow.plan import check_zero
@@ -122,9 +112,12 @@ def _plan_model(arguments: argparse.Namespace) -> Plan:
     for name in ("cp", "ep"):
         if (getattr(arguments, name) or 1) > 1:
             raise InputError(f"--{name} is planned for presets, such as llama-3.1-405b; without it this would work")
-    schedule = arguments.schedule or "1f1b"
-    if trainer.name != OURS and schedule not in trainer.schedules:
-        raise InputError(f"{trainer.name} has no {schedule}; {', '.join(trainer.schedules)} would do")
+    if trainer.name != OURS:
+        raise InputError(
+            f"--for {trainer.name} is planned for presets, such as llama-3.1-405b: the layers of {arguments.model} are "
+            f"counted as evenflow runs them; a plan without --for, given to `evenflow export --to {trainer.name}`, "
+            "would do"
+        )
     profile = load_profile(arguments.profile) if arguments.profile else None
     cluster, axes = choose_cluster(
         arguments.cluster, arguments.pp, arguments.tp, arguments.dp, profile.threads if profile else None
@@ -143,4 +136,4 @@ def _plan_model(arguments: argparse.Namespace) -> Plan:
         check_zero(arguments.zero or 0),
         arguments.dtype,
     )
-    return replace(plan, trainer=trainer.name)
+    return plan

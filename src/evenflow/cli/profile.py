@@ -6,6 +6,7 @@ import argparse
 
 from evenflow.cli.options import add_dtype, add_json, add_processes, add_shape, add_tp, path
 from evenflow.errors import InputError
+from evenflow.spec import DEFAULT_DTYPE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     source = find_model(arguments.model)
     shape = arguments.micro_batch_size, arguments.seq_length
-    model = describe_model(source, *shape, arguments.tp, arguments.dtype)
+    model = describe_model(source, *shape, arguments.tp, arguments.dtype or DEFAULT_DTYPE)
     profile = measure_profile(source, model, local_cluster(arguments.processes, arguments.threads))
     if arguments.out:
         save_profile(profile, arguments.out)

@@ -15,6 +15,7 @@ from evenflow.draw.page_why import advice_section, blame_section, layers_section
 from evenflow.draw.words import error_text, held_out_text, origins_text, points_text, shape_text
 from evenflow.files import StepMetrics
 from evenflow.plan import Plan
+from evenflow.spec.presets import is_preset
 from evenflow.timeline import Figure, Findings, Timeline, compare
 from evenflow.units import format_bytes, format_count, format_percent, format_seconds
 
@@ -172,10 +173,13 @@ def _curves(plan: Plan, metrics: Sequence[StepMetrics]) -> str:
 
 def _notes(plan: Plan) -> str:
     considered = "1 plan was" if plan.search.considered == 1 else f"{plan.search.considered} plans were"
+    holds_for = "every contiguous split of these layers and every schedule"
+    if is_preset(plan.source):
+        holds_for = "every layout that was searched, with its trainer's schedules and the axes that were fixed"
     lines = [
         f"where the figures come from: {origins_text(plan)}",
-        f"the bound, {format_seconds(plan.bound.step_s)}, holds for every contiguous split of these layers "
-        f"and every schedule; the plan's predicted step is {format_percent(plan.bound.gap)} above it",
+        f"the bound, {format_seconds(plan.bound.step_s)}, holds for {holds_for}; the plan's "
+        f"predicted step is {format_percent(plan.bound.gap)} above it",
         f"{considered} simulated in {format_seconds(plan.search.seconds)}",
     ]
     items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)

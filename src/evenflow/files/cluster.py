@@ -14,7 +14,7 @@ from evenflow.files.document import Part, checked, read_text
 from evenflow.files.parts import Count
 from evenflow.spec import Cluster
 from evenflow.spec.accelerators import Accelerator, named_accelerator
-from evenflow.spec.cluster import NodeGroup, grouped_cluster
+from evenflow.spec.cluster import NodeGroup, grouped_cluster, in_nodes, parse_cluster
 from evenflow.units import parse_bytes
 
 _GIGA, _TERA = 1e9, 1e12
@@ -77,8 +77,25 @@ def load_cluster(path: Path) -> Cluster:
             device = replace(device, node_bytes_per_s=links.node_gbytes_per_s * _GIGA)
         if links.network_gbytes_per_s is not None:
             device = replace(device, network_bytes_per_s=links.network_gbytes_per_s * _GIGA)
-        groups.append(NodeGroup(replace(device, node_devices=nodes.devices), nodes.count, nodes.devices))
+        groups.append(NodeGroup(in_nodes(device, nodes.devices), nodes.count, nodes.devices))
     return grouped_cluster(part.name or path.name, tuple(groups))
+
+
+def read_cluster(text: str, processes: int | None = None, threads: int | None = None) -> Cluster:
+    """`local`, a short form, or the path of a cluster file, which ends with .toml.
+
+    Args:
+        text: the cluster as the user wrote it.
+        processes: how many of its devices to use; by default all.
+        threads: for `local`, compute threads of each process.
+
+    Raises:
+        InputError: as of `parse_cluster` and `load_cluster`.
+    """
+    if not text.endswith(".toml"):
+        return parse_cluster(text, processes, threads)
+    found = load_cluster(Path(text).expanduser())
+    return grouped_cluster(found.name, found.groups, processes)
 
 
 def _device(part: ClusterPart, name: str, where: str) -> Accelerator:

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evenflow.errors import InputError
 from evenflow.files import check_index, check_inside, check_shard_header
+from evenflow.spec.presets import is_preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,11 @@ def read_config(text: str, path: str = "the configuration") -> PretrainedConfig:
 
 def _hub_config(name: str) -> PretrainedConfig:
     """The hub is asked only for what looks like its `organisation/name`: anything else is a mistyped path."""
+    if is_preset(name):
+        raise InputError(
+            f"{name} is a preset, known by its dimensions alone: `evenflow plan`, `describe` and `rehearse` take it; "
+            "here a model directory, a config.json or a hub id would do"
+        )
     missing = InputError(f"there is no model {name!r}: no such directory or config.json")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise missing

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from evenflow.errors import ImpossibleError, InputError
-from evenflow.plan import Bound, Plan, Search
+from evenflow.plan import Bound, Plan, Search, step_bound
 from evenflow.program import (
     AUTO,
     SCHEDULES,
@@ -23,6 +23,7 @@ from evenflow.search.problem import Problem, place_stages
 from evenflow.search.solve import solve
 from evenflow.simulate import free_transfers, simulate
 from evenflow.timeline import Timeline
+from evenflow.units import format_bytes
 
 
 def plan_timeline(plan: Plan, schedule: str | None = None, with_transfers: bool = True) -> Timeline:
@@ -51,7 +52,7 @@ def reschedule(plan: Plan, schedule: str, stages_per_rank: int | None = None) ->
 
     Raises:
         InputError: the schedule is not known, or there are too few layers for its stages.
-        ImpossibleError: it does not keep under the plan's memory limit.
+        ImpossibleError: it does not keep under the plan's memory limit, or under that of a rank.
     """
     began = time.perf_counter()
     ranks = len(plan.ranks)
@@ -68,7 +69,8 @@ def reschedule(plan: Plan, schedule: str, stages_per_rank: int | None = None) ->
     )
     solution = solve(problem, plan.stage_layers if keeps else None)
     step_s = solution.timeline.step_s
-    return replace(
+    bound_s = min(plan.bound.step_s, step_bound(problem.costs, problem.at_once, problem.microbatches), step_s)
+    found = replace(
         plan,
         schedule=schedule,
         order=None if solution.order is None else order_text(solution.order),
@@ -80,9 +82,25 @@ def reschedule(plan: Plan, schedule: str, stages_per_rank: int | None = None) ->
             mfu=plan.predicted.mfu * plan.predicted.step_s / step_s,
             tokens=plan.global_batch_size * plan.seq_length,
         ),
-        bound=Bound(plan.bound.step_s, step_s / plan.bound.step_s - 1),
+        # A preset's is for the layouts and schedules that were searched, which this one need not be among.
+        bound=Bound(bound_s, step_s / bound_s - 1),
         search=Search(solution.considered, time.perf_counter() - began),
     )
+    over = most_over(found)
+    if over > 0 and plan.memory_limits is not None:
+        rank, limit = max(enumerate(plan.memory_limits), key=lambda own: found.ranks[own[0]].peak_bytes - own[1])
+        peak = found.ranks[rank].peak_bytes
+        raise ImpossibleError(
+            f"under {schedule} rank {rank} would need {format_bytes(peak)} of the {format_bytes(limit)} that its "
+            f"device leaves, {format_bytes(over)} more than there is; {plan.schedule} fits"
+        )
+    return found
+
+
+def most_over(plan: Plan) -> int:
+    """By how many bytes a rank is over what it may use, at the most; negative where all keep under it."""
+    limits = plan.memory_limits or (plan.memory_limit,) * len(plan.ranks)
+    return max(rank.peak_bytes - limit for rank, limit in zip(plan.ranks, limits, strict=True))
 
 
 def order_gap(plan: Plan) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evenflow.errors import InputError
 from evenflow.spec.accelerators import Accelerator, named_accelerator
@@ -13,6 +13,7 @@ from evenflow.spec.machine import Machine, this_machine
 
 CPU = "cpu"
 _LOCAL_PROCESSES = 8
+_MOST_IN_A_NODE = 16  # devices that one host has; links of the catalogue that join more go from host to host
 _SHORT_FORM = re.compile(r"(?:(\d{1,9})x)?(?:(\d{1,9})x)?([A-Za-z][\w.+-]*)")
 
 
@@ -196,7 +197,19 @@ def parse_cluster(text: str, processes: int | None = None, threads: int | None =
         raise InputError(
             f"cluster {text!r} has {nodes * each} devices; 1 to {nodes * each} of them can be used, not {processes}"
         )
-    return grouped_cluster(text, (NodeGroup(accelerator, nodes, each),), processes)
+    joined = in_nodes(accelerator, each if len(counts) == 2 else min(each, accelerator.node_devices))
+    return grouped_cluster(text, (NodeGroup(joined, nodes, each),), processes)
+
+
+def in_nodes(accelerator: Accelerator, devices: int) -> Accelerator:
+    """A device in nodes of so many: its fast link joins those, unless it goes beyond what is a node.
+
+    The NVLink of a GB200 or GB300 NVL72 joins the 72 devices of a rack, whose trays of 4 are what people count as
+    nodes: theirs keeps joining 72. A link's reach is what costs go by.
+    """
+    if accelerator.node_devices > _MOST_IN_A_NODE:
+        devices = max(devices, accelerator.node_devices)
+    return replace(accelerator, node_devices=devices)
 
 
 def grouped_cluster(name: str, groups: tuple[NodeGroup, ...], processes: int | None = None) -> Cluster:

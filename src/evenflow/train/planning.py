@@ -9,11 +9,12 @@ from pathlib import Path
 from evenflow.cost import Costs, Profile, analytic_costs
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.files import load_plan
+from evenflow.files.cluster import read_cluster
 from evenflow.models import ModelSource, describe_model
 from evenflow.plan import Axes, Plan, Zero, choose_axes
 from evenflow.program import tp_misfit
 from evenflow.search import make_plan
-from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, RecomputeWish, parse_cluster
+from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, RecomputeWish
 from evenflow.spec.batch import default_micro_batch_size
 from evenflow.spec.cluster import CPU, local_cluster
 from evenflow.spec.trainers import OURS
@@ -31,13 +32,19 @@ def choose_cluster(
     """The devices that a plan is for, and the axes over them; on this machine as many as the axes ask for.
 
     Raises:
-        InputError: there is no such cluster, or it does not have the devices.
+        InputError: there is no such cluster, it does not have the devices, or they are of several kinds.
     """
-    whole = parse_cluster(text, None, threads)
+    whole = read_cluster(text, None, threads)
+    if len({group.accelerator for group in whole.groups}) > 1:
+        kinds = ", ".join(f"{group.devices} {group.accelerator.name}" for group in whole.groups)
+        raise InputError(
+            f"{text} has devices of several kinds ({kinds}), over which presets are planned, such as llama-2-7b; a "
+            "file with nodes of one kind would do"
+        )
     others = (tp or 1) * (dp or 1)
     here = (pp or max(whole.devices // others, 1)) * others if whole.is_local else whole.devices
     axes = choose_axes(here, pp, tp, dp)
-    return parse_cluster(text, axes.processes, threads), axes
+    return read_cluster(text, axes.processes, threads), axes
 
 
 def make_batch(global_batch_size: int, micro_batch_size: int | None, seq_length: int, axes: Axes) -> Batch:

@@ -16,8 +16,9 @@ from evenflow.search.posting import posted_program
 from evenflow.search.problem import Problem
 from evenflow.search.solve import Solution
 from evenflow.simulate import simulate
-from evenflow.spec import Batch, Cluster, Recompute
+from evenflow.spec import Batch, Cluster, Dtype, Recompute
 
+PRESET_DTYPE: Dtype = "bf16"  # what `cost.preset` counts, with masters and moments in fp32
 _PLAYED = 4096  # stages x microbatches: a program as large takes most of a second
 
 
@@ -81,7 +82,7 @@ def assemble(
         notes=notes,
         device=cluster.device.name,
         zero=1 if layout.zero else 0,
-        dtype="bf16",  # what `cost.preset` counts, with masters and moments in fp32
+        dtype=PRESET_DTYPE,
         trainer=costs.trainer.name,
         source=model.name,
         speeds=found.speeds,

@@ -97,15 +97,17 @@ def best_first(
             closest = found
     left = heap[0][0] if heap else np.inf
     solved += _runners_up(layouts, solver, heap, {own.layout.axes for own in solved}, runners_up)
-    least = min(left, unproved, *(rough[by_rough[taken:]].tolist()[:1] or [np.inf]), limit)
     solved.sort(key=lambda own: own.step_s)
+    if solved and solved[0].step_s < limit:  # where work ended the search, one of those may be the best
+        best, limit = solved[0], solved[0].step_s
+    least = min(left, unproved, *(rough[by_rough[taken:]].tolist()[:1] or [np.inf]), limit)
     return Searched(best, float(least), tuple(solved), closest, len(layouts), simulated, bool(left >= limit))
 
 
 def _runners_up(
     layouts: Sequence[Layout], solver: Solver, heap: list[tuple[float, int]], others: set[Axes], wanted: int
 ) -> list[Found]:
-    """Layouts of other axes, the lowest bounds first, though they cannot be the best."""
+    """Layouts of other axes, the lowest bounds first; they cannot be the best unless work ended the search."""
     found: list[Found] = []
     for _ in range(3 * wanted):
         if len(others) > wanted or not heap:

@@ -10,7 +10,7 @@ From the order of actions follow paths that a step contains. With one stage a ra
 
 * 1F1B: the first microbatch goes to the end and back to rank r, which has run p - r forwards by then and does the rest
   of its work after, then the last backward goes down: W + (m - 1) t_r - (p - 1 - r) f_r;
-* GPipe: W + (m - 1) t_r;
+* GPipe: W + (m - 1) t_r; with several stages a rank, whose forwards and backwards lie apart, m t_r;
 * halves (ZB): all work of a rank, m t_r. ZB-H1 has in flight what 1F1B has, ZB-H2 2 (p - r) - 1 microbatches.
 
 With several stages a rank in a loop, rank r has m t_r, and before and after it the first stages of the ranks before it:
@@ -59,6 +59,7 @@ class Columns:
     head_state: Floats
     update: Floats
     first_update: Floats
+    least_update: Floats
     lightest: Floats
     excess: Floats
     first_work: Floats
@@ -70,6 +71,7 @@ class Columns:
 
 _KINDS = {"1f1b": 0, "gpipe": 1, "interleaved": 2, "zb-h1": 3, "zb-h2": 4}
 _OTHERS = 5  # of halves too; those that have both ends on one rank among them
+_LOOPED_GPIPE = 6
 
 
 def bounds(
@@ -103,7 +105,7 @@ def columns(layouts: Sequence[Layout], costs: PresetCosts, cap: float, wish: str
         rows.append(made[key])
     table = np.array(rows).T
     count = np.array([(own.pp, own.microbatches, own.stages_per_rank) for own in layouts], dtype=np.float64).T
-    kinds = np.array([_KINDS.get(own.schedule, _OTHERS) for own in layouts])
+    kinds = np.array([_kind(own) for own in layouts])
     hops = np.array([
         costs.link(own.tp * own.cp * own.dp).seconds(costs.figures(own.shape).hidden_bytes) for own in layouts
     ])  # fmt: skip
@@ -115,9 +117,15 @@ def columns(layouts: Sequence[Layout], costs: PresetCosts, cap: float, wish: str
     )  # fmt: skip
 
 
+def _kind(layout: Layout) -> int:
+    if layout.schedule == "gpipe" and layout.stages_per_rank > 1:
+        return _LOOPED_GPIPE
+    return _KINDS.get(layout.schedule, _OTHERS)
+
+
 _ROW = (
     "work", "first_s", "head_s", "forward_share", "state", "first_state", "head_state", "update", "first_update",
-    "lightest", "excess", "first_work", "norm",
+    "least_update", "lightest", "excess", "first_work", "norm",
 )  # fmt: skip
 
 
@@ -140,7 +148,7 @@ def _row(costs: PresetCosts, layout: Layout, way: int) -> tuple[float, ...]:
         *light, *kept, float(every.sum()), float(every[0]), float(every[-1]), share,
         float(step.state_bytes[blocks].min()), float(step.state_bytes[0]),
         float(step.state_bytes[-1] + figures.saved_bytes[0][-1]), float(update.sum()) if is_alone else 0.0,
-        float(update[0]), min(light), excess, first_work, norm_seconds(costs, layout),
+        float(update[0]), float(update.min()), min(light), excess, first_work, norm_seconds(costs, layout),
     )  # fmt: skip
 
 
@@ -167,8 +175,13 @@ def lower_bounds(
         least = np.maximum(least, _least_bottleneck(own))
     found = _paths(own, least)
     alone = own.m * least + own.update
-    many = found + own.first_update
+    # Whole backwards end with the first layer's, and its update; of halves any rank may be the last.
+    many = found + np.where(_is_halved(own), own.least_update, own.first_update)
     return np.where(own.p == 1, np.maximum(alone, own.m * own.work + own.update), many) * (1 - _SLACK) + own.norm
+
+
+def _is_halved(own: Columns) -> NDArray[np.bool_]:
+    return (own.kind >= _KINDS["zb-h1"]) & (own.kind <= _OTHERS)
 
 
 def _in_flight(own: Columns, rank: Floats) -> Floats:
@@ -176,7 +189,8 @@ def _in_flight(own: Columns, rank: Floats) -> Floats:
     single = np.minimum(own.m, own.p - rank)
     loop = np.minimum(np.minimum(own.p, own.m), 2 * (own.p - 1 - rank) + 1)
     ahead = np.minimum(own.m, 2 * (own.p - rank) - 1)
-    return np.select([own.kind == kind for kind in range(5)], [single, own.m, loop, single, ahead], 1.0)
+    held = [single, own.m, loop, single, ahead, np.ones_like(rank), own.m]
+    return np.select([own.kind == kind for kind in range(len(held))], held)
 
 
 def _least_bottleneck(own: Columns) -> Floats:
@@ -269,8 +283,8 @@ def _paths(own: Columns, least: Floats) -> Floats:
 def _last_ranks(own: Columns, bottleneck: Floats) -> Floats:
     """The longest of the paths through the last q ranks, averaged, where no rank is busier than `bottleneck`."""
     # Whatever the order, the first microbatch goes through all layers and back; of halves, without the weights' last.
-    best = np.where(own.kind < 3, own.work, 0.0) + np.where(own.kind < 3, 2 * own.hop * (own.p * own.each - 1), 0.0)
-    best = np.where(own.p == 1, 0.0, best)
+    whole = own.work + 2 * own.hop * (own.p * own.each - 1)
+    best = np.where((own.p == 1) | _is_halved(own), 0.0, whole)
     for share in (0.0, 0.125, 0.25, 0.5, 1.0):
         q = np.clip(np.round(own.p * share), 1, own.p)
         busy = np.maximum(own.work - (own.p - q) * bottleneck, 0.0) / q

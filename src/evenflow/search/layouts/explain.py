@@ -22,13 +22,13 @@ _WORTH = 0.005  # of the step: less is not worth a line
 _QUICK = 200_000  # actions that the search behind a fixed axis may walk through
 
 
-def notes(plan: Plan, searched: Searched, solver: Solver, space: Space) -> tuple[str, ...]:
-    """Lines for a person, the most useful first."""
+def notes(plan: Plan, searched: Searched, solver: Solver, space: Space, pinned: Sequence[str]) -> tuple[str, ...]:
+    """Lines for a person, the most useful first; `pinned` are the axes that the user fixed."""
     assert searched.best is not None
     best, costs = searched.best, solver.costs
     return (
         *_gap(plan, searched), _limit(plan), *_head(best, costs), *_memory(best, solver),
-        *_pins(best, solver, space), *_alternatives(best, searched.solved),
+        *_pins(best, solver, space, pinned), *_alternatives(best, searched.solved),
     )  # fmt: skip
 
 
@@ -101,9 +101,9 @@ def _memory(best: Found, solver: Solver) -> Iterator[str]:
         yield f"{format_percent(gain)} faster with {format_bytes(_MORE)} more on each device"
 
 
-def _pins(best: Found, solver: Solver, space: Space) -> Iterator[str]:
+def _pins(best: Found, solver: Solver, space: Space, pinned: Sequence[str]) -> Iterator[str]:
     """What each fixed axis costs, were the others kept."""
-    for name in space.pins.given():
+    for name in pinned:
         flag = f"--{name.replace('_', '-')} {getattr(space.pins, name)}"
         try:
             layouts = replace(space, pins=replace(space.pins, **{name: None})).layouts()

@@ -8,13 +8,14 @@ from dataclasses import dataclass, fields
 from evenflow.cost.preset import Shape
 from evenflow.errors import InputError
 from evenflow.plan import Axes
-from evenflow.program import SCHEDULES, place
+from evenflow.program import SCHEDULES, place, tp_misfit
 from evenflow.spec.architecture import Architecture
 from evenflow.spec.batch import MOST_MICROBATCHES, divisors
 from evenflow.spec.trainers import TRAINERS, Trainer
 
 _MOST_PASSES = 2**20  # stages x microbatches: as `program.check_size`
 _DRAWN = 512  # of those, for a schedule whose order is drawn up action by action, unless it is fixed
+_FEWER = 4096  # device numbers below those that there are, among which one is looked for that would do
 _LEAST_PIECE = 256  # tokens of a sequence's piece, below which sharing sequences out is not proposed
 
 
@@ -263,12 +264,35 @@ class Space:
     def _none(self) -> str:
         given = self.pins.given()
         said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items()) or "no axis fixed"
-        usable = [own for own in range(self.devices, 0, -1)[:4096] if next(self._axes(own), None) is not None]
-        would = f"{usable[0]} of them would do" if usable else "fewer fixed axes, or another global batch, would do"
+        reason = self._misfit()
+        usable = self._usable() if reason is None else None
+        would = f"{usable} of them would do" if usable else "fewer fixed axes, or another global batch, would do"
         return (
             f"no layout of {self.architecture.name} uses all {self.devices} devices ({said}; a global batch of "
-            f"{self.global_batch_size}); {would}"
+            f"{self.global_batch_size}); {reason or would}"
         )
+
+    def _usable(self) -> int | None:
+        """The most devices, of fewer than there are, over which there is a layout."""
+        for devices in range(self.devices - 1, max(self.devices - _FEWER, 0), -1):
+            if any(next(self._of(*axes), None) is not None for axes in self._axes(devices)):
+                return devices
+        return None
+
+    def _misfit(self) -> str | None:
+        """Which fixed values do not go together, however many devices there are; None where that is not it."""
+        pins = self.pins
+        if pins.schedule is not None:
+            schedule = SCHEDULES[pins.schedule]
+            if schedule.halves and (pins.tp or 1) > 1 and not self.trainer.halves_under_tp:
+                return tp_misfit(pins.schedule, pins.tp or 1)
+            each, least = pins.stages_per_rank, schedule.stages_per_rank
+            if schedule.exactly and each not in (None, least):
+                return f"--stages-per-rank {each}: {schedule.title} has {least} on each rank; {least} would do"
+        ep, replicas = pins.ep or 1, (pins.dp or 1) * (pins.cp or 1)
+        if pins.dp and pins.cp and replicas % ep:
+            return f"--ep {ep} shares out experts over dp x cp, which is {replicas}; --dp {ep} would do"
+        return None
 
 
 def tp_mistake(it: Architecture, tp: int) -> str | None:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from evenflow.cost.preset import PresetCosts, Shape
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Plan, Search
-from evenflow.program import AUTO
-from evenflow.search.layouts.assemble import assemble
-from evenflow.search.layouts.best_first import Searched, best_first
+from evenflow.program import AUTO, tp_misfit
+from evenflow.search.layouts.assemble import PRESET_DTYPE, assemble
+from evenflow.search.layouts.best_first import best_first
+from evenflow.search.layouts.closest import closest_of, closest_text
 from evenflow.search.layouts.explain import ALTERNATIVES, notes
-from evenflow.search.layouts.layout import FREE, Layout, Pins, Space
+from evenflow.search.layouts.layout import FREE, Pins, Space
 from evenflow.search.layouts.solve import Found, Kind, Solver
-from evenflow.search.replay import reschedule
-from evenflow.spec import Batch, Cluster
+from evenflow.search.replay import most_over, reschedule
+from evenflow.spec import Batch, Cluster, Dtype
 from evenflow.spec.architecture import Architecture
 from evenflow.spec.trainers import OURS, Trainer, find_trainer
 from evenflow.units import format_bytes
 
-_CLOSEST = 24  # layouts that are tried for the closest where none fits
 _TRIES = 4  # at a limit that is lowered by what a program held beyond what the search allowed for
 
 
@@ -39,6 +37,7 @@ class LayoutRequest:
         pins: axes that are fixed.
         recompute: what blocks run again; `auto` is as little as fits.
         memory_limit: bytes that a device's tensors may take; by default what its memory leaves.
+        dtype: of weights and activations, which for presets is bf16; None says nothing.
     """
 
     architecture: Architecture
@@ -49,16 +48,21 @@ class LayoutRequest:
     pins: Pins = FREE
     recompute: str = "auto"
     memory_limit: int | None = None
+    dtype: Dtype | None = None
 
     @property
     def limit(self) -> int:
         """Bytes that a device's tensors may take."""
-        usable = max(group.accelerator.usable_bytes for group in self.cluster.groups)
-        return self.memory_limit if self.memory_limit is not None else usable
+        return self.memory_limit if self.memory_limit is not None else self.usable
+
+    @property
+    def usable(self) -> int:
+        """The same without a limit of the user's."""
+        return max(group.accelerator.usable_bytes for group in self.cluster.groups)
 
     def space(self, trainer: Trainer) -> Space:
         """The layouts that are asked for; an order made for costs is looked for in what a named one found."""
-        pins = replace(self.pins, schedule=None) if self.pins.schedule == AUTO else self.pins
+        pins = replace(self.pins, schedule=None, tp=1) if self.pins.schedule == AUTO else self.pins
         node = min(group.node_devices for group in self.cluster.groups)
         return Space(
             self.architecture, self.cluster.devices, node, self.global_batch_size, self.seq_length,
@@ -82,77 +86,89 @@ def plan_layout(request: LayoutRequest) -> Plan:
         )
     if request.pins.schedule == AUTO and trainer.name != OURS:
         raise InputError(f"{trainer.name} does not run orders that are made for a plan; --schedule 1f1b would do")
+    if request.pins.schedule == AUTO and (reason := tp_misfit(AUTO, request.pins.tp or 1)):
+        raise InputError(f"{reason}, or --tp 1")
+    if request.dtype not in (None, PRESET_DTYPE):
+        raise InputError(
+            f"--dtype {request.dtype}: presets are planned in {PRESET_DTYPE}, with masters and moments in fp32; "
+            f"{PRESET_DTYPE} would do"
+        )
+    _check_limit(request)
     space = request.space(trainer)
     layouts = space.layouts()
-    fastest = max(request.cluster.groups, key=lambda group: group.accelerator.half_flops)
-    costs = PresetCosts(request.architecture, fastest.accelerator, request.seq_length, trainer)
-    kinds = _kinds(request, costs)
+    costs, kinds = _kinds(request, trainer)
     solver = Solver(costs, kinds, request.recompute)
     layouts = [layout for layout in layouts if solver.has_ranks(layout)]
     if not layouts:
         counts = ", ".join(str(kind.devices) for kind in kinds)
         raise InputError(f"no layout has every pipeline rank on devices of one kind, of which there are {counts}")
+    bound_s, full, over = 0.0, solver, 0
     for _ in range(_TRIES):
         searched = best_first(layouts, costs, solver, runners_up=ALTERNATIVES)
         if searched.best is None:
-            raise ImpossibleError(_closest_text(request, searched, layouts, costs, solver))
-        plan = _plan(request, searched, searched.best, costs)
-        limits = plan.memory_limits or (plan.memory_limit,) * len(plan.ranks)
-        over = max(rank.peak_bytes - limit for rank, limit in zip(plan.ranks, limits, strict=True))
+            searched = closest_of(searched, layouts, solver)
+        # Later tries search less memory than there is: what holds of that is no bound of the whole.
+        bound_s = bound_s or searched.bound_s
+        if searched.best is None:
+            raise ImpossibleError(closest_text(searched, full, _most_bytes(request), request.recompute))
+        plan = _plan(request, searched.best, bound_s, costs)
+        over = most_over(plan)
         if over <= 0:
-            plan = replace(plan, notes=notes(plan, searched, solver, space))
             break
         solver = solver.with_more(-over)
-    plan = replace(plan, search=Search(len(layouts), time.perf_counter() - began))
-    return reschedule(plan, AUTO) if request.pins.schedule == AUTO else plan
+    else:
+        raise ImpossibleError(
+            f"the program of the best of {len(layouts)} layouts holds {format_bytes(over)} more on a rank than it may, "
+            f"and so did those of {_TRIES - 1} before it, each planned for less; a memory limit of "
+            f"{format_bytes(max(kind.cap for kind in kinds) - 2 * over)}, or more fixed axes, would do"
+        )
+    if request.pins.schedule == AUTO:
+        plan = reschedule(plan, AUTO)
+    own_pins = [name for name in space.pins.given() if name in request.pins.given()]
+    said = notes(plan, searched, solver, space, own_pins)
+    return replace(plan, search=Search(len(layouts), time.perf_counter() - began), notes=said)
 
 
-def _kinds(request: LayoutRequest, costs: PresetCosts) -> list[Kind]:
-    """The cluster's kinds of devices: how fast each computes a block beside the one that costs are of."""
-    shape = Shape()
-    block = slice(1, -1)
-    own = costs.figures(shape)
-    seconds = float((own.forward_s + own.input_s[0] + own.weight_s)[block].sum())
+def _most_bytes(request: LayoutRequest) -> float:
+    """All the memory of the largest device."""
+    return max(group.accelerator.memory_bytes for group in request.cluster.groups)
+
+
+def _check_limit(request: LayoutRequest) -> None:
+    """Refuse a limit above what any device has."""
+    most, limit = _most_bytes(request), request.memory_limit
+    if limit is not None and limit > most:
+        raise InputError(
+            f"--memory-limit {format_bytes(limit)} is more than the {format_bytes(most)} that the largest device of "
+            f"{request.cluster.name} has; {format_bytes(request.usable)}, which is taken without a limit, would do"
+        )
+
+
+def _kinds(request: LayoutRequest, trainer: Trainer) -> tuple[PresetCosts, list[Kind]]:
+    """Costs on the devices that compute a block the fastest, and the cluster's kinds of devices beside those."""
+    every = [
+        PresetCosts(request.architecture, group.accelerator, request.seq_length, trainer)
+        for group in request.cluster.groups
+    ]
+    seconds = [_block_s(own) for own in every]
+    fastest = min(range(len(every)), key=seconds.__getitem__)
     found = []
-    for group in request.cluster.groups:
-        speed = 1.0
-        if group.accelerator != costs.device:
-            other = PresetCosts(request.architecture, group.accelerator, request.seq_length, costs.trainer).figures(
-                shape
-            )
-            speed = seconds / float((other.forward_s + other.input_s[0] + other.weight_s)[block].sum())
+    for group, taken in zip(request.cluster.groups, seconds, strict=True):
         usable = group.accelerator.usable_bytes
         cap = usable if request.memory_limit is None else min(usable, request.memory_limit)
         if len(request.cluster.groups) == 1:
             cap = request.limit
-        found.append(Kind(group.devices, speed, float(cap)))
-    return found
+        found.append(Kind(group.devices, seconds[fastest] / taken, float(cap)))
+    return every[fastest], found
 
 
-def _plan(request: LayoutRequest, searched: Searched, best: Found, costs: PresetCosts) -> Plan:
+def _block_s(costs: PresetCosts) -> float:
+    """Seconds of all blocks for one sequence on one device."""
+    own = costs.figures(Shape())
+    return float((own.forward_s + own.input_s[0] + own.weight_s)[1:-1].sum())
+
+
+def _plan(request: LayoutRequest, best: Found, bound_s: float, costs: PresetCosts) -> Plan:
     layout = best.layout
     batch = Batch(request.global_batch_size, layout.micro_batch_size, request.seq_length, layout.dp)
-    return assemble(best, costs, request.cluster, batch, request.limit, searched.bound_s, Search(1, 0.0), ())
-
-
-def _closest_text(
-    request: LayoutRequest, searched: Searched, layouts: list[Layout], costs: PresetCosts, solver: Solver
-) -> str:
-    """The layout that lacks least memory, and how much."""
-
-    def need(layout: Layout) -> float:
-        figures = costs.figures(layout.shape)
-        step = costs.step_figures(layout.shape, layout.dp, layout.zero)
-        held = figures.saved_bytes[2].sum() + figures.passing_bytes[2].max() * layout.pp
-        return float((step.state_bytes.sum() + held) / layout.pp)
-
-    tried = [solver.solve(layout) for layout in sorted(layouts, key=need)[:_CLOSEST]]
-    closest = min([*tried, *([searched.closest] if searched.closest else [])], key=lambda own: own.peak_bytes)
-    peaks = np.array(closest.rank_peaks)
-    more = "" if request.recompute in ("auto", "full") else "; --recompute auto needs less"
-    return (
-        f"no plan fits: of {len(layouts)} layouts the closest ({closest.layout.text()}) has rank {int(peaks.argmax())} "
-        f"needing {format_bytes(peaks.max())} of {format_bytes(request.limit)}, "
-        f"{format_bytes(peaks.max() - request.limit)} more than there is; more devices, fewer fixed axes or a "
-        f"memory limit of {format_bytes(peaks.max() * 1.005)} would do{more}"
-    )
+    return assemble(best, costs, request.cluster, batch, request.limit, bound_s, Search(1, 0.0), ())

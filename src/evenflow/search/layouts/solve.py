@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 _ALL = 3000  # splits: as many as these are all looked at
 _MOVES = 160  # splits that one round of moves looks at
 _ROUNDS = 6
+_ORDERED = 4  # kinds of devices: of as many, every order along the pipeline is looked at
 _CLOSE = 1.02  # times the best step so far: moves of layers are worth a hundredth
 
 
@@ -92,6 +93,8 @@ class Solver:
         """The best split, or where none can be under `cutoff` or fits, the closest: its step is infinite then."""
         found = [_Solve(self, layout, cutoff, *ranks).best() for ranks in self.ranks(layout)]
         best = min(found, key=lambda own: (own.step_s, own.over_bytes))
+        if len(self.kinds) > _ORDERED:  # what was found says nothing of other orders
+            return replace(best, bound_s=0.0, is_all=False)
         return replace(best, bound_s=min(own.bound_s for own in found), is_all=all(own.is_all for own in found))
 
     def of_split(self, layout: Layout, ends: tuple[int, ...]) -> Found:
@@ -106,17 +109,31 @@ class Solver:
         return all(kind.devices % each == 0 for kind in self.kinds)
 
     def ranks(self, layout: Layout) -> Iterator[tuple[Floats | None, Floats]]:
-        """Speeds and caps of a layout's ranks, for each order of the kinds along the pipeline."""
+        """Speeds and caps of a layout's ranks, for each order of the kinds along the pipeline.
+
+        Of many kinds there are too many orders: those by speed and by memory then, either way round.
+        """
         if len(self.kinds) == 1:
             yield None, np.full(layout.pp, self.cap)
             return
         each = layout.devices // layout.pp
-        for order in dict.fromkeys(permutations(self.kinds)):
+        for order in dict.fromkeys(self._orders()):
             times = [kind.devices // each for kind in order]
             yield (
                 np.repeat([kind.speed for kind in order], times),
                 np.repeat([kind.cap for kind in order], times).astype(np.float64),
             )
+
+    def _orders(self) -> Iterator[tuple[Kind, ...]]:
+        if len(self.kinds) <= _ORDERED:
+            yield from permutations(self.kinds)
+            return
+        for order in (
+            sorted(self.kinds, key=lambda kind: (kind.speed, kind.cap)),
+            sorted(self.kinds, key=lambda kind: (kind.cap, kind.speed)),
+        ):
+            yield tuple(order)
+            yield tuple(reversed(order))
 
 
 class _Solve:

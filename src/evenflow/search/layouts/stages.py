@@ -224,7 +224,8 @@ class Stages:
             over = np.maximum(need - room[None, :], 0.0)
             over = np.where(over > 0, over + max(again - self.passing_block[base], 0.0), 0.0)
             lacks = (over / np.maximum(saved.max(axis=1), 1.0)[:, None]).max(axis=0)  # bytes of blocks to let go of
-            extra = np.where(lacks > 0, lacks * (min(rates) if rates else np.inf), 0.0)
+            rate = min(rates) if rates else np.inf
+            extra = np.multiply(lacks, rate, out=np.zeros_like(lacks), where=lacks > 0)
             ends = [at for at, has in ((0, first), (-1, last)) if has]
             ends_s = sum(float(own.forward_s[at] + own.input_s[0][at] + own.weight_s[at]) for at in ends)
             fits = (lacks <= counts * most_saved) & (room >= 0)
