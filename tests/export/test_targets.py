@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evenflow.cli import main
-from evenflow.errors import FaultError, InputError
+from evenflow.errors import FaultError, ImpossibleError, InputError
 from evenflow.export import TARGETS, export_plan
 from evenflow.files import save_plan
 from tests.export.plans import plan_of
@@ -85,3 +85,30 @@ def test_the_command_writes_prints_and_refuses(tmp_path: Path, capfd: pytest.Cap
     save_plan(plan_of(), path)
     assert main(["export", str(path), "--to", "torch", "--out", str(tmp_path / "file")]) == 2
     assert main(["export", str(tmp_path / "none.json"), "--to", "torch"]) == 2
+
+
+_REFUSED: dict[str, set[str]] = {  # as docs/export.md has it
+    "megatron": set(),
+    "torchtitan": set(),
+    "deepspeed": {"cp", "ep", "selective"},
+    "torch": {"cp", "ep", "selective", "preset"},
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_documentations_table_is_true(target: str) -> None:
+    plans = {
+        "cp": plan_of(cp=2),
+        "ep": plan_of(ep=2),
+        "selective": plan_of(recompute=("selective",) * 8),
+        "full": plan_of(recompute=("full",) * 8),
+        "bf16": replace(plan_of(), dtype="bf16"),
+        "preset": replace(plan_of(), model="gpt3-175b", source="gpt3-175b"),
+    }
+    refused = set()
+    for what, plan in plans.items():
+        try:
+            export_plan(plan, target)
+        except ImpossibleError:
+            refused.add(what)
+    assert refused == _REFUSED[target]
