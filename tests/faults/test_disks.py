@@ -14,12 +14,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import evenflow
 from evenflow.files import StepMetrics, append_text, load_metrics, load_samples
 from evenflow.train import Job, RunResult, recorder
 from tests.faults.conftest import STEPS, Hears, same_weights
 from tests.faults.injection import Faults
+from tests.train.test_resume import tensors_of
 
 Whole = tuple[Job, RunResult]
 
@@ -88,6 +90,19 @@ def test_a_model_that_cannot_be_written_costs_no_state(
     assert hears.starting("the state after step 5 is saved all the same")
     evenflow.train(replace(job, out=tmp_path / "run", resume=True))
     assert same_weights(tmp_path / "run", job.out)
+
+
+def test_a_shard_of_the_model_that_cannot_be_written_costs_no_state(whole: Whole, tmp_path: Path) -> None:
+    """By a rank itself, after all steps and with no checkpoint before: all there is is kept."""
+    job, run = whole[0], tmp_path / "run"
+    hears = Breaks({2: (run / "model.partial" / "model-00002-of-00002.safetensors").mkdir})
+    with pytest.raises(evenflow.FaultError, match=r"model cannot be written: .*; once it can be"):
+        evenflow.train(replace(job, out=run, save_every=None), hears)
+    last = f"checkpoints/step-{STEPS:08d}"
+    assert names(run) == [Path(last).name]
+    ours, theirs = tensors_of(run / last), tensors_of(job.out / last)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.fixture

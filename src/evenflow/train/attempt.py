@@ -87,6 +87,7 @@ class Attempt:
         recorder: what its steps came to, those before it included.
         checkpoints: those it writes.
         shards: of each rank, the bytes of each tensor of its shard of the model, once it is done.
+        unwritten: why a shard of the model could not be written; None where all could.
         has_saved: whether it has written a checkpoint.
     """
 
@@ -94,6 +95,7 @@ class Attempt:
         self.recorder = _recorder(job, ready)
         self.checkpoints = _checkpoints(job, ready, self.recorder)
         self.shards: dict[int, dict[str, int]] = {}
+        self.unwritten: str | None = None
         self.has_saved = False
         self._last: Taken | None = None  # the state after the last step, once all ranks have written it
         self._fails = ""  # why the newest save came to nothing
@@ -133,9 +135,12 @@ class Attempt:
     def keep_last(self) -> None:
         """Give the state after the last step its name though its model could not be written, where steps are left.
 
-        A state that all steps are in is never gone on from, so nothing would make its model: the one before is, then.
+        A state that all steps are in is never gone on from, so nothing would make its model: the one before is, then,
+        where there is one.
         """
-        if self._last is None or self._last.why_not is not None or self._last.step >= self._job.steps:
+        if self._last is None or self._last.why_not is not None:
+            return
+        if self._last.step >= self._job.steps and self.checkpoints.exist():
             return
         with suppress(FaultError):
             folder = self.checkpoints.publish(self._last.step)
@@ -173,6 +178,8 @@ class Attempt:
                     progress.said(f"state: {found} is the hash of what the ranks have read, put together")
             case "clock":
                 self.recorder.take_clock(rank, message)
+            case "unwritten":
+                self.unwritten = message["why"]
             case "shard":
                 self.shards[rank] = message["sizes"]
 

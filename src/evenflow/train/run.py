@@ -146,6 +146,8 @@ def _finish(job: Job, ready: Prepared, attempt: Attempt, signals: StopSignals) -
     last = recorder.metrics[-1].step
     # The model first: a state that is complete is never resumed, so nothing would make its model afterwards.
     try:
+        if attempt.unwritten is not None:
+            raise OSError(attempt.unwritten)
         finish_model_folder(
             job.out / PARTIAL_MODEL,
             job.out / "model",
