@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evenflow.cli import main
-from evenflow.errors import FaultError, InputError
+from evenflow.errors import FaultError, ImpossibleError, InputError
 from evenflow.export import TARGETS, export_plan
 from evenflow.files import save_plan
 from tests.export.plans import plan_of
@@ -36,10 +38,24 @@ def test_an_export_that_reads_back_otherwise_is_not_handed_over(monkeypatch: pyt
         export_plan(plan_of(), "megatron")
 
 
-def test_a_name_cannot_break_what_is_written() -> None:
-    for name in ('a"""\nimport os', "b\n$(rm x)", "c\\", "'"):
-        for target in TARGETS:
-            export_plan(replace(plan_of(), model=name), target)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "name",
+    ['a"""\nopen("done", "w")\n"""', "b\n$(touch done)", "`touch done`", "c\\", "'; touch done; '", '"; touch done; "'],
+)
+def test_a_name_cannot_break_what_is_written(name: str, target: str, tmp_path: Path) -> None:
+    """What is written is run by a shell, or read by Python: nothing of the name is done."""
+    for path, text in export_plan(replace(plan_of(), model=name, source=name), target).files.items():
+        (tmp_path / path).write_text(text)
+        if path.endswith(".sh"):
+            ran = subprocess.run(["bash", "-eu", path], cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert (ran.returncode, ran.stderr) == (0, "")
+        elif path.endswith(".py"):
+            calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+            assert not [call for call in calls if ast.unparse(call).startswith("open('done'")]
+        elif path.endswith(".json"):
+            json.loads(text)
+    assert not (tmp_path / "done").exists()
 
 
 def test_an_unknown_target() -> None:
@@ -69,3 +85,30 @@ def test_the_command_writes_prints_and_refuses(tmp_path: Path, capfd: pytest.Cap
     save_plan(plan_of(), path)
     assert main(["export", str(path), "--to", "torch", "--out", str(tmp_path / "file")]) == 2
     assert main(["export", str(tmp_path / "none.json"), "--to", "torch"]) == 2
+
+
+_REFUSED: dict[str, set[str]] = {  # as docs/export.md has it
+    "megatron": set(),
+    "torchtitan": set(),
+    "deepspeed": {"cp", "ep", "selective"},
+    "torch": {"cp", "ep", "selective", "preset"},
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_documentations_table_is_true(target: str) -> None:
+    plans = {
+        "cp": plan_of(cp=2),
+        "ep": plan_of(ep=2),
+        "selective": plan_of(recompute=("selective",) * 8),
+        "full": plan_of(recompute=("full",) * 8),
+        "bf16": replace(plan_of(), dtype="bf16"),
+        "preset": replace(plan_of(), model="gpt3-175b", source="gpt3-175b"),
+    }
+    refused = set()
+    for what, plan in plans.items():
+        try:
+            export_plan(plan, target)
+        except ImpossibleError:
+            refused.add(what)
+    assert refused == _REFUSED[target]

@@ -74,7 +74,7 @@ def _load(folder: Path, *plans: Plan) -> list[dict[str, Any]]:
 def test_torchtitan_reads_the_plan(tmp_path: Path) -> None:
     blocks = 14
     zbv = replace(plan_of("zb-v", blocks=blocks, dp=2, recompute=("full",) * blocks), zero=1)
-    llama = replace(plan_of(ranks=2, blocks=32, tp=4), model="llama-3.1-8b")
+    llama = replace(plan_of(ranks=2, blocks=32, tp=4), model="llama-3.1-8b", source="llama-3.1-8b")
     found, of_llama = _load(tmp_path, zbv, llama)
     names = [name for part in found["parts"] for name in part if name != "rotary_emb"]
     assert names == ["tok_embeddings", *(f"layers.{n}" for n in range(blocks)), "norm", "lm_head"]
@@ -111,3 +111,12 @@ def test_what_torchtitan_cannot_run_is_refused_or_said() -> None:
     for dtype, param in (("bf16", "bfloat16"), ("fp32", "float32")):
         text = export_plan(replace(plan_of(), dtype=dtype), "torchtitan").files["evenflow_torchtitan.py"]
         assert f'"mixed_precision_param": "{param}"' in text
+
+
+def test_a_directory_that_is_called_like_a_preset_is_none() -> None:
+    """It may hold any model: torchtitan's registered one would be trained in its place."""
+    plan = replace(plan_of(ranks=2, blocks=32), model="llama-3.1-8b", source="/models/llama-3.1-8b")
+    written = export_plan(plan, "torchtitan")
+    (text,) = (text for name, text in written.files.items() if name.endswith(".py"))
+    assert "llama3_8b" not in text
+    assert 'HF_MODEL = "/models/llama-3.1-8b"' in text

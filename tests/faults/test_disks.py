@@ -10,15 +10,18 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import evenflow
 from evenflow.files import StepMetrics, append_text, load_metrics, load_samples
 from evenflow.train import Job, RunResult, recorder
 from tests.faults.conftest import STEPS, Hears, same_weights
 from tests.faults.injection import Faults
+from tests.train.test_resume import tensors_of
 
 Whole = tuple[Job, RunResult]
 
@@ -69,6 +72,37 @@ def test_a_last_save_that_fails_is_a_fault_with_a_remedy(whole: Whole, faults: F
     faults.disk(None)
     evenflow.train(replace(job, out=tmp_path / "run", resume=True))
     assert same_weights(tmp_path / "run", job.out)
+
+
+def test_a_model_that_cannot_be_written_costs_no_state(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, hears = whole[0], Hears()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("evenflow.train.run"), "finish_model_folder", full)
+        with pytest.raises(evenflow.FaultError, match="model cannot be written: No space"):
+            evenflow.train(replace(job, out=tmp_path / "run", stop_at=5), hears)
+    assert names(tmp_path / "run")[-1] == "step-00000005"
+    assert hears.starting("the state after step 5 is saved all the same")
+    evenflow.train(replace(job, out=tmp_path / "run", resume=True))
+    assert same_weights(tmp_path / "run", job.out)
+
+
+def test_a_shard_of_the_model_that_cannot_be_written_costs_no_state(whole: Whole, tmp_path: Path) -> None:
+    """By a rank itself, after all steps and with no checkpoint before: all there is is kept."""
+    job, run = whole[0], tmp_path / "run"
+    hears = Breaks({2: (run / "model.partial" / "model-00002-of-00002.safetensors").mkdir})
+    with pytest.raises(evenflow.FaultError, match=r"model cannot be written: .*; once it can be"):
+        evenflow.train(replace(job, out=run, save_every=None), hears)
+    last = f"checkpoints/step-{STEPS:08d}"
+    assert names(run) == [Path(last).name]
+    ours, theirs = tensors_of(run / last), tensors_of(job.out / last)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.fixture

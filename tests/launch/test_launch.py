@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from evenflow.errors import EvenflowError, FaultError, ImpossibleError, InputErr
 from evenflow.launch import Channel, ForkServer, cores_of_ranks
 from evenflow.launch.allocator import allocator_environment
 from evenflow.launch.client import PRELOAD
+from evenflow.launch.server import _become_rank
 from evenflow.spec.machine import core_ids
 
 
@@ -156,3 +158,20 @@ def test_the_users_own_allocator_settings_stay() -> None:
     assert tunables[0] == own
     assert sum("mmap_threshold" in tunable for tunable in tunables) == 1
     assert any("hugetlb" in tunable for tunable in tunables)
+
+
+def test_a_rank_that_cannot_begin_says_so_and_never_returns_to_the_servers_loop() -> None:
+    """Its heartbeat's page is gone: in that loop it would end the other ranks as the server does."""
+    own, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        try:
+            _become_rank(0, os.getppid(), {}, -1, theirs.detach(), ())
+        finally:
+            os._exit(77)
+    theirs.close()
+    own.settimeout(30)
+    said = own.recv(65536)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert json.loads(said.splitlines()[0])["kind"] == "error"
+    own.close()

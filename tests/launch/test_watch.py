@@ -17,6 +17,7 @@ class Rank:
     who: str
     pulse: Pulse | None
     stopped: bool = False
+    blocked: bool = False
     leaving: bool = False
 
 
@@ -56,6 +57,15 @@ def test_a_stopped_rank_needs_no_such_patience() -> None:
     job.watch.patience = Patience(silent_s=500.0, stuck_s=1000.0)
     with pytest.raises(RankLostError, match=r"^rank 1 is stopped \(SIGSTOP\) and silent: .* waiting for 1F0"):
         job.wait(3.6, beat=(0,))
+
+
+def test_a_rank_that_waits_for_a_disk_is_not_to_blame() -> None:
+    job = Job()
+    job.ranks[0].blocked = True
+    job.wait(60, beat=(1,), begin=())
+    job.ranks[0].blocked = False
+    with pytest.raises(RankLostError, match=r"^rank 0 is silent"):
+        job.wait(0.4, beat=(1,), begin=())
 
 
 def test_stuck_ranks_are_not_those_that_wait() -> None:

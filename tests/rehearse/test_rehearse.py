@@ -4,6 +4,7 @@ follows from what ranks took."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from evenflow.rehearse import Rehearsed, distinct_ranks, predicted_compute_s, re
 from evenflow.rehearse.rehearsal import _payload, check_model
 from evenflow.search import plan_timeline
 from evenflow.spec.cluster import local_cluster
+from evenflow.units import format_bytes
 
 BIG = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "vocab_size": 2000}
 SHAPE = ["--seq-length", 64, "--micro-batch-size", 2]
@@ -184,6 +186,21 @@ def test_wrong_input_is_one_line(
     assert _refused(capfd, code, path, *options).count(said) == 1
 
 
+def test_a_plan_for_another_trainer_is_rehearsed_with_a_word(
+    make_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_plan(tmp_path, make_model(), "--pp", 2, "--global-batch-size", 4)
+    none = StageCost(0.0, 0.0, 0.0, 0.0)
+    found = Rehearsed(0, "cpu", 0.1, 2**20, (none,), RankCost(0.0, 0.0))
+    monkeypatch.setattr("evenflow.rehearse.rehearse_rank", lambda *_: found)
+    for trainer in ("evenflow", "megatron"):
+        save_plan(replace(load_plan(path), trainer=trainer), path)  # type: ignore[arg-type]
+        capfd.readouterr()
+        assert main(["rehearse", str(path), "--rank", "0", "--json"]) == 0
+        note = json.loads(capfd.readouterr().out)["note"]
+        assert ("the plan is for megatron, and what ran is evenflow's own trainer" in note) == (trainer == "megatron")
+
+
 def test_a_plan_that_cannot_be_rehearsed_is_one_line(
     make_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +211,7 @@ def test_a_plan_that_cannot_be_rehearsed_is_one_line(
     large = replace(plan, ranks=tuple(replace(own, peak_bytes=2**50) for own in plan.ranks), memory_limit=2**52)
     save_plan(large, tmp_path / "large.json")
     line = _refused(capfd, 4, tmp_path / "large.json", "--rank", "0")
-    assert "rank 0 needs 1.0 PiB" in line or "rank 0 needs 1048576 GiB" in line or "needs" in line
+    assert re.search(rf"rank 0 needs {format_bytes(2**50)}.*, and \S.* here has [\d.]+ [KMGT]iB", line)
     make_model(num_hidden_layers=5)
     assert "as it is now (7 layers" in _refused(capfd, 2, path, "--rank", "0")
     (model / "config.json").unlink()

@@ -62,6 +62,8 @@ class Cases:
             file.truncate(HUGE)
         (self.model("deep-config", None) / "config.json").write_text("[" * 100_000)
         (self.model("tokenizer-link") / "tokenizer.json").symlink_to(self.secret)
+        (self.model("generation-link") / "generation_config.json").symlink_to(self.secret)
+        (self.model("merges-link") / "merges.txt").symlink_to(self.secret)
         (self.model("template-link") / "chat_template.jinja").symlink_to(self.secret)
         tokenizer = self.model("tokenizer-with-code") / "tokenizer_config.json"
         tokenizer.write_text(json.dumps({"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [

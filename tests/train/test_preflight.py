@@ -6,13 +6,16 @@ import resource
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from evenflow.errors import ImpossibleError
+from evenflow.plan import Axes
 from evenflow.spec.cluster import CPU
 from evenflow.train import preflight
-from evenflow.train.preflight import available_memory, check_descriptors, check_memory, check_room
+from evenflow.train.preflight import available_memory, check_descriptors, check_memory, check_room, descriptors
 from tests.files.samples import sample_model, sample_plan
 
 Usage = namedtuple("Usage", "total used free")
@@ -52,6 +55,40 @@ def test_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
         check_descriptors(plan)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     check_descriptors(plan)
+
+
+def test_descriptors_are_counted_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 processes: a process has few peers in most of its groups, and the limit is raised where it may be."""
+    plan: Any = SimpleNamespace(axes=Axes(pp=4, tp=8, dp=16), tied=((0, 3),), stage_rank=(0, 1, 2, 3))
+    assert descriptors(plan) == 64 + 2 * (2 * 511 + 3 + 7 + 15 + (2 * 16 - 1))
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    check_descriptors(plan)
+    assert raised == [(descriptors(plan), 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 2048))
+    with pytest.raises(ImpossibleError, match=r"and 1024 is the limit \(hard limit 2048\)"):
+        check_descriptors(plan)
+
+
+def test_what_a_resumed_run_has_saved_makes_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free(monkeypatch, 2 * CHECKPOINT)
+    for step in (1, 2):
+        shard = tmp_path / "checkpoints" / f"step-{step:08d}" / "rank-0.safetensors"
+        shard.parent.mkdir(parents=True)
+        with shard.open("wb") as file:
+            file.truncate(CHECKPOINT)
+    assert check_room(tmp_path, MODEL, 2) is None
+
+
+def test_a_groups_cached_files_are_not_held_against_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("990000\n")
+    (tmp_path / "memory.stat").write_text(
+        "anon 90000\ninactive_file 300000\nactive_file 500000\nslab_reclaimable 100000\n"
+    )
+    monkeypatch.setattr(preflight, "_CGROUP", tmp_path)
+    assert available_memory() == 910_000
 
 
 def test_this_machine_says_what_it_has() -> None:

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         rehearsed_profile,
     )
     from evenflow.search import plan_timeline
+    from evenflow.spec.trainers import OURS
 
     plan = load_plan(arguments.plan)
     if not arguments.all:
@@ -67,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             save_profile(rehearsed_profile(plan, model, every), arguments.out)
     device = next(iter(found.values())).device
     note = _NOTE if device == plan.device else f"{_NOTE}; the plan's seconds are those of {plan.device}, not {device}"
+    if plan.trainer != OURS:
+        note = f"{note}; the plan is for {plan.trainer}, and what ran is evenflow's own trainer"
     if not arguments.json:
         show(rehearsal_table(plan, figures, step_s, device, note))
     elif step_s is None:

@@ -18,6 +18,7 @@ from evenflow.export.limits import needs_placement, needs_recompute
 from evenflow.export.torch_script import CSV_FILE, compute_orders, needs_losses_in_order, own_class_of
 from evenflow.plan import Plan
 from evenflow.program import order_csv, placement_of
+from evenflow.spec.presets import is_preset
 
 FILE = "evenflow_torchtitan.py"
 _TITLE = "torchtitan"
@@ -89,9 +90,14 @@ def _layer_of(name: str, blocks: int) -> int:
             return blocks + 1
 
 
+def _is_registered(plan: Plan) -> bool:
+    """Whether torchtitan has the plan's model: a preset's, since a directory of that name may hold anything."""
+    return plan.model in _REGISTERED and is_preset(plan.source)
+
+
 def _parts(plan: Plan) -> list[list[str]]:
     last = len(plan.layers) - 1
-    registered = plan.model in _REGISTERED
+    registered = _is_registered(plan)
     parts = []
     for stage in plan.stage_layers:
         names = ["tok_embeddings"] if 0 in stage else []
@@ -110,10 +116,10 @@ def _schedule_name(plan: Plan) -> str:
 
 
 def _module(plan: Plan) -> str:
-    is_pipeline, is_registered = plan.axes.pp > 1, plan.model in _REGISTERED
+    is_pipeline, is_registered = plan.axes.pp > 1, _is_registered(plan)
     has_csv = is_pipeline and own_class_of(plan) is None
     name = " ".join(plan.model.split())
-    module, function = _REGISTERED.get(plan.model, _HUGGING_FACE)
+    module, function = _REGISTERED[plan.model] if is_registered else _HUGGING_FACE
     module = f"torchtitan.models.{module}" if is_registered else module
     recompute = {"none": "None", "full": "FullAC.Config()", "selective": "SelectiveAC.Config()"}[plan.recomputed]
     imports = [
@@ -208,7 +214,7 @@ def _text(value: object) -> str:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     notes = ["the registered config's optimizer, data and checkpoints are kept"]
-    if plan.model not in _REGISTERED:
+    if not _is_registered(plan):
         notes.append(
             "torchtitan has no config of its own for this model: it runs by its transformers backend, as HF_MODEL, "
             "which has to be a hub id or a directory"

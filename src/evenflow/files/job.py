@@ -223,7 +223,10 @@ class JobPart(Part):
     ] = None
     restarts: Annotated[
         Steps,
-        Field(description="how often to start again, from the newest checkpoint, when a process is lost; 0 for never"),
+        Field(
+            description="how often to start again from the newest checkpoint when a process is lost, counted anew "
+            "from each new checkpoint; 0 for never"
+        ),
     ] = 3
     save_every: Annotated[
         Count | None, Field(description="save after every so many steps, while the run goes on (default: at its end)")

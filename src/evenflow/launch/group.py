@@ -51,6 +51,11 @@ class RunningRank:
         return self.process.stopped
 
     @property
+    def blocked(self) -> bool:
+        """Whether the system says that it waits for a disk."""
+        return self.process.blocked
+
+    @property
     def leaving(self) -> bool:
         """Whether it is done, or known to have failed."""
         return self.done or self.error is not None or self.process.closed

@@ -118,10 +118,6 @@ class Heartbeat:
         """Note that the action waits no more."""
         self._counts[2] = 0
 
-    def moved(self) -> None:
-        """Note that a long piece of work, such as writing a file, goes on."""
-        self._counts[1] += 1
-
     def _beat(self) -> None:
         never = threading.Event()
         while not never.wait(BEAT_S):

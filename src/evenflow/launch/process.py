@@ -41,6 +41,10 @@ class Process(Protocol):
     def stopped(self) -> bool:
         """Whether the system says that it is stopped, as by SIGSTOP; never of a process on another host."""
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the system says that it waits for a disk and hears no signal; never of one on another host."""
+
     def fileno(self) -> int:
         """What to wait for with select."""
 
@@ -90,11 +94,20 @@ class LocalProcess:
     @property
     def stopped(self) -> bool:
         """Whether the system says that it is stopped (Linux)."""
+        return self._state() in (b"T", b"t")
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the system says that it waits for a disk (Linux)."""
+        return self._state() == b"D"
+
+    def _state(self) -> bytes:
+        """The letter of proc(5); empty where there is none."""
         try:
             facts = Path(f"/proc/{self.pid}/stat").read_bytes()
         except OSError:
-            return False
-        return facts.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
+            return b""
+        return facts.rpartition(b")")[2].strip()[:1]
 
     def fileno(self) -> int:
         """Its socket's descriptor."""

@@ -132,6 +132,7 @@ class RemoteProcess:
 
     pulse = None
     stopped = False
+    blocked = False
 
     def __init__(self, worker: Worker) -> None:
         self.pid = 0

@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from evenflow.errors import EvenflowError
@@ -101,24 +102,27 @@ def _fork_ranks(connection: socket.socket, request: dict[str, Any], descriptors:
     for index, descriptor in enumerate(lines):
         child = os.fork()
         if child == 0:
-            connection.close()
-            for other in lines:
-                if other != descriptor:
-                    os.close(other)
-            heartbeat = Heartbeat(page, index)
-            os.close(page)
-            heartbeat.start()
-            _become_rank(index, server, request, Channel(socket.socket(fileno=descriptor), heartbeat))
+            _become_rank(index, server, request, page, descriptor, (connection.fileno(), *lines))
         started.append(child)
     for descriptor in descriptors:
         os.close(descriptor)
     return started
 
 
-def _become_rank(index: int, server: int, request: dict[str, Any], channel: Channel) -> None:
-    """Run the target and leave, never returning to the server's loop."""
+def _become_rank(
+    index: int, server: int, request: dict[str, Any], page: int, line: int, inherited: Sequence[int]
+) -> None:
+    """Run the target and leave, never returning to the server's loop, which would end the other ranks."""
     status = 1
+    channel: Channel | None = None
     try:
+        channel = Channel(socket.socket(fileno=line))
+        for other in inherited:
+            if other != line:
+                os.close(other)
+        channel.heartbeat = Heartbeat(page, index)
+        os.close(page)
+        channel.heartbeat.start()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _die_with(server)
@@ -130,15 +134,16 @@ def _become_rank(index: int, server: int, request: dict[str, Any], channel: Chan
         channel.send({"kind": "done"})
         status = 0
     except BaseException as error:
-        channel.send(
-            {
-                "kind": "error",
-                "type": type(error).__name__,
-                "text": str(error) or type(error).__name__,
-                "on_purpose": isinstance(error, EvenflowError),
-                "trace": traceback.format_exc(),
-            }
-        )
+        if channel is not None:
+            channel.send(
+                {
+                    "kind": "error",
+                    "type": type(error).__name__,
+                    "text": str(error) or type(error).__name__,
+                    "on_purpose": isinstance(error, EvenflowError),
+                    "trace": traceback.format_exc(),
+                }
+            )
         status = getattr(error, "exit_code", 1)
     finally:
         sys.stdout.flush()

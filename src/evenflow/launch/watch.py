@@ -24,7 +24,8 @@ class Patience:
     """How long ranks may show nothing before they are taken for lost.
 
     Attributes:
-        silent_s: without a heartbeat. A process that the system says is stopped gets no more than a few of them.
+        silent_s: without a heartbeat. A process that the system says is stopped gets no more than a few of them, and
+            one that it says waits for a disk gets any time: a page read from a slow one holds up every thread.
         stuck_s: without that any rank begins anything, while all of them are in steps.
     """
 
@@ -49,6 +50,10 @@ class Watched(Protocol):
     @property
     def stopped(self) -> bool:
         """Whether the system says that it is stopped."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the system says that it waits for a disk."""
 
     @property
     def leaving(self) -> bool:
@@ -103,7 +108,7 @@ class Watch:
         if silent_s < min(_STOPPED_AFTER_S, self.patience.silent_s):
             return
         stopped = rank.stopped
-        if stopped or silent_s > self.patience.silent_s:
+        if stopped or (silent_s > self.patience.silent_s and not rank.blocked):
             how = "is stopped (SIGSTOP) and" if stopped else "is"
             raise RankLostError(
                 f"{rank.who} {how} silent: no heartbeat for {format_seconds(silent_s)}, {pulse.doing}; all ranks were "
@@ -121,6 +126,8 @@ class Watch:
             return
         # Whoever waits for a peer waits for one that does not.
         to_blame = {index: pulse for index, pulse in pulses.items() if not pulse.waits} or pulses
+        if any(self._ranks[index].blocked for index in to_blame):
+            return  # for as long as transfers may take: they have a limit of their own
         names = "; ".join(f"{self._ranks[index].who} {pulse.doing}" for index, pulse in to_blame.items())
         raise RankLostError(
             f"stuck: no rank has begun anything for {format_seconds(stuck_s)}, more than the "

@@ -77,14 +77,21 @@ def find_model(name: str) -> ModelSource:
     if len(name) > _LONGEST_PATH:
         raise InputError(f"there is no model {name[:40]!r}...: a name of {len(name)} letters is no path")
     if path.is_dir():
-        if (path / "config.json").exists():
-            check_inside(path, path / "config.json")
+        _check_links(path)
         return ModelSource(path.resolve().name, _read_config(path / "config.json"), path, str(path.resolve()))
     if path.is_file():
         if path.name == "config.json":
+            _check_links(path.parent)
             return ModelSource(path.resolve().parent.name, _read_config(path), path.parent, str(path.resolve()))
         return ModelSource(path.stem, _read_config(path), None, str(path.resolve()))
     return ModelSource(name, _hub_config(name), None, name)
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse a model whose settings, which are read and copied, are links out of its folder."""
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            check_inside(folder, folder / name)
 
 
 def _read_config(path: Path) -> PretrainedConfig:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import isfinite
 
-from evenflow.errors import FaultError
+from evenflow.errors import FaultError, RankLostError
 from evenflow.files import RankProcess, StepMetrics, load_metrics, save_ranks, truncate_metrics, truncate_samples
 from evenflow.launch import Group, Launcher, Message
 from evenflow.models import ModelSource
@@ -86,12 +87,17 @@ class Attempt:
         recorder: what its steps came to, those before it included.
         checkpoints: those it writes.
         shards: of each rank, the bytes of each tensor of its shard of the model, once it is done.
+        unwritten: why a shard of the model could not be written; None where all could.
+        has_saved: whether it has written a checkpoint.
     """
 
     def __init__(self, job: Job, ready: Prepared, watcher: Watcher) -> None:
         self.recorder = _recorder(job, ready)
         self.checkpoints = _checkpoints(job, ready, self.recorder)
         self.shards: dict[int, dict[str, int]] = {}
+        self.unwritten: str | None = None
+        self.has_saved = False
+        self._last: Taken | None = None  # the state after the last step, once all ranks have written it
         self._fails = ""  # why the newest save came to nothing
         self._job = job
         self._ready = ready
@@ -118,7 +124,27 @@ class Attempt:
             group.watch.patience = first_patience(plan.predicted.step_s)
             processes = enumerate(zip(group.pids, group.hosts, strict=True))
             save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
-            self._follow(group)
+            try:
+                self._follow(group)
+            except RankLostError:
+                raise  # it may be started again, and then takes its last steps again too
+            except FaultError:
+                self.keep_last()
+                raise
+
+    def keep_last(self) -> None:
+        """Give the state after the last step its name though its model could not be written, where steps are left.
+
+        A state that all steps are in is never gone on from, so nothing would make its model: the one before is, then,
+        where there is one.
+        """
+        if self._last is None or self._last.why_not is not None:
+            return
+        if self._last.step >= self._job.steps and self.checkpoints.exist():
+            return
+        with suppress(FaultError):
+            folder = self.checkpoints.publish(self._last.step)
+            self._watcher.progress.said(f"the state after step {self._last.step} is saved all the same, in {folder}")
 
     def _follow(self, group: Group) -> None:
         told, signals = False, self._watcher.signals
@@ -140,7 +166,9 @@ class Attempt:
                     self._stepped(group, metrics)
             case "saved":
                 taken = self.checkpoints.take(rank, message)
-                if taken is not None and not message["last"]:  # the last one waits for the model
+                if taken is not None and message["last"]:
+                    self._last = taken  # it waits for the model
+                elif taken is not None:
                     self._saved(taken)
             case "skipped" if rank == 0:
                 self._unsaved(message["step"], "the disk is slow: the one before is still being written")
@@ -150,6 +178,8 @@ class Attempt:
                     progress.said(f"state: {found} is the hash of what the ranks have read, put together")
             case "clock":
                 self.recorder.take_clock(rank, message)
+            case "unwritten":
+                self.unwritten = message["why"]
             case "shard":
                 self.shards[rank] = message["sizes"]
 
@@ -164,6 +194,7 @@ class Attempt:
             self._unsaved(taken.step, str(error))
             return
         self._fails = ""
+        self.has_saved = True
         self._watcher.progress.saved(folder, write_s, hash_s)
 
     def _unsaved(self, step: int, why: str) -> None:

@@ -165,6 +165,10 @@ class Checkpoints:
         self._why_not: dict[int, str] = {}
         self._hashes: dict[int, Mapping[str, str]] = {}
 
+    def exist(self) -> bool:
+        """Whether there is one by now."""
+        return any((self._run / "checkpoints").glob(f"step-*/{_MANIFEST}"))
+
     def clear(self) -> None:
         """Remove what runs before were writing when they ended."""
         for folder in (self._run / "checkpoints").glob(f"{_PARTIAL}*"):

@@ -67,7 +67,7 @@ class Job:
         eval_share: of the sequences, held out of training to be evaluated; by default a twentieth where that is asked.
         eval_data: evaluate on this file or folder instead, as `data` is read.
         eval_micro_batch_size: sequences of a microbatch of an evaluation; by default as in training.
-        restarts: how often lost ranks are started again, from the newest complete checkpoint.
+        restarts: how often lost ranks are started again from the newest complete checkpoint, before a newer one.
         save_every: save after every so many steps, while the run goes on; by default only at its end.
         keep_last: how many of the newest checkpoints are kept.
         keep_every: beside them, those after every so many steps are.

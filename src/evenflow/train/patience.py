@@ -10,8 +10,9 @@ from evenflow.launch import Patience
 # A first step faults all memory in, and before it stages are built and files read.
 _FIRST_STEPS, _FIRST_AT_LEAST_S, _FIRST_SILENT_S = 100, 120.0, 30.0
 # Nothing begun in so many steps is no slow rank any more: one that is slowed to a third begins 6 times as many.
-_STUCK_STEPS, _STUCK_AT_LEAST_S = 20, 10.0
-_SILENT_STEPS, _SILENT_AT_LEAST_S = 3, 4.5
+# Neither is one that waits for a page of a file on a busy network: until it has that, no thread of it gets to beat.
+_STUCK_STEPS, _STUCK_AT_LEAST_S = 20, 30.0
+_SILENT_STEPS, _SILENT_AT_LEAST_S = 3, 30.0
 # A peer may copy its state between two steps, which the rank that waits does not see.
 _GLOO_STEPS, _GLOO_AT_LEAST_S = 40, 60.0
 _NEWEST = 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from evenflow.program import tp_misfit
 from evenflow.search import make_plan
 from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, RecomputeWish
 from evenflow.spec.batch import default_micro_batch_size
-from evenflow.spec.cluster import local_cluster
+from evenflow.spec.cluster import CPU, local_cluster
 from evenflow.spec.trainers import OURS
 from evenflow.train.job import Job
 from evenflow.units import format_bytes
 
 DEFAULT_SCHEDULE = "1f1b"
 DEFAULT_RECOMPUTE: RecomputeWish = "none"
+_MEMORY = re.compile(r"\d+gb")
 
 
 def choose_cluster(
@@ -97,19 +99,27 @@ def plan_model(
     return model, replace(plan, source=source.place), costs
 
 
-def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
+def follow_plan(path: Path, source: ModelSource, started: int | None = None) -> tuple[Model, Plan]:
     """Read a plan to run and describe the model that it must be for.
 
+    Args:
+        path: the plan.
+        source: the model.
+        started: how many ranks torchrun started, on whatever hosts; None without it.
+
     Raises:
-        InputError: the plan is for another model or shape, or for axes that are not run here.
+        InputError: the plan is for another model, shape or device, for other hosts, or for axes that are not run here.
     """
     plan = load_plan(path)
     if plan.trainer != OURS:
         raise InputError(
             f"{path} is a plan for {plan.trainer}; `evenflow export` writes it for that, train runs our own"
         )
-    if plan.cluster != "local":
-        raise InputError(f"{path} is a plan for {plan.cluster}; train runs on this machine, for --cluster local")
+    if plan.cluster != "local" and started is None:
+        raise InputError(
+            f"{path} is a plan for {plan.cluster}; train by itself runs on this machine, for --cluster local, and "
+            "under torchrun on others: `evenflow launch` writes the script that starts it there"
+        )
     check_axes(plan.axes, str(path))
     model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp, plan.dtype)
     if model.fingerprint != plan.fingerprint:
@@ -118,12 +128,26 @@ def follow_plan(path: Path, source: ModelSource) -> tuple[Model, Plan]:
             f"not for {model.name} ({len(model.layers)} layers, {model.fingerprint}); `evenflow plan` makes one"
         )
     own = local_cluster().device.name
-    if plan.device != own:
+    if not _is_same_device(plan.device, own):
         raise InputError(f"{path} is a plan for {plan.device}; the ranks of this machine compute on {own}")
     reason = tp_misfit(plan.schedule, plan.axes.tp)
     if reason is not None:
         raise InputError(f"{path}: {reason}")
     return model, plan
+
+
+def _is_same_device(planned: str, own: str) -> bool:
+    """Whether a plan's device is the one here: by its own name, or the catalogue's `A100-80GB` by the driver's.
+
+    The driver calls that `NVIDIA A100-SXM4-80GB`, and an `H100-80GB` without NVLink `NVIDIA H100 PCIe`: every word of
+    the catalogue's is there, but for the memory where the driver does not say it.
+    """
+    if planned == own or CPU in (planned, own):
+        return planned == own
+    wanted, found = (set(re.split(r"[^a-z0-9]+", name.lower())) for name in (planned, own))
+    if not any(_MEMORY.fullmatch(word) for word in found):
+        wanted = {word for word in wanted if not _MEMORY.fullmatch(word)}
+    return wanted <= found
 
 
 def check_axes(axes: Axes, whose: str) -> None:

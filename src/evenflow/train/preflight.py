@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from evenflow.errors import ImpossibleError
@@ -16,6 +17,7 @@ _WEIGHT_BYTES, _MOMENTS = 4, 2  # fp32, and AdamW's two beside each weight
 _OWN_DESCRIPTORS = 64  # of a rank or the command line process beside its connections: files, logs, torch's own
 _PROC_MEMORY = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_DROPPED = ("inactive_file", "active_file", "slab_reclaimable")  # of a group's memory, what it drops where it has to
 
 
 def check_room(out: Path, model: Model, keep_last: int) -> str | None:
@@ -35,6 +37,7 @@ def check_room(out: Path, model: Model, keep_last: int) -> str | None:
     weights = model.parameters * _WEIGHT_BYTES
     checkpoint = weights * (1 + _MOMENTS)
     least, most = checkpoint + weights, (keep_last + 1) * checkpoint + weights
+    most -= min(_held(out), keep_last * checkpoint)  # of a run that goes on: those make room for new ones
     free = shutil.disk_usage(out).free
     if free < least:
         raise ImpossibleError(
@@ -47,6 +50,11 @@ def check_room(out: Path, model: Model, keep_last: int) -> str | None:
             f"the model take {format_bytes(most)}. A smaller --keep-last, or {format_bytes(most - free)} more, would do"
         )
     return None
+
+
+def _held(out: Path) -> int:
+    """Bytes of the checkpoints that a run already has."""
+    return sum(file.stat().st_size for file in (out / "checkpoints").glob("step-*/*") if file.is_file())
 
 
 def check_memory(plan: Plan, processes_here: int) -> None:
@@ -74,21 +82,33 @@ def check_memory(plan: Plan, processes_here: int) -> None:
 
 
 def check_descriptors(plan: Plan) -> None:
-    """See to it that every process may open its connections: to each peer, in each group that it is in.
+    """See to it that this process may open its connections: to each member of each group that it is in.
+
+    The soft limit is raised where the hard one allows; each rank does that for itself, on its own host.
 
     Raises:
         ImpossibleError: the limit, what is needed, and how to raise it.
     """
-    peers = plan.axes.processes - 1
-    groups = 2 + sum(size > 1 for size in (plan.axes.pp, plan.axes.dp, plan.axes.tp)) + len(plan.tied)
-    needed = _OWN_DESCRIPTORS + 2 * peers * groups
+    needed = descriptors(plan)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            return
     raise ImpossibleError(
         f"a process of this run opens up to {needed} files and connections, and {soft} is the limit (hard limit "
         f"{'none' if hard == resource.RLIM_INFINITY else hard}); `ulimit -n {needed}` before it would do"
     )
+
+
+def descriptors(plan: Plan) -> int:
+    """How many files and connections a process of a plan opens at the most."""
+    axes = plan.axes
+    copies = [len({plan.stage_rank[stage] for stage in group}) * axes.dp for group in plan.tied]
+    groups = (axes.processes, axes.processes, axes.pp, axes.dp, axes.tp, *copies)  # all meet twice: host and device
+    return _OWN_DESCRIPTORS + 2 * sum(members - 1 for members in groups)
 
 
 def available_memory() -> int | None:
@@ -100,7 +120,8 @@ def available_memory() -> int | None:
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit.isdecimal():
             facts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-            held = int((_CGROUP / "memory.current").read_text()) - int(facts["inactive_file"])  # which it would drop
+            dropped = sum(int(facts.get(name, 0)) for name in _DROPPED)
+            held = max(int((_CGROUP / "memory.current").read_text()) - dropped, 0)
             found.append(max(int(limit) - held, 0))
     except (OSError, ValueError, IndexError, KeyError):
         pass

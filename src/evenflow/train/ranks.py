@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from evenflow.errors import FaultError, RankError, first_line
 from evenflow.execute import Executor, StepResult
@@ -58,6 +59,7 @@ from evenflow.train.batches import Batch
 from evenflow.train.evaluation import Evaluator, HeldOut
 from evenflow.train.lr_schedule import LrSchedule
 from evenflow.train.patience import gloo_timeout_s
+from evenflow.train.preflight import check_descriptors
 from evenflow.train.sampler import hold_out, step_samples
 from evenflow.train.saver import Saver, read_state
 from evenflow.train.sequences import Sequences
@@ -70,6 +72,7 @@ _SLOW_DISK_S = 2.0  # that a save is waited for before the next one is left out
 def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     """Train one process of `payload["plan"]` and send each step's figures; `rank` is its number in the whole job."""
     plan = load_plan(Path(payload["plan"]))
+    check_descriptors(plan)
     torch.set_num_threads(plan.threads)
     device = rank_device(payload["places"][rank][1], payload["gpus"])
     use_device(device)
@@ -124,9 +127,7 @@ def _train(
     channel.doing("saving its state")
     _save_last(channel, host, saver, step)
     if at.dp == 0:
-        sizes = write_weights(held, Path(payload["model_out"]), at.pp, axes.pp)
-        if at.tp == 0:
-            channel.send({"kind": "shard", "sizes": sizes})
+        _write_model(channel, held, Path(payload["model_out"]), at, axes.pp)
     transport.close()
 
 
@@ -181,6 +182,17 @@ def _all_idle(host: Transport, saver: Saver) -> bool:
     busy = torch.tensor([float(not saver.idle(_SLOW_DISK_S))], dtype=torch.float64)
     host.sum(busy)
     return not busy.item()
+
+
+def _write_model(channel: Channel, held: tuple[Stage, ...], folder: Path, at: Coordinates, ranks: int) -> None:
+    """Write this rank's shard of the model; that it cannot be is told, so that no rank is ended while it saves."""
+    try:
+        sizes = write_weights(held, folder, at.pp, ranks)
+    except (OSError, SafetensorError) as error:
+        channel.send({"kind": "unwritten", "why": first_line(error)})
+        return
+    if at.tp == 0:
+        channel.send({"kind": "shard", "sizes": sizes})
 
 
 def _save_last(channel: Channel, host: Transport, saver: Saver, step: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evenflow.draw import report_html
-from evenflow.errors import InputError, StoppedError
+from evenflow.errors import FaultError, InputError, StoppedError, first_line
 from evenflow.execute import refuse_dropout
 from evenflow.files import (
     StepMetrics,
@@ -145,16 +145,26 @@ def _finish(job: Job, ready: Prepared, attempt: Attempt, signals: StopSignals) -
     recorder.write()
     last = recorder.metrics[-1].step
     # The model first: a state that is complete is never resumed, so nothing would make its model afterwards.
-    finish_model_folder(
-        job.out / PARTIAL_MODEL,
-        job.out / "model",
-        ready.source,
-        ready.text.tokenizer,
-        ready.text.tokenizer_folder,
-        ready.text.separator_id,
-        [attempt.shards[rank] for rank in sorted(attempt.shards)],
-        ready.plan.dtype,
-    )
+    try:
+        if attempt.unwritten is not None:
+            raise OSError(attempt.unwritten)
+        finish_model_folder(
+            job.out / PARTIAL_MODEL,
+            job.out / "model",
+            ready.source,
+            ready.text.tokenizer,
+            ready.text.tokenizer_folder,
+            ready.text.separator_id,
+            [attempt.shards[rank] for rank in sorted(attempt.shards)],
+            ready.plan.dtype,
+        )
+    except (OSError, InputError) as error:
+        attempt.keep_last()
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise FaultError(
+            f"{job.out / 'model'} cannot be written: {reason}; once it can be, --resume goes on from the newest "
+            "checkpoint and writes it"
+        ) from None
     attempt.checkpoints.publish(last)
     result = _result(job, ready.plan, recorder)
     if signals.received is not None and last < (job.stop_at or job.steps):
@@ -176,7 +186,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
     else:
         check_data(job, source)
     if job.plan is not None:
-        model, plan = follow_plan(job.plan, source)
+        model, plan = follow_plan(job.plan, source, launcher.ranks)
         check_ranks(launcher.ranks, job, plan.axes.processes)
         check_agrees(plan, job)
         launcher.cluster(plan.axes.processes, plan.threads)  # refuses hosts that differ

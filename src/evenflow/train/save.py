@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
+from evenflow.files import check_inside
 from evenflow.models import ModelSource, write_index
 from evenflow.models.anatomy import build_skeleton
 from evenflow.runtime import TORCH_DTYPES
@@ -38,6 +39,10 @@ def finish_model_folder(
         separator_id: the token between documents.
         shards: for each rank, the bytes of each tensor in its shard.
         dtype: what the weights were trained in, and are written in.
+
+    Raises:
+        InputError: a file to be copied leads out of its folder.
+        OSError: the disk is full or fails.
     """
     write_index(partial, shards)
     config = copy.deepcopy(source.config)
@@ -49,6 +54,7 @@ def finish_model_folder(
     config.save_pretrained(partial)
     own_generation = source.folder / "generation_config.json" if source.folder else None
     if own_generation is not None and own_generation.is_file() and tokenizer_folder is not None:
+        check_inside(own_generation.parent, own_generation)
         shutil.copyfile(own_generation, partial / "generation_config.json")
     else:
         GenerationConfig(eos_token_id=config.eos_token_id, bos_token_id=config.bos_token_id).save_pretrained(partial)

@@ -18,13 +18,13 @@ from evenflow.train.progress import Progress
 
 
 def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher) -> Attempt:
-    """Start the ranks, and start them again where one is lost, as often as the job allows.
+    """Start the ranks, and start them again where one is lost, as often as the job allows from one checkpoint.
 
     Returns:
         The attempt that came to the end.
 
     Raises:
-        RankLostError: once more than the job allows.
+        RankLostError: once more than the job allows without a new checkpoint between.
         FaultError: a fault that would come again; or no checkpoint is whole any more.
         StoppedError: a second signal came.
     """
@@ -34,6 +34,8 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
         try:
             attempt.run(launcher)
         except RankLostError as error:
+            if attempt.has_saved:
+                restarts = 0  # it gets on
             if restarts == job.restarts or watcher.signals.received is not None:
                 raise _last_word(error, job, restarts) from None
             restarts += 1
@@ -75,5 +77,5 @@ def go_on_from(out: Path, progress: Progress, fault: FaultError | None = None) -
 def _last_word(error: RankLostError, job: Job, restarts: int) -> RankLostError:
     if job.restarts == 0:
         return error
-    done = f"{restarts} of {job.restarts} restarts were used"
+    done = f"{restarts} of {job.restarts} restarts were used since the newest checkpoint"
     return RankLostError(f"{error}. {done}; --resume goes on from the newest checkpoint in {job.out}, if there is one")

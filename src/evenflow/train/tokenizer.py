@@ -19,6 +19,7 @@ _END_NAMES = (END_OF_TEXT, "</s>")
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _VOCABULARY_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+_BESIDE = ("merges.txt", "added_tokens.json")  # which transformers reads with a vocabulary
 _COPIED = (_CONFIG, "special_tokens_map.json", "chat_template.jinja")
 
 # How a trained tokenizer divides text into words: as Qwen 2 does, since transformers loads tokenizers of that
@@ -40,7 +41,7 @@ def find_tokenizer(model_dir: Path) -> Tokenizer | None:
         InputError: there is one that cannot be read, only by running code that came with it, or elsewhere.
     """
     path = model_dir / _FILE
-    for name in (_FILE, *_VOCABULARY_FILES, *_COPIED):
+    for name in (_FILE, *_VOCABULARY_FILES, *_BESIDE, *_COPIED):
         if (model_dir / name).exists():
             check_inside(model_dir, model_dir / name)
     if path.is_file():
@@ -134,12 +135,16 @@ def save_tokenizer(tokenizer: Tokenizer, model_dir: Path | None, out_dir: Path) 
         tokenizer: what the model was trained with.
         model_dir: where it comes from, for its configuration; None for one trained here.
         out_dir: the model's directory; made if it is not there.
+
+    Raises:
+        InputError: a file to be copied leads out of its folder.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out_dir / _FILE))
     if model_dir is not None and model_dir.resolve() != out_dir.resolve():
         for name in _COPIED:
             if (model_dir / name).is_file():
+                check_inside(model_dir, model_dir / name)
                 shutil.copyfile(model_dir / name, out_dir / name)
     if model_dir is None or not (out_dir / _CONFIG).is_file():
         # This class takes tokenizer.json as it is; the model's own would put its rules in their place.
