@@ -49,6 +49,8 @@ def test_one_process_a_device() -> None:
 def test_what_does_not_fill_nodes_or_cannot_be_run() -> None:
     with pytest.raises(ImpossibleError, match="12 processes, which do not fill nodes of 8 devices; 8 or 16 would do"):
         spread_plan(_plan("4x8xA100-80GB", tp=3))
+    with pytest.raises(ImpossibleError, match=r"evenflow train would not run the plan: .*weight gradients"):
+        spread_plan(replace(_plan("4x8xA100-80GB", tp=2), schedule="zb-h1"))
     with pytest.raises(ImpossibleError, match="evenflow train has no cp"):
         spread_plan(_plan("4x8xA100-80GB", cp=2))
     with pytest.raises(ImpossibleError, match=r"the plan is for megatron, .*export PLAN --to megatron"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Plan
+from evenflow.program import tp_misfit
 from evenflow.spec.cluster import CPU
 from evenflow.spec.trainers import OURS
 
@@ -59,6 +60,9 @@ def spread_plan(plan: Plan, per_node: int | None = None) -> Spread:
                 f"evenflow train has no {name}, and the plan has {name} {getattr(plan.axes, name)}; "
                 "evenflow export hands it to a trainer that has"
             )
+    reason = tp_misfit(plan.schedule, plan.axes.tp)
+    if reason is not None:
+        raise ImpossibleError(f"evenflow train would not run the plan: {reason}")
     processes = plan.axes.processes
     devices = per_node or _devices_of(plan)
     if processes > devices and processes % devices:
