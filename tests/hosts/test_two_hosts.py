@@ -78,6 +78,7 @@ def test_two_hosts_train_bitwise_as_one(
     AutoModelForCausalLM.from_pretrained(two / "model")
 
 
+@pytest.mark.soak  # more than a minute
 @pytest.mark.slow
 def test_two_ranks_on_each_host_go_on_with_it_bitwise(
     one_host: Path, make_model: Callable[..., Path], text: Path, tmp_path: Path, hosts: tuple[Any, ...]
@@ -164,6 +165,7 @@ def test_a_worker_that_dies_is_missed_and_its_host_named(
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
+@pytest.mark.soak  # more than a minute
 @pytest.mark.slow
 def test_a_cut_cable_is_noticed_at_both_ends(
     endless: list[object], tmp_path: Path, torchrun: Start, hosts: tuple[Any, ...]
