@@ -43,6 +43,13 @@ class StartedJob:
         plan = make_plan(self.model, self.cluster, batch, self.costs, self.plan.schedule, split=self.plan.stage_layers)
         return StartedJob(self.folder, self.model, self.cluster, self.costs, plan)
 
+    def measured_again(self) -> StartedJob:
+        """The same split and schedule with costs as they are measured now."""
+        costs = measure_profile(find_model(str(self.folder / "config.json")), self.model, self.cluster).costs()
+        batch = Batch(self.plan.global_batch_size, self.plan.micro_batch_size, self.plan.seq_length)
+        plan = make_plan(self.model, self.cluster, batch, costs, self.plan.schedule, split=self.plan.stage_layers)
+        return StartedJob(self.folder, self.model, self.cluster, costs, plan)
+
     def run(self, name: str, target: str, own: dict[str, Any]) -> list[dict[str, Any]]:
         """Start a process for each rank, and return what each sent, by rank.
 

@@ -11,8 +11,9 @@ Llama with d 384, ffn 1024, 6 heads, 8 blocks and a vocabulary of 32,000; 8 micr
     deepspeed_parameters  the same, split by parameter counts
 
 `speed` is the median within-round ratio of their step to ours, with a 95% interval (`deepspeed` is the faster of the
-two); `over_bound` is our step over `schedule_bound`; `memory_growth` and `memory_vs_torch` are those of
-`python -m benchmarks.memory`. All must have had the same losses, or there are no figures.
+two); `over_bound` is our step over `schedule_bound`, by layers timed before and after; `memory_growth` and
+`memory_vs_torch` are those of `python -m benchmarks.memory`. All must have had the same losses, else there are no
+figures.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.contestants import CONTESTANTS, EVENFLOW, OPTIONAL, missing
@@ -133,6 +134,7 @@ def compare(settings: Settings) -> dict[str, Any]:
             "profile": None if settings.profile is None else str(settings.profile.absolute()),
         }
         results = job.run("peers", "benchmarks.peer_ranks:run", own)
+        both = (job.plan, job.measured_again().plan)  # a shared machine is faster now and slower a minute later
     left_out |= results[0]["left_out"]
     names = [name for name in names if name not in left_out]
     seconds = {
@@ -143,7 +145,7 @@ def compare(settings: Settings) -> dict[str, Any]:
     losses = {name: _known(result["losses"][name] for result in results) for name in names}
     differences = loss_differences(losses)
     speed = _speed(seconds)
-    bound = plan_timeline(plan, with_transfers=False).step_s
+    bound = fmean(plan_timeline(own, with_transfers=False).step_s for own in both)
     return {
         "machine": asdict(this_machine()),
         "rounds": settings.rounds,
@@ -153,7 +155,7 @@ def compare(settings: Settings) -> dict[str, Any]:
         "left_out": left_out,
         "step_s": {name: median(values) for name, values in seconds.items()},
         "cpu_s": {name: [median(result["cpu"][name]) for result in results] for name in names},
-        "predicted_step_s": plan.predicted.step_s,
+        "predicted_step_s": fmean(own.predicted.step_s for own in both),
         "schedule_bound_s": bound,
         "losses": {name: values[-1] for name, values in losses.items()},
         "loss_difference": differences,

@@ -174,31 +174,54 @@ def plan(
         InputError: something in the request is wrong.
         ImpossibleError: nothing fits; the closest is named.
     """
-    from evenflow.plan import check_zero, choose_axes
+    from evenflow.plan import check_zero
+    from evenflow.search.layouts.layout import Pins
     from evenflow.spec.presets import preset_of
 
-    zero_stage = None if zero is None else check_zero(zero)
+    if zero is not None:
+        check_zero(zero)
+    pins = Pins(pp, tp, dp, None, None, stages_per_rank, schedule, micro_batch_size, zero)
+    batch = (global_batch_size, seq_length)
     preset = preset_of(str(model))
-    if preset is not None:
-        from evenflow.search.layouts import Pins
+    if preset is None:
+        return _plan_model(str(model), cluster, batch, pins, profile, recompute, memory_limit, dtype)
+    if profile is not None:
+        raise InputError(f"a profile holds layers that were timed, and {preset.name} is known by its dimensions")
+    return _plan_preset(preset, cluster, batch, pins, recompute, memory_limit, dtype)
 
-        if profile is not None:
-            raise InputError(f"a profile holds layers that were timed, and {preset.name} is known by its dimensions")
-        pins = Pins(pp, tp, dp, None, None, stages_per_rank, schedule, micro_batch_size, zero_stage)
-        return _plan_preset(preset, cluster, (global_batch_size, seq_length), pins, recompute, memory_limit, dtype)
+
+def _plan_model(
+    model: str,
+    cluster: str | Cluster,
+    batch: tuple[int, int],
+    pins: Pins,
+    profile: Profile | None,
+    recompute: RecomputeWish | None,
+    memory_limit: int | None,
+    dtype: Dtype | None,
+) -> Plan:
+    """A model that can be traced is planned from its layers; an axis that is not pinned follows from the others."""
     from evenflow.models import find_model
+    from evenflow.plan import check_zero, choose_axes
     from evenflow.train import choose_cluster, make_batch, plan_model
 
     if isinstance(cluster, str):
-        where, axes = choose_cluster(cluster, pp, tp, dp)
+        where, axes = choose_cluster(cluster, pins.pp, pins.tp, pins.dp)
     else:
-        where, axes = cluster, choose_axes(cluster.devices, pp, tp, dp, exactly=True)
-    batch = make_batch(global_batch_size, micro_batch_size, seq_length, axes)
-    source, own_dtype = find_model(str(model)), check_dtype(dtype or DEFAULT_DTYPE)
+        where, axes = cluster, choose_axes(cluster.devices, pins.pp, pins.tp, pins.dp, exactly=True)
     _, found, _ = plan_model(
-        source, where, batch, schedule, memory_limit, profile, stages_per_rank, recompute, axes, zero_stage or 0,
-        own_dtype,
-    )  # fmt: skip
+        find_model(model),
+        where,
+        make_batch(batch[0], pins.micro_batch_size, batch[1], axes),
+        pins.schedule,
+        memory_limit,
+        profile,
+        pins.stages_per_rank,
+        recompute,
+        axes,
+        check_zero(pins.zero or 0),
+        check_dtype(dtype or DEFAULT_DTYPE),
+    )
     return found
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import evenflow
+from evenflow.cost import TIMED_PARTS
+from evenflow.launch import ThisHost
 from evenflow.measure import cached_profile, measure_profile
 from evenflow.measure.layers import rank_clock
 from evenflow.models import describe_model, find_model
@@ -29,6 +35,8 @@ def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: i
     assert all(layer.norm_s > 0 and layer.optimizer_s > 0 for layer in profile.layers)
     assert profile.link.bytes_per_s > 0
     assert (profile.reduce_s > 0) == (processes > 1)
+    assert (profile.sum_link is not None) == (processes > 1)
+    assert profile.sum_link is None or 0 < profile.sum_link.bytes_per_s < 1e11
     assert profile.peak_flops > 1e8
     # Threads, libraries' working space and imports; of this tiny model's tensors there would be less than one MiB.
     assert 8 * 2**20 < profile.process_bytes < 256 * 2**20
@@ -72,3 +80,32 @@ def test_ranks_that_share_cores_read_the_processors_time() -> None:
     time.sleep(0.2)
     assert own() - began_own >= 0.2
     assert shared() - began_shared < 0.1
+
+
+class _Told(ThisHost):
+    """Ranks that are not started: what they would send is given, in the order in which it comes."""
+
+    def __init__(self, *messages: tuple[int, dict[str, Any]]) -> None:
+        self._messages = messages
+
+    @contextmanager
+    def running(self, *_: Any, **__: Any) -> Iterator[Any]:
+        yield SimpleNamespace(messages=lambda: iter(self._messages))
+
+
+def test_speeds_are_each_ranks_own_whoever_reports_first(make_model: Callable[..., Path]) -> None:
+    source = find_model(str(make_model()))
+    model = describe_model(source, 1, 16)
+
+    def report(seconds: float) -> dict[str, Any]:
+        return {
+            "layers": [dict.fromkeys(TIMED_PARTS, seconds)] * len(model.layers), "stage": [0.0, 0.0],
+            "peak_flops": 1e9, "link": [1e-5, 1e-9], "adding": [1e-5, 1e9], "reduce_s": 1e-4, "process_bytes": 0,
+        }  # fmt: skip
+
+    cluster = replace(local_cluster(2, 1), at_once=2)
+    told = _Told((1, report(2.0)), (0, report(1.0)))
+    profile = measure_profile(source, model, cluster, launcher=told)
+    assert profile.speeds == pytest.approx((1.5, 0.75))
+    assert profile.sum_link is not None
+    assert profile.sum_link.bytes_per_s == 1e9

@@ -11,12 +11,11 @@ from evenflow.cost import LinkCost, MemoryModel
 from evenflow.errors import ImpossibleError, InputError, ProgramError
 from evenflow.files import load_plan, save_plan
 from evenflow.plan import Axes, step_bound
-from evenflow.program import SCHEDULES, build_program, place, verify
+from evenflow.program import build_program, place
 from evenflow.search import (
     compare_schedules,
     equal_split,
     make_plan,
-    order_gap,
     plan_program,
     plan_timeline,
     reschedule,
@@ -25,24 +24,13 @@ from evenflow.search import (
 from evenflow.spec import Batch
 from evenflow.units import parse_bytes
 from tests.property.cases import all_splits, cluster_of, costs_of, model_of, random_costs, random_model
-
-# Schedules of one stage a rank whose order does not depend on costs: the planner's split is all there is to them.
-ONE_STAGE = [name for name, own in SCHEDULES.items() if own.stages_per_rank == 1 and not own.by_costs]
-
-
-def _case(seed):
-    random = Random(seed)
-    layers = random.randint(3, 9)
-    stages = random.randint(2, min(layers, 4))
-    microbatches = random.choice([2, 4, 8, 12])
-    costs, model = random_costs(random, layers), random_model(random, layers)
-    return random, layers, stages, microbatches, costs, model, random.choice(ONE_STAGE)
+from tests.search.random_cases import ONE_STAGE, random_case
 
 
 def test_is_within_a_percent_of_the_best_split_there_is():
     worse = {}
     for seed in range(300):
-        _, layers, stages, microbatches, costs, model, schedule = _case(seed)
+        _, layers, stages, microbatches, costs, model, schedule = random_case(seed)
         plan = make_plan(model, cluster_of(stages), Batch(microbatches, 1, 16), costs, schedule)
         program, memory = build_program(schedule, stages, microbatches), MemoryModel(model)
         best = min(try_split(split, program, costs, memory).step_s for split in all_splits(layers, stages))
@@ -56,7 +44,7 @@ def test_a_limit_that_some_split_meets_is_met():
     """Limits at or near the least peak of all splits, where nearly every split is refused."""
     refused, worse = [], {}
     for seed in range(5000, 5300):
-        random, layers, stages, microbatches, costs, model, schedule = _case(seed)
+        random, layers, stages, microbatches, costs, model, schedule = random_case(seed)
         program, memory = build_program(schedule, stages, microbatches), MemoryModel(model)
         every = [try_split(split, program, costs, memory) for split in all_splits(layers, stages)]
         limit = sorted(own.peak_bytes for own in every)[random.choice([0, 0, 1, 2]) % len(every)]
@@ -114,7 +102,7 @@ def test_a_limit_holds_with_a_process_own_memory(recompute):
 
 
 def test_a_plan_says_what_its_simulation_says():
-    _, layers, stages, microbatches, costs, model, schedule = _case(11)
+    _, layers, stages, microbatches, costs, model, schedule = random_case(11)
     costs = replace(costs, stage_forward_s=0.01, stage_backward_s=0.02)
     plan = make_plan(model, cluster_of(stages), Batch(2 * microbatches, 2, 16), costs, schedule)
     own = try_split(plan.stage_layers, plan_program(plan), costs, MemoryModel(model))
@@ -135,32 +123,6 @@ def test_a_plan_says_what_its_simulation_says():
     assert plan.search.considered >= 1
 
 
-def test_a_plan_read_back_predicts_what_it_predicted():
-    *_, stages, microbatches, costs, model, _ = _case(5)
-    plan = make_plan(model, cluster_of(stages), Batch(microbatches, 1, 16), costs, "1f1b")
-    assert plan_program(plan).compute_order() == build_program("1f1b", stages, microbatches).compute_order()
-    assert plan_timeline(plan, with_transfers=False).step_s <= plan.predicted.step_s
-    gpipe = plan_timeline(plan, "gpipe").program
-    assert gpipe.compute_order() == build_program("gpipe", stages, microbatches).compute_order()
-
-
-@pytest.mark.parametrize("schedule", [*SCHEDULES, "auto"])
-def test_every_schedule_is_planned_saved_and_predicts_what_it_predicted(schedule, tmp_path):
-    random = Random(schedule)
-    costs, model = random_costs(random, 9), random_model(random, 9)
-    plan = make_plan(model, cluster_of(3), Batch(7, 1, 16), costs, schedule)
-    save_plan(plan, tmp_path / "plan.json")
-    again = load_plan(tmp_path / "plan.json")
-    assert again == plan
-    verify(plan_program(again))
-    timeline = plan_timeline(again)
-    assert timeline.step_s == plan.predicted.step_s
-    assert [own.peak_bytes for own in timeline.ranks] == [own.peak_bytes for own in plan.ranks]
-    assert [layer for layers in plan.stage_layers for layer in layers] == list(range(9))
-    assert plan.bound.gap >= 0
-    assert order_gap(plan) >= -1e-9
-
-
 @pytest.mark.parametrize(("schedule", "placement"), [("interleaved", "loop"), ("zb-v", "v")])
 def test_stages_of_several_a_rank_are_split_well(schedule, placement):
     """Against every split of small models over two ranks of two stages."""
@@ -176,44 +138,6 @@ def test_stages_of_several_a_rank_are_split_well(schedule, placement):
         worse.append(plan.predicted.step_s / best)
     assert max(worse) <= 1.02
     assert sum(own > 1 + 1e-6 for own in worse) <= 4
-
-
-def test_a_plan_is_rescheduled_over_stages_that_the_other_schedule_can_run():
-    random = Random(3)
-    costs, model = random_costs(random, 12), random_model(random, 12)
-    plan = make_plan(model, cluster_of(3), Batch(6, 1, 16), costs)
-    kept = reschedule(plan, "zb-h1")
-    assert kept.stage_layers == plan.stage_layers
-    anew = reschedule(plan, "zb-v")
-    fresh = make_plan(model, cluster_of(3), Batch(6, 1, 16), costs, "zb-v")
-    assert anew.predicted.mfu == pytest.approx(fresh.predicted.mfu)
-    assert anew == replace(fresh, search=anew.search, predicted=anew.predicted)
-    assert anew.predicted.step_s == fresh.predicted.step_s
-    several = reschedule(plan, "interleaved", 3)
-    assert several.stage_rank == place("loop", 3, 9)
-
-
-def test_schedules_compared_are_all_there_and_auto_is_never_slower_on_the_same_stages():
-    random = Random(8)
-    costs, model = random_costs(random, 7), random_model(random, 7)
-    plan = make_plan(model, cluster_of(4), Batch(8, 1, 16), costs)
-    compared = {one.schedule: one for one in compare_schedules(plan)}
-    assert list(compared) == [*SCHEDULES, "auto"]
-    assert compared["1f1b"].plan is plan
-    for name in ("interleaved", "zb-v"):  # seven layers are no eight stages
-        assert compared[name].plan is None
-        assert "8 stages" in compared[name].reason
-        assert "at least 8 layers" in compared[name].reason
-    steps = {name: one.plan.predicted.step_s for name, one in compared.items() if one.plan is not None}
-    assert min(steps, key=steps.__getitem__) == "auto" or steps["auto"] == min(steps.values())
-
-
-def test_a_limit_no_schedule_meets_is_said_with_the_rank_and_figures():
-    random = Random(2)
-    costs, model = random_costs(random, 6), random_model(random, 6)
-    plan = make_plan(model, cluster_of(2), Batch(6, 1, 16), costs)
-    with pytest.raises(ImpossibleError, match=r"no schedule fits: .*rank \d needs .* of "):
-        reschedule(replace(plan, memory_limit=max(rank.peak_bytes for rank in plan.ranks) // 4), "auto")
 
 
 def test_a_given_split_is_taken_as_it_is():
@@ -325,7 +249,7 @@ def test_a_refusal_says_whether_recomputing_would_fit():
 
 def test_the_limit_that_a_refusal_suggests_works():
     for seed in range(100):
-        _, _, stages, microbatches, costs, model, schedule = _case(9000 + seed)
+        _, _, stages, microbatches, costs, model, schedule = random_case(9000 + seed)
         batch = Batch(microbatches, 1, 16)
         with pytest.raises(ImpossibleError) as caught:
             make_plan(model, cluster_of(stages), batch, costs, schedule, memory_limit=100)
@@ -379,7 +303,7 @@ def test_auto_is_no_slower_on_the_same_stages_where_ranks_share_cores(seed):
 
 def test_the_limit_that_autos_refusal_suggests_works():
     for seed in range(12):
-        _, _, stages, microbatches, costs, model, _ = _case(9000 + seed)
+        _, _, stages, microbatches, costs, model, _ = random_case(9000 + seed)
         batch = Batch(microbatches, 1, 16)
         with pytest.raises(ImpossibleError, match=r"^no schedule fits: rank \d needs .* of 100 B with ") as caught:
             make_plan(model, cluster_of(stages), batch, costs, "auto", memory_limit=100)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import evenflow
-from evenflow.files import save_plan
 from evenflow.train import Job
-from tests.conftest import TINY_LLAMA
+from tests.train.small_job import planned, small_job
 from tests.train.test_resume import tensors_of
 
 STEPS, STOP = 4, 2
@@ -22,39 +20,21 @@ STEPS, STOP = 4, 2
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    folder = tmp_path_factory.mktemp("bf16")
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text(json.dumps(TINY_LLAMA))
-    (folder / "text.txt").write_text("".join(f"{n} times {n} is {n * n}\n" for n in range(900)))
-    return Job(
-        model=str(folder / "model"),
-        data=folder / "text.txt",
-        out=folder / "stopped",
-        steps=STEPS,
-        global_batch_size=8,
-        micro_batch_size=2,
-        seq_length=32,
-        learning_rate=1e-3,
-        check=False,
-    )
+    return small_job(tmp_path_factory.mktemp("bf16"), steps=STEPS)
 
 
-def planned(job: Job, **axes: Any) -> Job:
-    """The job by a plan that nothing is timed for."""
-    path = job.out.parent / f"{'-'.join(map(str, axes.values()))}.json"
-    own = evenflow.plan(job.model, global_batch_size=8, micro_batch_size=2, seq_length=32, dtype="bf16", **axes)
-    save_plan(own, path)
-    return replace(job, plan=path)
+def in_bf16(job: Job, **axes: Any) -> Job:
+    return planned(job, dtype="bf16", **axes)
 
 
 @pytest.fixture(scope="module")
 def whole(job: Job) -> evenflow.train.RunResult:
-    evenflow.train(replace(planned(job, pp=2), stop_at=STOP))
-    return evenflow.train(replace(planned(job, pp=2), out=job.out.parent / "whole", save_every=STOP))
+    evenflow.train(replace(in_bf16(job, pp=2), stop_at=STOP))
+    return evenflow.train(replace(in_bf16(job, pp=2), out=job.out.parent / "whole", save_every=STOP))
 
 
 def test_other_stages_go_on_to_the_bit(job: Job, whole: Any, tmp_path: Path) -> None:
-    resumed = evenflow.train(replace(planned(job, pp=3), resume=True))
+    resumed = evenflow.train(replace(in_bf16(job, pp=3), resume=True))
     assert [own.loss for own in resumed.metrics] == [own.loss for own in whole.metrics]
     for part in ("model", f"checkpoints/step-{STEPS:08}"):
         expected, found = tensors_of(whole.out / part), tensors_of(resumed.out / part)
@@ -64,9 +44,9 @@ def test_other_stages_go_on_to_the_bit(job: Job, whole: Any, tmp_path: Path) -> 
 
 def test_replicas_that_share_out_the_master_weights_go_on_from_them(job: Job, whole: Any) -> None:
     out = job.out.parent / "replicas"
-    asked = planned(job, pp=1, dp=2, zero=1)
+    asked = in_bf16(job, pp=1, dp=2, zero=1)
     evenflow.train(replace(asked, out=out, stop_at=STOP))
-    resumed = evenflow.train(replace(planned(job, pp=2), out=out, resume=True))
+    resumed = evenflow.train(replace(in_bf16(job, pp=2), out=out, resume=True))
     assert [own.loss for own in resumed.metrics] == pytest.approx([own.loss for own in whole.metrics], rel=1e-6)
     with pytest.raises(evenflow.InputError, match="was run with --dtype bf16, not fp32"):
         evenflow.train(replace(job, out=out, resume=True, dtype="fp32", processes=2))

@@ -16,29 +16,13 @@ import torch
 import evenflow
 from evenflow.files import StepMetrics, load_metrics, load_ranks, load_samples
 from evenflow.train import Job, RunResult, Silent
+from tests.train.small_job import small_job
 from tests.train.test_resume import tensors_of
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    from tests.conftest import TINY_LLAMA
-
-    folder = tmp_path_factory.mktemp("saves")
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text(json.dumps(TINY_LLAMA))
-    (folder / "text.txt").write_text("".join(f"{n} times {n} is {n * n}\n" for n in range(900)))
-    return Job(
-        model=str(folder / "model"),
-        data=folder / "text.txt",
-        out=folder / "whole",
-        steps=7,
-        global_batch_size=4,
-        micro_batch_size=2,
-        seq_length=32,
-        processes=2,
-        learning_rate=1e-3,
-        check=False,
-    )
+    return small_job(tmp_path_factory.mktemp("saves"), steps=7, global_batch_size=4, processes=2)
 
 
 @pytest.fixture(scope="module")

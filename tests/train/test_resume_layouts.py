@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 import torch
 
 import evenflow
-from evenflow.files import load_samples, save_plan
+from evenflow.files import load_samples
 from evenflow.train import Job, Silent
 from evenflow.train.checkpoint import state_hash
 from evenflow.train.shards import Piece, hash_tensor, read_pieces
-from tests.conftest import TINY_LLAMA
+from tests.train.small_job import planned, small_job
 from tests.train.test_resume import tensors_of
 
 STEPS, STOP = 20, 10
@@ -35,28 +34,7 @@ class Said(Silent):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    folder = tmp_path_factory.mktemp("layouts")
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text(json.dumps(TINY_LLAMA))
-    (folder / "text.txt").write_text("".join(f"{n} times {n} is {n * n}\n" for n in range(900)))
-    return Job(
-        model=str(folder / "model"),
-        data=folder / "text.txt",
-        out=folder / "stopped",
-        steps=STEPS,
-        global_batch_size=8,
-        micro_batch_size=2,
-        seq_length=32,
-        learning_rate=1e-3,
-        check=False,
-    )
-
-
-def planned(job: Job, **axes: Any) -> Job:
-    """The job by a plan that nothing is timed for."""
-    path = job.out.parent / f"{'-'.join(map(str, axes.values()))}.json"
-    save_plan(evenflow.plan(job.model, global_batch_size=8, micro_batch_size=2, seq_length=32, **axes), path)
-    return replace(job, plan=path)
+    return small_job(tmp_path_factory.mktemp("layouts"), steps=STEPS)
 
 
 @pytest.fixture(scope="module")

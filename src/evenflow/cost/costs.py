@@ -83,6 +83,7 @@ class Costs:
         shares: how many of them share out the update: all under ZeRO 1, else 1.
         speeds: how fast each rank computes, where they differ: a rank of speed 2 takes half of these seconds.
         process_bytes: what a rank's process holds beside tensors; 0 where nobody measured it.
+        sum_link: what a turn of a ring takes that adds gradients up; None where that is a transfer's.
     """
 
     layers: tuple[LayerCost, ...]
@@ -96,11 +97,17 @@ class Costs:
     shares: int = 1
     speeds: tuple[float, ...] | None = None
     process_bytes: int = 0
+    sum_link: LinkCost | None = None
 
     @property
     def reduces_by_layer(self) -> bool:
         """Whether layers say what adding their gradients takes."""
         return any(own.reduce_s is not None for own in self.layers)
+
+    @property
+    def adding(self) -> LinkCost:
+        """What a turn of a ring takes that adds gradients up."""
+        return self.sum_link or self.link
 
     def over(self, replicas: int, shares: int) -> Costs:
         """These costs for several replicas, of which `shares` share out every update."""

@@ -32,6 +32,8 @@ class Profile:
         speeds: how fast each process computed beside the median of all, where that differs by more than noise.
         process_bytes: what a process held beside tensors once all of that had run in it: threads, libraries' working
             space, fragments.
+        sum_link: what a turn of a ring took that adds a large tensor up, the making of its message included; None where
+            that was not measured.
         link_origin: where transfers and the norm's reduction come from: a rank that was rehearsed alone has none.
     """
 
@@ -53,6 +55,7 @@ class Profile:
     link_origin: Origin = "measured"
     speeds: tuple[float, ...] | None = None
     process_bytes: int = 0
+    sum_link: LinkCost | None = None
 
     def costs(self) -> Costs:
         """The measured costs."""
@@ -64,6 +67,7 @@ class Profile:
             reduce_s=self.reduce_s,
             peak_flops=self.peak_flops,
             process_bytes=self.process_bytes,
+            sum_link=self.sum_link,
             origin={
                 "layers": "measured",
                 "halves": "measured",

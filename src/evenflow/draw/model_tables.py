@@ -157,12 +157,13 @@ def profile_table(profile: Profile, model: Model) -> RenderableType:
 
 def _profile_lines(profile: Profile) -> list[Text]:
     beside = f"{format_seconds(profile.stage_forward_s)} forward, {format_seconds(profile.stage_backward_s)}"
-    link, machine = profile.link, profile.machine
+    link, adding, machine = profile.link, profile.sum_link, profile.machine
     rate = f"{format_bytes(link.bytes_per_s)}/s" if link.bytes_per_s < float("inf") else "no time for bytes"
     lines = [
         f"a stage costs {beside} backward beside its layers",
         f"a transfer takes {format_seconds(link.latency_s)} + {rate}; the norm's reduction "
         f"{format_seconds(profile.reduce_s)}",
+        *([f"gradients of replicas are added at {format_bytes(adding.bytes_per_s)}/s"] if adding else []),
         f"peak {format_flops(profile.peak_flops)}/s, on {plain(machine.processor)}, {machine.cores} cores, "
         f"{format_bytes(machine.memory_bytes)}, torch {plain(profile.torch_version)}",
     ]

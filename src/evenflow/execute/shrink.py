@@ -197,7 +197,8 @@ def _agree(config: PretrainedConfig, heads_per_rope: int) -> None:
     ):
         config.attention_head_dim = attention // heads
     both = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
-    if all(isinstance(own, int) for own in both) and hasattr(config, "qk_head_dim"):
-        config.qk_head_dim = both[0] + both[1]  # type: ignore[operator]  # both are numbers
+    if all(isinstance(own, int) for own in both):
+        if hasattr(config, "qk_head_dim"):
+            config.qk_head_dim = both[0] + both[1]  # type: ignore[operator]  # both are numbers
         if getattr(config, "head_dim", None) is not None and heads_per_rope:
             config.head_dim = both[1] * heads_per_rope  # type: ignore[operator]  # a number

@@ -210,6 +210,7 @@ class PlanDocument(Document):
     tied_bytes: Bytes = 0
     dtype: Dtype = "fp32"
     process_bytes: Bytes = 0
+    sum_link: LinkPart | None = None
     trainer: str = OURS
     speeds: list[Speed] | None = None
     memory_limits: list[Bytes] | None = None
@@ -252,6 +253,7 @@ class PlanDocument(Document):
             tied_bytes=plan.tied_bytes,
             dtype=plan.dtype,
             process_bytes=plan.process_bytes,
+            sum_link=None if plan.sum_link is None else LinkPart.of(plan.sum_link),
             trainer=plan.trainer,
             speeds=None if plan.speeds is None else list(plan.speeds),
             memory_limits=None if plan.memory_limits is None else list(plan.memory_limits),
@@ -292,6 +294,7 @@ class PlanDocument(Document):
             tied_bytes=self.tied_bytes,
             dtype=self.dtype,
             process_bytes=self.process_bytes,
+            sum_link=None if self.sum_link is None else self.sum_link.value(),
             trainer=self.trainer,
             speeds=None if self.speeds is None else tuple(self.speeds),
             memory_limits=None if self.memory_limits is None else tuple(self.memory_limits),

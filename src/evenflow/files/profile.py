@@ -57,6 +57,7 @@ class ProfileDocument(Document):
     link_origin: Origin = "measured"
     speeds: list[Speed] | None = None
     process_bytes: Bytes = 0
+    sum_link: LinkPart | None = None
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -81,6 +82,7 @@ class ProfileDocument(Document):
             link_origin=profile.link_origin,
             speeds=None if profile.speeds is None else list(profile.speeds),
             process_bytes=profile.process_bytes,
+            sum_link=None if profile.sum_link is None else LinkPart.of(profile.sum_link),
         )
 
     def value(self) -> Profile:
@@ -104,6 +106,7 @@ class ProfileDocument(Document):
             link_origin=self.link_origin,
             speeds=None if self.speeds is None else tuple(self.speeds),
             process_bytes=self.process_bytes,
+            sum_link=None if self.sum_link is None else self.sum_link.value(),
         )
 
 

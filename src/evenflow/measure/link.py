@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from evenflow.cost import LinkCost
 from evenflow.runtime import Transport, synchronize
 
 _SMALL = 1 << 10
 _ROUNDS = 30
+_LARGE_ROUNDS = 6
 _CPU = torch.device("cpu")
 _FASTEST = 1e11  # bytes a second: no memory is faster, so a quicker transfer was not measured but disturbed
 
@@ -41,6 +44,33 @@ def time_sum(transport: Transport, size: int) -> float:
         transport.sum(numbers)
         seconds.append(time.perf_counter() - start)
     return median(seconds)
+
+
+def time_adding(ranks: int, transport: Transport, size: int) -> LinkCost:
+    """What a turn of a ring over all ranks takes, from sums of a small and of a large tensor.
+
+    The large one is a message of fp32 numbers that is made afresh each time, as gradients are laid into one.
+
+    Args:
+        ranks: how many add, at least 2.
+        transport: over which.
+        size: bytes of the large tensor.
+    """
+    turns = 2 * (ranks - 1)
+    small, gradients = torch.zeros(1), torch.zeros(size // 4)
+
+    def seconds(make: Callable[[], Tensor], rounds: int) -> list[float]:
+        found: list[float] = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            transport.sum(make())
+            found.append(time.perf_counter() - start)
+        return found
+
+    latency = min(seconds(lambda: small, _ROUNDS)) / turns
+    real = median(seconds(lambda: torch.empty_like(gradients).copy_(gradients), _LARGE_ROUNDS)[1:]) / turns
+    part = size / ranks
+    return LinkCost(latency, part / max(real - latency, part / _FASTEST))
 
 
 def _one_way(rank: int, partner: int, transport: Transport, size: int, device: torch.device) -> list[float]:

@@ -16,8 +16,10 @@ from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
 from evenflow.launch import Launcher, ThisHost
 from evenflow.models import ModelSource
-from evenflow.spec import Cluster, Model, this_machine
+from evenflow.spec import GRADIENT_BYTES, Cluster, Model, this_machine
 from evenflow.spec.gpus import visible_gpus
+
+_MOST_SUM_BYTES = 128 << 20  # gradients that are added up: more than caches hold, as in a run, and not for long
 
 
 def measure_profile(
@@ -54,15 +56,16 @@ def measure_profile(
         "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
         "signatures": [layer.signature for layer in model.layers],
         "parameters": len(model.layers) * 16,
+        "sum_bytes": min(GRADIENT_BYTES * sum(layer.parameters for layer in model.layers), _MOST_SUM_BYTES),
     }
     target = "evenflow.measure.ranks:run"
-    results: list[dict[str, Any]] = []
+    results: dict[int, dict[str, Any]] = {}
     with (launcher or ThisHost()).running("profile", target, cluster.devices, payload, cluster.threads) as group:
         for item in group.messages():
             tick()
             if item is not None:
-                results.append(item[1])
-    return _combine(results, model, cluster)
+                results[item[0]] = item[1]
+    return _combine([results[rank] for rank in sorted(results)], model, cluster)
 
 
 def cached_profile(
@@ -111,7 +114,7 @@ def _cache_folder() -> Path:
 
 
 def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) -> Profile:
-    """The median over ranks of each rank's medians; of ranks that share a GPU only the first has timed layers."""
+    """The median over ranks, given in order, of each's medians; of ranks that share a GPU only the first has layers."""
     timed = [result for result in results if "layers" in result]
 
     def middle(values: Sequence[float]) -> float:
@@ -140,8 +143,13 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         reduce_s=middle([result["reduce_s"] for result in results]) if cluster.devices > 1 else 0.0,
         peak_flops=middle([result["peak_flops"] for result in timed]),
         speeds=_speeds(results) if len(timed) == len(results) == cluster.at_once else None,
+        sum_link=_sum_link([LinkCost(*result["adding"]) for result in results]) if cluster.devices > 1 else None,
         process_bytes=int(middle([result["process_bytes"] for result in timed])),
     )
+
+
+def _sum_link(found: Sequence[LinkCost]) -> LinkCost:
+    return LinkCost(median(own.latency_s for own in found), median(own.bytes_per_s for own in found))
 
 
 _DIFFER = 1.2  # of the slowest rank's seconds to the fastest's: noise is a tenth

@@ -10,7 +10,7 @@ import torch
 
 from evenflow.launch import Channel
 from evenflow.measure.layers import Repeats, rank_clock, time_layers, time_matmul
-from evenflow.measure.link import time_link, time_sum
+from evenflow.measure.link import time_adding, time_link, time_sum
 from evenflow.models import read_config
 from evenflow.plan import Axes
 from evenflow.runtime import (
@@ -77,6 +77,9 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     link = time_link(rank, ranks, transport, DTYPE_BYTES[dtype] * batch * seq * hidden, device)
     result |= {"link": [link.latency_s, 1 / link.bytes_per_s]}
     result["reduce_s"] = time_sum(transport, payload["parameters"])
+    if ranks > 1:
+        adding = time_adding(ranks, transport, payload["sum_bytes"])
+        result |= {"adding": [adding.latency_s, adding.bytes_per_s]}
     # All that a rank ever starts has started by now, and no tensor is left.
     gc.collect()
     result["process_bytes"] = max(meter.held_bytes(), 0)

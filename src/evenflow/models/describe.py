@@ -7,9 +7,11 @@ same modules, shapes and settings do the same work and are traced once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -50,58 +52,71 @@ def describe_model(
             f"{source.name} reads at most {limit} tokens (max_position_embeddings); "
             f"--seq-length {seq_length} is too long, {limit} or less would do"
         )
-    tied = has_tied_embeddings(config, skeleton)
+    shape = (micro_batch_size, seq_length)
     signatures = [_signature(skeleton, anatomy, layer) for layer in range(len(anatomy.layers))]
-    kinds = [_kind(layer, len(anatomy.layers)) for layer in range(len(anatomy.layers))]
-    cuts = find_cuts(skeleton, tp)
-    traces = _traces(config, signatures, (micro_batch_size, seq_length), tp, dtype)
-    types = parameter_dtypes(config, dtype)
+    traces = _traces(config, signatures, shape, tp, dtype)
+    parts = _Parts(skeleton, anatomy, find_cuts(skeleton, tp), parameter_dtypes(config, dtype))
     layers: list[Layer] = []
     counted: set[str] = set()
     for layer, signature in enumerate(signatures):
-        trace = traces[signature]
         own = {name for name in anatomy.parameters if _belongs(anatomy, layer, name)} - counted
         counted |= own
-        parameters = sum(skeleton.get_parameter(name).numel() for name in own)
-        layers.append(
-            Layer(
-                name=anatomy.name(layer),
-                kind=kinds[layer],
-                signature=signature,
-                parameters=parameters,
-                parameter_bytes=sum(_numbers(skeleton, cuts, name) * types[name].itemsize for name in own),
-                operators=tuple(
-                    Operator(name, trace.forward.get(name, 0), trace.backward.get(name, 0))
-                    for name in sorted(trace.forward.keys() | trace.backward.keys())
-                ),
-                weight_flops=trace.weight_flops,
-                output_bytes=trace.output_bytes,
-                recomputed=trace.recomputed,
-                weight_bytes=trace.weight_bytes,
-                forward_combined=trace.forward_combined,
-                backward_combined=trace.backward_combined,
-                master_bytes=sum(
-                    _numbers(skeleton, cuts, name) * GRADIENT_BYTES
-                    for name in own
-                    if types[name].itemsize < GRADIENT_BYTES
-                ),
-                **{name: getattr(trace.kept, name) for name in Activations.__slots__},
-            )
-        )
+        layers.append(parts.layer(layer, signature, traces[signature], own))
     return Model(
         name=source.name,
         architecture=type(skeleton).__name__,
         vocab_size=config.get_text_config().vocab_size,
         hidden_size=hidden_width(config, anatomy),
-        tied_embeddings=tied,
+        tied_embeddings=has_tied_embeddings(config, skeleton),
         micro_batch_size=micro_batch_size,
         seq_length=seq_length,
         layers=tuple(layers),
-        tied_bytes=sum(_numbers(skeleton, cuts, name) * types[name].itemsize for name in tied_names(anatomy)),
+        tied_bytes=parts.size(tied_names(anatomy)),
         tp=tp,
-        whole_flops=_whole_flops(config, signatures, (micro_batch_size, seq_length)) if tp > 1 else 0,
+        whole_flops=_whole_flops(config, signatures, shape) if tp > 1 else 0,
         dtype=dtype,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A model's modules and what a process has of their parameters."""
+
+    skeleton: nn.Module
+    anatomy: Anatomy
+    cuts: Mapping[str, Cut]
+    types: Mapping[str, torch.dtype]
+
+    def layer(self, number: int, signature: str, trace: Trace, own: Set[str]) -> Layer:
+        """A layer as traced, with those parameters that no layer before it has."""
+        narrow = {name for name in own if self.types[name].itemsize < GRADIENT_BYTES}  # they have masters
+        return Layer(
+            name=self.anatomy.name(number),
+            kind=_kind(number, len(self.anatomy.layers)),
+            signature=signature,
+            parameters=sum(self.skeleton.get_parameter(name).numel() for name in own),
+            parameter_bytes=self.size(own),
+            operators=tuple(
+                Operator(name, trace.forward.get(name, 0), trace.backward.get(name, 0))
+                for name in sorted(trace.forward.keys() | trace.backward.keys())
+            ),
+            weight_flops=trace.weight_flops,
+            output_bytes=trace.output_bytes,
+            recomputed=trace.recomputed,
+            weight_bytes=trace.weight_bytes,
+            forward_combined=trace.forward_combined,
+            backward_combined=trace.backward_combined,
+            master_bytes=GRADIENT_BYTES * sum(map(self.numbers, narrow)),
+            **{name: getattr(trace.kept, name) for name in Activations.__slots__},
+        )
+
+    def numbers(self, name: str) -> int:
+        """How much of a parameter a process has; where it does not divide, the most."""
+        return prod(self.cuts[name].local_shape if name in self.cuts else self.skeleton.get_parameter(name).shape)
+
+    def size(self, names: Iterable[str]) -> int:
+        """Bytes that a process has of parameters."""
+        return sum(self.numbers(name) * self.types[name].itemsize for name in names)
 
 
 def _traces(
@@ -120,12 +135,6 @@ def _whole_flops(config: PretrainedConfig, signatures: Sequence[str], shape: tup
     traces = _traces(config, signatures, shape, 1)
     flops = {name: sum((*own.forward.values(), *own.backward.values())) for name, own in traces.items()}
     return sum(flops[signature] for signature in signatures)
-
-
-def _numbers(skeleton: nn.Module, cuts: Mapping[str, Cut], name: str) -> int:
-    """How much of a parameter a process has; where it does not divide, the most."""
-    shape = cuts[name].local_shape if name in cuts else skeleton.get_parameter(name).shape
-    return prod(shape)
 
 
 def _kind(layer: int, layers: int) -> LayerKind:

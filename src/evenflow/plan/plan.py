@@ -133,6 +133,7 @@ class Plan:
         dtype: of weights, activations and messages.
         process_bytes: what each rank's process holds beside tensors, in the bytes of its stages and its peak; 0 where
             that was not measured.
+        sum_link: what a turn of a ring takes that adds gradients up; None where that is a transfer's.
         trainer: who can run it; plans for others than evenflow are to be exported.
         speeds: how fast each rank computes, where they differ; layers and stages have the seconds of speed 1.
         memory_limits: bytes that each rank may use, where they differ; `memory_limit` is the most of them.
@@ -170,6 +171,7 @@ class Plan:
     tied_bytes: int = 0
     dtype: Dtype = "fp32"
     process_bytes: int = 0
+    sum_link: LinkCost | None = None
     trainer: str = OURS
     speeds: tuple[float, ...] | None = None
     memory_limits: tuple[int, ...] | None = None
@@ -226,6 +228,7 @@ class Plan:
             shares=self.axes.copies if self.zero else 1,
             speeds=self.speeds,
             process_bytes=self.process_bytes,
+            sum_link=self.sum_link,
         )
 
     @property

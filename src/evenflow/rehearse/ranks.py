@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenflow.errors import FaultError, RankError, first_line
 from evenflow.files import load_plan
 from evenflow.launch import Channel
 from evenflow.models import draw_of, read_config
@@ -24,9 +23,10 @@ from evenflow.runtime import (
     made_up_mesh,
     memory_meter,
     rank_device,
+    saying_what_lacks,
     use_device,
 )
-from evenflow.train.ranks import assemble, is_out_of_memory
+from evenflow.train.ranks import assemble
 from evenflow.units import format_bytes
 
 _SEED = 0
@@ -43,16 +43,14 @@ def run(number: int, channel: Channel, payload: dict[str, Any]) -> None:
     device = rank_device(number, payload["gpus"])
     use_device(device)
     meter = memory_meter(device)
-    try:
+
+    def lacks(error: str) -> str:
+        planned = format_bytes(plan.ranks[payload["rank"]].peak_bytes)
+        held = format_bytes(meter.peak_bytes())
+        return f": {error}; rank {payload['rank']} held {held}, the plan expects {planned}"
+
+    with saying_what_lacks(lacks):
         _rehearse(channel, payload, plan, meter, device)
-    except (RuntimeError, MemoryError, RankError) as failure:
-        error = failure.__cause__ if isinstance(failure, RankError) and failure.__cause__ else failure
-        if not is_out_of_memory(error):
-            raise
-        raise FaultError(
-            f"out of memory: {first_line(error)}; rank {payload['rank']} held {format_bytes(meter.peak_bytes())}, the "
-            f"plan expects {format_bytes(plan.ranks[payload['rank']].peak_bytes)}"
-        ) from error
 
 
 def _rehearse(

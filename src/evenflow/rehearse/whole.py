@@ -74,7 +74,7 @@ def rehearsed_plan(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) -> 
 def _gathered_s(plan: Plan, rank: int) -> float:
     """The seconds in which replicas give each other what they have updated, under ZeRO 1."""
     held = [plan.stages[stage].memory.parameter_bytes for stage in plan.ranks[rank].stages]
-    return sum(spread_s(plan.link, plan.axes.dp, size) for size in held) if plan.zero else 0.0
+    return sum(spread_s(plan.layer_costs.adding, plan.axes.dp, size) for size in held) if plan.zero else 0.0
 
 
 def _measured(planned: StageCost, measured: StageCost, sums: StageCost) -> StageCost:
@@ -118,6 +118,7 @@ def rehearsed_profile(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) 
         cluster=plan.cluster,
         link_origin=plan.costs["link"],
         process_bytes=_process_bytes(plan, found),
+        sum_link=plan.sum_link,
     )
 
 

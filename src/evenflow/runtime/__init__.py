@@ -18,6 +18,7 @@ from evenflow.runtime.made_up import MadeUpTensorGroup, MadeUpTransport, made_up
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
 from evenflow.runtime.optimizer import MOMENTS, WEIGHT, Optimizer, OptimizerSettings
+from evenflow.runtime.out_of_memory import saying_what_lacks
 from evenflow.runtime.parts import differentiable, local, plain_part
 from evenflow.runtime.precision import TORCH_DTYPES, is_rounded
 from evenflow.runtime.reductions import Reductions
@@ -84,6 +85,7 @@ __all__ = [
     "plain_part",
     "rank_device",
     "rank_devices",
+    "saying_what_lacks",
     "set_gloo_timeouts",
     "synchronize",
     "to_device",

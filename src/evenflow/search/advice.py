@@ -38,7 +38,9 @@ def advice(model: Model, costs: Costs, devices: int) -> tuple[str, ...]:
 def would_fit(need_bytes: float) -> str:
     """What would help where nothing fits and the closest needs so much on its neediest rank."""
     limit = format_bytes(need_bytes * _ROUNDED)
-    return f"a memory limit of {limit} would fit, as may more processes or a smaller microbatch"
+    return (
+        f"a memory limit of {limit} would fit, on devices that have it, as may more processes or a smaller microbatch"
+    )
 
 
 def _title(layer: Layer) -> str:

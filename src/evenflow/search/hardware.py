@@ -44,7 +44,7 @@ def split_hardware(
     ranks = list(rank_costs(costs, split, stage_rank))
     gathers = costs.shares > 1 and not costs.reduces_by_layer
     for stage, rank in enumerate(stage_rank if gathers else ()):  # what each has updated goes to all of them
-        gather_s = spread_s(costs.link, costs.shares, stages[stage].parameter_bytes)
+        gather_s = spread_s(costs.adding, costs.shares, stages[stage].parameter_bytes)
         ranks[rank] = replace(ranks[rank], optimizer_s=ranks[rank].optimizer_s + gather_s)
     return Hardware(
         stages=stage_costs(costs, split),
@@ -53,8 +53,8 @@ def split_hardware(
         memory=stages,
         reduce_s=costs.reduce_s,
         reduce_grad_s=_by_layer(costs, split)
-        or _reduce_grad_s(costs.link, costs.replicas, costs.shares, stages, stage_rank, tied_bytes),
-        reduce_tied_s=_reduce_tied_s(costs.link, costs.replicas, stage_rank, tied_bytes),
+        or _reduce_grad_s(costs.adding, costs.replicas, costs.shares, stages, stage_rank, tied_bytes),
+        reduce_tied_s=_reduce_tied_s(costs.adding, costs.replicas, stage_rank, tied_bytes),
         at_once=at_once,
         speeds=costs.speeds,
     )
@@ -71,8 +71,8 @@ def plan_hardware(plan: Plan) -> Hardware:
         memory=stages,
         reduce_s=plan.reduce_s,
         reduce_grad_s=_by_layer(plan.layer_costs, plan.stage_layers)
-        or _reduce_grad_s(plan.link, replicas, shares, stages, plan.stage_rank, plan.tied_gradient_bytes),
-        reduce_tied_s=_reduce_tied_s(plan.link, replicas, plan.stage_rank, plan.tied_gradient_bytes),
+        or _reduce_grad_s(plan.layer_costs.adding, replicas, shares, stages, plan.stage_rank, plan.tied_gradient_bytes),
+        reduce_tied_s=_reduce_tied_s(plan.layer_costs.adding, replicas, plan.stage_rank, plan.tied_gradient_bytes),
         at_once=plan.at_once,
         speeds=plan.speeds,
     )

@@ -132,6 +132,7 @@ def _assemble(
         speeds=costs.speeds,
         dtype=model.dtype,
         process_bytes=costs.process_bytes,
+        sum_link=costs.sum_link,
     )
 
 

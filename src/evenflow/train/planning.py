@@ -75,9 +75,10 @@ def plan_model(
     """Describe the model and plan it: from a profile where there is one, else from FLOPs.
 
     Raises:
-        InputError: the profile is for something else.
+        InputError: the profile is for something else, or the memory limit more than there is.
         ImpossibleError: nothing fits.
     """
+    _check_limit(memory_limit, cluster)
     model = describe_model(
         source, batch.micro_batch_size, batch.seq_length, axes.tp if axes else 1, dtype or DEFAULT_DTYPE
     )
@@ -97,6 +98,20 @@ def plan_model(
         zero=zero,
     )
     return model, replace(plan, source=source.place), costs
+
+
+def _check_limit(memory_limit: int | None, cluster: Cluster) -> None:
+    """Refuse a limit above a device's memory, or, for processes that share a host's, above all of that."""
+    each, most, whose = cluster.device.memory_bytes, cluster.device.memory_bytes, f"a device of {cluster.name}"
+    if cluster.is_local:
+        on_gpu = cluster.device.is_gpu
+        most *= -(-cluster.devices // cluster.at_once) if on_gpu else cluster.devices
+        whose = "a GPU of this machine" if on_gpu else "this machine"
+    if memory_limit is not None and memory_limit > most:
+        raise InputError(
+            f"--memory-limit {format_bytes(memory_limit)} is more than the {format_bytes(most)} that {whose} has; "
+            f"{format_bytes(each)}, which is taken without a limit, would do"
+        )
 
 
 def follow_plan(path: Path, source: ModelSource, started: int | None = None) -> tuple[Model, Plan]:

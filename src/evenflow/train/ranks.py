@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from evenflow.errors import FaultError, RankError, first_line
+from evenflow.errors import first_line
 from evenflow.execute import Executor, StepResult
 from evenflow.files import load_plan
 from evenflow.launch import Channel
@@ -52,6 +53,7 @@ from evenflow.runtime import (
     memory_meter,
     rank_device,
     rank_devices,
+    saying_what_lacks,
     set_gloo_timeouts,
     use_device,
 )
@@ -77,19 +79,18 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     device = rank_device(payload["places"][rank][1], payload["gpus"])
     use_device(device)
     meter = memory_meter(device)
-    try:
-        _train(rank, channel, payload, plan, meter, device)
-    except (RuntimeError, MemoryError, RankError) as failure:
-        error = failure.__cause__ if isinstance(failure, RankError) and failure.__cause__ else failure
-        if not is_out_of_memory(error):
-            raise
+
+    def lacks(error: str) -> str:
         planned = plan.ranks[plan.axes.coordinates(rank).pp]
         stages = " and ".join(f"{own} ({_layers_of(plan, own)})" for own in planned.stages)
-        raise FaultError(
-            f"out of memory, at {channel.heartbeat.action or 'its beginning'}, with stage {stages}: "
-            f"{first_line(error)}; it held {_held(meter)}, the plan expects {format_bytes(planned.peak_bytes)}. More "
-            "processes, a smaller --micro-batch-size or --recompute full need less"
-        ) from error
+        return (
+            f", at {channel.heartbeat.action or 'its beginning'}, with stage {stages}: {error}; it held "
+            f"{_held(meter)}, the plan expects {format_bytes(planned.peak_bytes)}. More processes, a smaller "
+            "--micro-batch-size or --recompute full need less"
+        )
+
+    with saying_what_lacks(lacks):
+        _train(rank, channel, payload, plan, meter, device)
 
 
 def _train(
@@ -121,7 +122,9 @@ def _train(
         if at.dp == 0:
             channel.send({"kind": "state", "hashes": hashes})
     _compare_clocks(channel, host, rank, axes.processes)
-    step = _take_steps(channel, payload, plan, at, host, executor, evaluator, saver, sequences, trained, meter, device)
+    step = _take_steps(
+        channel, payload, plan, _Working(at, host, executor, evaluator, saver, sequences, trained, meter, device)
+    )
     set_gloo_timeouts(host, gloo_timeout_s(plan.predicted.step_s, None))
     _compare_clocks(channel, host, rank, axes.processes)
     channel.doing("saving its state")
@@ -131,43 +134,46 @@ def _train(
     transport.close()
 
 
-def _take_steps(
-    channel: Channel,
-    payload: dict[str, Any],
-    plan: Plan,
-    at: Coordinates,
-    host: Transport,
-    executor: Executor,
-    evaluator: Evaluator | None,
-    saver: Saver,
-    sequences: Sequences,
-    trained: NDArray[np.int64],
-    meter: MemoryMeter | CudaMemoryMeter,
-    device: torch.device,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class _Working:
+    """What a rank takes steps with."""
+
+    at: Coordinates
+    host: Transport
+    executor: Executor
+    evaluator: Evaluator | None
+    saver: Saver
+    sequences: Sequences
+    trained: NDArray[np.int64]
+    meter: MemoryMeter | CudaMemoryMeter
+    device: torch.device
+
+
+def _take_steps(channel: Channel, payload: dict[str, Any], plan: Plan, own: _Working) -> int:
     """Take one step after another until the last, or until a rank was asked to stop; returns the newest step."""
     rates, first = LrSchedule(**payload["rates"]), payload["done_steps"] + 1
+    at, executor, saver = own.at, own.executor, own.saver
     names_samples = 0 in executor.runners and at.tp == 0
     for step in range(first, payload["last_step"] + 1):
         channel.doing(f"in step {step}", timed=True)
         rate = rates.at(step)
         want_stop = any(message["kind"] == "stop" for message in channel.waiting())
-        samples = step_samples(payload["seed"], step, plan.global_batch_size, trained)
-        batch = Batch(sequences, samples, plan.micro_batch_size, at.dp, plan.axes.dp, device)
+        samples = step_samples(payload["seed"], step, plan.global_batch_size, own.trained)
+        batch = Batch(own.sequences, samples, plan.micro_batch_size, at.dp, plan.axes.dp, own.device)
         draw = draw_of(payload["seed"], step)
         result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
-        report = {**_step_report(step, result, rate), "peak": meter.peak_bytes(), "tokens": batch.tokens}
-        if evaluator and _is_evaluated(step, payload):
-            report["eval_loss"] = evaluator.loss(lambda what: channel.doing(what, timed=True))
+        report = {**_step_report(step, result, rate), "peak": own.meter.peak_bytes(), "tokens": batch.tokens}
+        if own.evaluator and _is_evaluated(step, payload):
+            report["eval_loss"] = own.evaluator.loss(lambda what: channel.doing(what, timed=True))
         channel.send({**report, "samples": batch.samples() if names_samples else []})
         _tell(channel, saver.done())
         if step == first:
-            set_gloo_timeouts(host, gloo_timeout_s(plan.predicted.step_s, result.end_s - result.begin_s))
+            set_gloo_timeouts(own.host, gloo_timeout_s(plan.predicted.step_s, result.end_s - result.begin_s))
         if result.stop:
             break
         if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
             channel.doing(f"copying its state after step {step}")
-            if _all_idle(host, saver):
+            if _all_idle(own.host, saver):
                 _tell(channel, saver.start(step))
             else:
                 channel.send({"kind": "skipped", "step": step})
@@ -329,11 +335,6 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
 def _layers_of(plan: Plan, stage: int) -> str:
     layers = plan.stages[stage].layers
     return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or this host, has no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _held(meter: MemoryMeter | CudaMemoryMeter) -> str:

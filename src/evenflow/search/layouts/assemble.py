@@ -16,7 +16,7 @@ from evenflow.search.posting import posted_program
 from evenflow.search.problem import Problem
 from evenflow.search.solve import Solution
 from evenflow.simulate import simulate
-from evenflow.spec import Batch, Cluster, Dtype, Recompute
+from evenflow.spec import Batch, Cluster, Dtype, Model, Recompute
 
 PRESET_DTYPE: Dtype = "bf16"  # what `cost.preset` counts, with masters and moments in fp32
 _PLAYED = 4096  # stages x microbatches: a program as large takes most of a second
@@ -34,21 +34,10 @@ def assemble(
 ) -> Plan:
     """The plan of a solved layout."""
     layout = found.layout
-    modes: tuple[Recompute, ...] = found.modes  # type: ignore[assignment]  # words of `stages.WAYS`
+    wanted: tuple[Recompute, ...] = found.modes  # type: ignore[assignment]  # words of `stages.WAYS`
     model = preset_model(costs, layout.shape, layout.dp, layout.zero)
-    link = costs.link(layout.tp * layout.cp * layout.dp)
-    base = preset_costs(costs, layout.shape, layout.dp, layout.zero, link, norm_seconds(costs, layout))
-    base = replace(base, speeds=found.speeds)
-    modes = model.recomputing(modes)
-    problem = Problem(
-        model=model.under(modes),
-        costs=base.under(modes),
-        microbatches=layout.microbatches,
-        schedule=layout.schedule,
-        stage_rank=layout.stage_rank,
-        limit=limit,
-        at_once=layout.pp,
-    )
+    modes = model.recomputing(wanted)
+    problem = _problem(found, costs, model, modes, limit)
     played = _play(found, problem, batch)
     own, step_s = problem.costs, played.predicted.step_s
     mfu = model.flops * layout.microbatches / (layout.pp * layout.tp * layout.cp * step_s * own.peak_flops)
@@ -87,6 +76,22 @@ def assemble(
         source=model.name,
         speeds=found.speeds,
         memory_limits=found.limits,
+    )
+
+
+def _problem(found: Found, costs: PresetCosts, model: Model, modes: tuple[Recompute, ...], limit: int) -> Problem:
+    """What a planner of traced models would have been asked for."""
+    layout = found.layout
+    link = costs.link(layout.tp * layout.cp * layout.dp)
+    own = preset_costs(costs, layout.shape, layout.dp, layout.zero, link, norm_seconds(costs, layout))
+    return Problem(
+        model=model.under(modes),
+        costs=replace(own, speeds=found.speeds).under(modes),
+        microbatches=layout.microbatches,
+        schedule=layout.schedule,
+        stage_rank=layout.stage_rank,
+        limit=limit,
+        at_once=layout.pp,
     )
 
 

@@ -37,6 +37,7 @@ from evenflow.search.layouts.stages import WAYS
 Floats = NDArray[np.float64]
 _GROUPS = 8  # ranks in a row that are counted alike, as the one that holds least of them
 _HALVINGS = 22
+_SHARES = np.array([[0.0], [0.125], [0.25], [0.5], [1.0]])  # of the ranks: the last ones, whose paths are averaged
 _SLACK = 1e-9
 
 
@@ -285,22 +286,39 @@ def _last_ranks(own: Columns, bottleneck: Floats) -> Floats:
     # Whatever the order, the first microbatch goes through all layers and back; of halves, without the weights' last.
     whole = own.work + 2 * own.hop * (own.p * own.each - 1)
     best = np.where((own.p == 1) | _is_halved(own), 0.0, whole)
-    for share in (0.0, 0.125, 0.25, 0.5, 1.0):
-        q = np.clip(np.round(own.p * share), 1, own.p)
-        busy = np.maximum(own.work - (own.p - q) * bottleneck, 0.0) / q
-        ahead = own.p - 1 - (q - 1) / 2  # ranks before them, on average
-        after = (q - 1) / 2
-        paths = [
-            own.work
-            + (own.m - 1) * busy
-            - after * own.forward_share * bottleneck
-            - np.where(q == own.p, own.excess, 0.0)
-            + 2 * own.hop * (own.p - 1),
-            own.work + (own.m - 1) * busy + 2 * own.hop * (own.p - 1),
-            own.m * busy
-            + ahead * (own.lightest + 2 * own.hop)
-            - np.where(q == own.p, (own.p - 1) / own.p, 1.0) * np.maximum(own.lightest - own.first_work, 0.0),
-            own.m * busy,
-        ]
-        best = np.maximum(best, np.select([own.kind == kind for kind in range(3)], paths[:3], paths[3]))
-    return best
+    q = np.clip(np.round(own.p * _SHARES), 1, own.p)  # [shares, layouts]
+    busy = np.maximum(own.work - (own.p - q) * bottleneck, 0.0) / q
+    found = own.m * busy
+    for kind, path in enumerate((_of_1f1b, _of_gpipe, _of_loop)):
+        there = own.kind == kind
+        if there.any():
+            found = np.where(there, path(own, bottleneck, q, busy), found)
+    longest: Floats = np.maximum(best, found.max(axis=0))
+    return longest
+
+
+def _of_1f1b(own: Columns, bottleneck: Floats, q: Floats, busy: Floats) -> Floats:
+    after = (q - 1) / 2  # ranks after them, on average
+    found: Floats = (
+        own.work
+        + (own.m - 1) * busy
+        - after * own.forward_share * bottleneck
+        - np.where(q == own.p, own.excess, 0.0)
+        + 2 * own.hop * (own.p - 1)
+    )
+    return found
+
+
+def _of_gpipe(own: Columns, _: Floats, __: Floats, busy: Floats) -> Floats:
+    found: Floats = own.work + (own.m - 1) * busy + 2 * own.hop * (own.p - 1)
+    return found
+
+
+def _of_loop(own: Columns, _: Floats, q: Floats, busy: Floats) -> Floats:
+    ahead = own.p - 1 - (q - 1) / 2  # ranks before them, on average
+    found: Floats = (
+        own.m * busy
+        + ahead * (own.lightest + 2 * own.hop)
+        - np.where(q == own.p, (own.p - 1) / own.p, 1.0) * np.maximum(own.lightest - own.first_work, 0.0)
+    )
+    return found

@@ -110,7 +110,7 @@ def _pins(best: Found, solver: Solver, space: Space, pinned: Sequence[str]) -> I
         except InputError:
             continue
         layouts = [own for own in layouts if solver.has_ranks(own)]
-        freed = best_first(layouts, solver.costs, solver, cutoff=best.step_s, work=_QUICK, runners_up=0).best
+        freed = best_first(layouts, solver.costs, solver, cutoff=best.step_s / (1 + _WORTH), work=_QUICK).best
         gain = best.step_s / freed.step_s - 1 if freed is not None else 0.0
         if freed is not None and gain > _WORTH:
             would = f"{freed.layout.text()} would take {format_seconds(freed.step_s)}"
