@@ -86,6 +86,15 @@ def test_a_tokenizer_larger_than_the_model(
     assert "384" in line
 
 
+@pytest.mark.parametrize(("cluster", "whose"), [("2xA100-80GB", "a device of 2xA100-80GB"), ("local", "this machine")])
+def test_a_memory_limit_above_what_there_is(
+    refuse: Callable[..., str], make_model: Callable[..., Path], cluster: str, whose: str
+) -> None:
+    line = refuse(2, "plan", make_model(), "--memory-limit", "900GiB", "--cluster", cluster, "--seq-length", 32)
+    assert "--memory-limit 900 GiB is more than the " in line
+    assert f" that {whose} has; " in line
+
+
 def test_a_memory_limit_that_nothing_fits(refuse: Callable[..., str], make_model: Callable[..., Path]) -> None:
     line = refuse(4, "plan", make_model(), "--memory-limit", "100KiB", "--pp", 2, "--seq-length", 32)
     assert "no plan fits" in line
