@@ -135,4 +135,8 @@ def load_profile(path: Path) -> Profile:
     mistake = no_time("layers", document.layers)
     if mistake is not None:
         raise InputError(f"{path}: {mistake}")
+    if document.speeds is not None and len(document.speeds) != document.processes:
+        raise InputError(
+            f"{path}: speeds: there are {len(document.speeds)} of {document.processes} processes; one of each would do"
+        )
     return document.value()
