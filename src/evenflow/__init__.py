@@ -178,8 +178,7 @@ def plan(
     from evenflow.search.layouts.layout import Pins
     from evenflow.spec.presets import preset_of
 
-    if zero is not None:
-        check_zero(zero)
+    zero = None if zero is None else check_zero(zero)
     pins = Pins(pp, tp, dp, None, None, stages_per_rank, schedule, micro_batch_size, zero)
     batch = (global_batch_size, seq_length)
     preset = preset_of(str(model))

@@ -14,7 +14,7 @@ from evenflow.models import ModelSource, describe_model
 from evenflow.plan import Axes, Plan, Zero, choose_axes
 from evenflow.program import tp_misfit
 from evenflow.search import make_plan
-from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, RecomputeWish
+from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, RecomputeWish, this_machine
 from evenflow.spec.batch import default_micro_batch_size
 from evenflow.spec.cluster import CPU, local_cluster
 from evenflow.spec.trainers import OURS
@@ -78,7 +78,7 @@ def plan_model(
         InputError: the profile is for something else, or the memory limit more than there is.
         ImpossibleError: nothing fits.
     """
-    _check_limit(memory_limit, cluster)
+    check_limit(memory_limit, cluster)
     model = describe_model(
         source, batch.micro_batch_size, batch.seq_length, axes.tp if axes else 1, dtype or DEFAULT_DTYPE
     )
@@ -100,12 +100,12 @@ def plan_model(
     return model, replace(plan, source=source.place), costs
 
 
-def _check_limit(memory_limit: int | None, cluster: Cluster) -> None:
+def check_limit(memory_limit: int | None, cluster: Cluster) -> None:
     """Refuse a limit above a device's memory, or, for processes that share a host's, above all of that."""
     each, most, whose = cluster.device.memory_bytes, cluster.device.memory_bytes, f"a device of {cluster.name}"
     if cluster.is_local:
         on_gpu = cluster.device.is_gpu
-        most *= -(-cluster.devices // cluster.at_once) if on_gpu else cluster.devices
+        most = most * -(-cluster.devices // cluster.at_once) if on_gpu else this_machine().memory_bytes
         whose = "a GPU of this machine" if on_gpu else "this machine"
     if memory_limit is not None and memory_limit > most:
         raise InputError(

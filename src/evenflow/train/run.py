@@ -36,6 +36,7 @@ from evenflow.train.planning import (
     DEFAULT_SCHEDULE,
     check_agrees,
     check_axes,
+    check_limit,
     follow_plan,
     make_batch,
 )
@@ -199,6 +200,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         dtype = choose_dtype(job, checkpoint.state if checkpoint else None)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, dtype)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
+        check_limit(job.memory_limit, cluster)
     if checkpoint is not None:
         wanted = RunState(config_hash(source.config), 0, 0, lasting_settings(job, batch, model.dtype))
         check_resumable(checkpoint.state, wanted, job.stop_at or job.steps, job.out)
