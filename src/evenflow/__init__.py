@@ -178,8 +178,8 @@ def plan(
     from evenflow.search.layouts.layout import Pins
     from evenflow.spec.presets import preset_of
 
-    zero = None if zero is None else check_zero(zero)
-    pins = Pins(pp, tp, dp, None, None, stages_per_rank, schedule, micro_batch_size, zero)
+    zero_stage = None if zero is None else check_zero(zero)
+    pins = Pins(pp, tp, dp, None, None, stages_per_rank, schedule, micro_batch_size, zero_stage)
     batch = (global_batch_size, seq_length)
     preset = preset_of(str(model))
     if preset is None:
@@ -201,7 +201,7 @@ def _plan_model(
 ) -> Plan:
     """A model that can be traced is planned from its layers; an axis that is not pinned follows from the others."""
     from evenflow.models import find_model
-    from evenflow.plan import check_zero, choose_axes
+    from evenflow.plan import choose_axes
     from evenflow.train import choose_cluster, make_batch, plan_model
 
     if isinstance(cluster, str):
@@ -218,7 +218,7 @@ def _plan_model(
         pins.stages_per_rank,
         recompute,
         axes,
-        check_zero(pins.zero or 0),
+        pins.zero or 0,
         check_dtype(dtype or DEFAULT_DTYPE),
     )
     return found

@@ -95,6 +95,13 @@ def test_a_memory_limit_above_what_there_is(
     assert f" that {whose} has; " in line
 
 
+def test_a_memory_limit_above_what_there_is_is_not_trained_with(
+    refuse: Callable[..., str], make_model: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    asked = ("--data", text, "--out", tmp_path / "run", "--memory-limit", "900GiB", "--seq-length", 32)
+    assert "--memory-limit 900 GiB is more than the " in refuse(2, "train", make_model(), *asked)
+
+
 def test_a_memory_limit_that_nothing_fits(refuse: Callable[..., str], make_model: Callable[..., Path]) -> None:
     line = refuse(4, "plan", make_model(), "--memory-limit", "100KiB", "--pp", 2, "--seq-length", 32)
     assert "no plan fits" in line

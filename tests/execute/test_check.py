@@ -114,3 +114,10 @@ def test_tied_embeddings_are_compared_by_the_sum_of_both_halves(tied: bool) -> N
 def test_one_block_has_fewer_cuts() -> None:
     result = check_split(AutoConfig.for_model("llama", num_hidden_layers=1, tie_word_embeddings=False))
     assert all(list(cut) == sorted(set(cut)) for cut in result.cuts)
+
+
+def test_a_small_copy_has_rotary_tables_as_wide_as_what_they_turn() -> None:
+    config = AutoConfig.for_model("dots3_note_text")
+    small = shrink(config)
+    assert small.qk_rope_head_dim < config.qk_rope_head_dim
+    assert small.head_dim / small.qk_rope_head_dim == config.head_dim / config.qk_rope_head_dim

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +64,21 @@ def test_a_cached_profile_is_measured_once_for_one_shape(make_model: Callable[..
     assert measured == ["16"]
     assert profile_of(32) != first
     assert measured == ["16", "32"]
+
+
+def test_a_profile_of_a_version_that_mixed_up_ranks_is_measured_again(make_model: Callable[..., Path]) -> None:
+    source = find_model(str(make_model(intermediate_size=152)))
+    model, measured = describe_model(source, 1, 16), []
+
+    def profile_of() -> evenflow.Profile:
+        return cached_profile(source, model, local_cluster(2), lambda: measured.append(1))
+
+    profile_of()
+    cached = next((Path(os.environ["XDG_CACHE_HOME"]) / "evenflow" / "profiles").glob(f"{model.fingerprint}-2x*.json"))
+    content = json.loads(cached.read_text())
+    cached.write_text(json.dumps({**content, "sum_link": None}))
+    assert profile_of().sum_link is not None
+    assert len(measured) == 2
 
 
 def test_what_the_caller_raises_ends_the_measuring(make_model: Callable[..., Path]) -> None:

@@ -49,7 +49,7 @@ def time_sum(transport: Transport, size: int) -> float:
 def time_adding(ranks: int, transport: Transport, size: int) -> LinkCost:
     """What a turn of a ring over all ranks takes, from sums of a small and of a large tensor.
 
-    The large one is a message of fp32 numbers that is made afresh each time, as gradients are laid into one.
+    The large one is a message of fp32 numbers in host memory, made afresh each time, as gradients are laid into one.
 
     Args:
         ranks: how many add, at least 2.

@@ -10,6 +10,7 @@ from evenflow.errors import InputError
 from evenflow.spec.accelerators import Accelerator, named_accelerator
 from evenflow.spec.gpus import Gpu, visible_gpus
 from evenflow.spec.machine import Machine, this_machine
+from evenflow.units import format_bytes
 
 CPU = "cpu"
 _LOCAL_PROCESSES = 8
@@ -168,6 +169,25 @@ def _gpu_cluster(gpus: Sequence[Gpu], machine: Machine, count: int, threads: int
     )
     own_threads = threads if threads is not None else max(machine.cores // count, 1)
     return Cluster("local", device, count, own_threads, min(count, len(gpus)), is_local=True)
+
+
+def check_memory_limit(limit: int | None, most: float, usual: float, whose: str) -> None:
+    """Refuse a limit of the user's that is more than there is.
+
+    Args:
+        limit: bytes that a rank's tensors may take; None where nobody limits them.
+        most: bytes that there are.
+        usual: what is taken without a limit.
+        whose: memory that is, for the message.
+
+    Raises:
+        InputError: it is more.
+    """
+    if limit is not None and limit > most:
+        raise InputError(
+            f"--memory-limit {format_bytes(limit)} is more than the {format_bytes(most)} that {whose} has; "
+            f"{format_bytes(usual)}, which is taken without a limit, would do"
+        )
 
 
 def parse_cluster(text: str, processes: int | None = None, threads: int | None = None) -> Cluster:

@@ -16,7 +16,7 @@ from evenflow.program import tp_misfit
 from evenflow.search import make_plan
 from evenflow.spec import DEFAULT_DTYPE, Batch, Cluster, Dtype, Model, RecomputeWish, this_machine
 from evenflow.spec.batch import default_micro_batch_size
-from evenflow.spec.cluster import CPU, local_cluster
+from evenflow.spec.cluster import CPU, check_memory_limit, local_cluster
 from evenflow.spec.trainers import OURS
 from evenflow.train.job import Job
 from evenflow.units import format_bytes
@@ -102,16 +102,12 @@ def plan_model(
 
 def check_limit(memory_limit: int | None, cluster: Cluster) -> None:
     """Refuse a limit above a device's memory, or, for processes that share a host's, above all of that."""
-    each, most, whose = cluster.device.memory_bytes, cluster.device.memory_bytes, f"a device of {cluster.name}"
-    if cluster.is_local:
-        on_gpu = cluster.device.is_gpu
-        most = most * -(-cluster.devices // cluster.at_once) if on_gpu else this_machine().memory_bytes
-        whose = "a GPU of this machine" if on_gpu else "this machine"
-    if memory_limit is not None and memory_limit > most:
-        raise InputError(
-            f"--memory-limit {format_bytes(memory_limit)} is more than the {format_bytes(most)} that {whose} has; "
-            f"{format_bytes(each)}, which is taken without a limit, would do"
-        )
+    most, whose = cluster.device.memory_bytes, f"a device of {cluster.name}"
+    if cluster.is_local and cluster.device.is_gpu:
+        most, whose = most * -(-cluster.devices // cluster.at_once), "a GPU of this machine, less what CUDA takes,"
+    elif cluster.is_local:
+        most, whose = this_machine().memory_bytes, "this machine"
+    check_memory_limit(memory_limit, most, cluster.device.memory_bytes, whose)
 
 
 def follow_plan(path: Path, source: ModelSource, started: int | None = None) -> tuple[Model, Plan]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from evenflow.cost.preset import Shape
 from evenflow.errors import InputError
-from evenflow.plan import Axes
+from evenflow.plan import Axes, Zero
 from evenflow.program import SCHEDULES, place, tp_misfit
 from evenflow.spec.architecture import Architecture
 from evenflow.spec.batch import MOST_MICROBATCHES, divisors
@@ -93,7 +93,7 @@ class Pins:
     stages_per_rank: int | None = None
     schedule: str | None = None
     micro_batch_size: int | None = None
-    zero: int | None = None
+    zero: Zero | None = None
 
     def given(self) -> dict[str, int | str]:
         """Those that are fixed."""

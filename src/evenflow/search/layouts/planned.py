@@ -18,6 +18,7 @@ from evenflow.search.layouts.solve import Found, Kind, Solver
 from evenflow.search.replay import most_over, reschedule
 from evenflow.spec import Batch, Cluster, Dtype
 from evenflow.spec.architecture import Architecture
+from evenflow.spec.cluster import check_memory_limit
 from evenflow.spec.trainers import OURS, Trainer, find_trainer
 from evenflow.units import format_bytes
 
@@ -138,12 +139,9 @@ def _check(request: LayoutRequest, trainer: Trainer) -> None:
         )
     if request.recompute == "selective" and not trainer.has_selective:
         raise InputError(f"{trainer.name} does not recompute blocks in part; --recompute auto, full or none would do")
-    most, limit = _most_bytes(request), request.memory_limit
-    if limit is not None and limit > most:
-        raise InputError(
-            f"--memory-limit {format_bytes(limit)} is more than the {format_bytes(most)} that the largest device of "
-            f"{request.cluster.name} has; {format_bytes(request.usable)}, which is taken without a limit, would do"
-        )
+    check_memory_limit(
+        request.memory_limit, _most_bytes(request), request.usable, f"the largest device of {request.cluster.name}"
+    )
 
 
 def _kinds(request: LayoutRequest, trainer: Trainer) -> tuple[PresetCosts, list[Kind]]:
