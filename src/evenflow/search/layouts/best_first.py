@@ -15,6 +15,7 @@ from evenflow.search.layouts.layout import Layout
 from evenflow.search.layouts.solve import Found, Solver
 
 _CHUNK = 512  # layouts whose bound with memory is worked out at a time
+_TRIED = 3  # layouts that stand for axes which the search had no need of
 _WORK = 6_000_000  # actions that a search may walk through; then it says how far it may be from the best
 
 
@@ -57,7 +58,7 @@ def best_first(
         solver: what solves one.
         cutoff: a step that is to be beaten.
         work: actions that may be walked through.
-        runners_up: how many other axes are to be solved as well.
+        runners_up: how many other axes than the best's are to be solved at least.
     """
     own = (costs, solver.cap, solver.wish)
     rough = bounds(layouts, *own, with_memory=False, mean_speed=solver.mean_speed)
@@ -93,7 +94,9 @@ def best_first(
         elif closest is None or found.over_bytes < closest.over_bytes:
             closest = found
     left = heap[0][0] if heap else np.inf
-    solved += _runners_up(layouts, solver, heap, {own.layout.axes for own in solved}, runners_up)
+    unsolved = [at for _, at in heap] + by_rough[taken:].tolist()
+    others = {own.layout.axes for own in solved}
+    solved += _runners_up([layouts[at] for at in unsolved], solver, others, max(runners_up + 1 - len(others), 0))
     solved.sort(key=lambda own: own.step_s)
     best = solved[0] if solved else None  # one of the runners-up, where work ended the search, may be the best
     limit = min(limit, best.step_s) if best else limit
@@ -101,16 +104,36 @@ def best_first(
     return Searched(best, float(least), tuple(solved), closest, len(layouts), simulated, bool(left >= limit))
 
 
-def _runners_up(
-    layouts: Sequence[Layout], solver: Solver, heap: list[tuple[float, int]], others: set[Axes], wanted: int
-) -> list[Found]:
-    """Layouts of other axes, the lowest bounds first; they cannot be the best unless work ended the search."""
+def _runners_up(layouts: Sequence[Layout], solver: Solver, others: set[Axes], wanted: int) -> list[Found]:
+    """The best of layouts of other axes, of which few are solved: those whose bounds are the lowest.
+
+    They cannot be the best of all unless work ended the search.
+    """
+    lowest: dict[Axes, list[tuple[float, Layout]]] = {}
+    for own, bound in _bounded([own for own in layouts if own.axes not in others] if wanted else [], solver):
+        lowest.setdefault(own.axes, []).append((bound, own))
     found: list[Found] = []
-    for _ in range(3 * wanted):
-        if len(others) > wanted or not heap:
+    for group in list(lowest.values())[: 2 * wanted]:
+        tried: list[Found] = []
+        for bound, own in group[:_TRIED]:
+            best_s = min((other.step_s for other in tried), default=np.inf)
+            if bound >= best_s:
+                break
+            tried.append(solver.solve(own, best_s))
+        fitting = [own for own in tried if np.isfinite(own.step_s)]
+        found += fitting
+        wanted -= bool(fitting)
+        if not wanted:
             break
-        _, at = heapq.heappop(heap)
-        if layouts[at].axes not in others and np.isfinite((own := solver.solve(layouts[at])).step_s):
-            found.append(own)
-            others.add(own.layout.axes)
     return found
+
+
+def _bounded(layouts: Sequence[Layout], solver: Solver) -> list[tuple[Layout, float]]:
+    """Layouts that may fit and their bounds, the lowest first; of so many the lowest by what they compute alone."""
+    if not layouts:
+        return []
+    own = (solver.costs, solver.cap, solver.wish)
+    rough = bounds(layouts, *own, with_memory=False, mean_speed=solver.mean_speed)
+    near = [layouts[at] for at in np.argsort(rough, kind="stable")[:_CHUNK].tolist()]
+    fine = bounds(near, *own, mean_speed=solver.mean_speed)
+    return [(near[at], float(fine[at])) for at in np.argsort(fine, kind="stable").tolist() if np.isfinite(fine[at])]
