@@ -19,7 +19,7 @@ from evenflow.models import ModelSource
 from evenflow.spec import GRADIENT_BYTES, Cluster, Model, this_machine
 from evenflow.spec.gpus import visible_gpus
 
-_MOST_SUM_BYTES = 128 << 20  # gradients that are added up: more than caches hold, as in a run, and not for long
+_MOST_SUM_BYTES = 128 << 20  # gradients that are added up: more than caches hold, and not for long
 
 
 def measure_profile(
@@ -56,7 +56,7 @@ def measure_profile(
         "shape": [model.micro_batch_size, model.seq_length, model.hidden_size],
         "signatures": [layer.signature for layer in model.layers],
         "parameters": len(model.layers) * 16,
-        "sum_bytes": min(GRADIENT_BYTES * sum(layer.parameters for layer in model.layers), _MOST_SUM_BYTES),
+        "sum_bytes": _sum_bytes(model, cluster.devices),
     }
     target = "evenflow.measure.ranks:run"
     results: dict[int, dict[str, Any]] = {}
@@ -148,6 +148,12 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
         sum_link=_sum_link([LinkCost(*result["adding"]) for result in results]) if cluster.devices > 1 else None,
         process_bytes=int(middle([result["process_bytes"] for result in timed])),
     )
+
+
+def _sum_bytes(model: Model, processes: int) -> int:
+    """As many as an even stage's gradients have: what a model needs more of than a process has is not made here."""
+    whole = GRADIENT_BYTES * sum(layer.parameters for layer in model.layers)
+    return min(max(whole // processes, GRADIENT_BYTES), _MOST_SUM_BYTES)
 
 
 def _sum_link(found: Sequence[LinkCost]) -> LinkCost:
