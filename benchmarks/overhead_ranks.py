@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from evenflow.execute import Executor
 from evenflow.launch import Channel
-from evenflow.models import Stage, build_stage, draw_weights
+from evenflow.models import Microbatch, Stage, build_stage, draw_weights
 from evenflow.program import Norm, Program, Step, WeightBackward, build_program, default_stage_rank, stages_of, verify
 from evenflow.program.actions import Backward, Forward, InputBackward
 from evenflow.runtime import HostClock, Optimizer, OptimizerSettings, Transfer, Transport, connect
@@ -38,16 +38,16 @@ class TimedTransport:
     def send(self, tensor: Tensor, rank: int, tag: int) -> Transfer:
         """Start sending."""
         begin = time.perf_counter()
-        transfer = self.transport.send(tensor, rank, tag)
+        transfer = _TimedTransfer(self, self.transport.send(tensor, rank, tag))
         self.posting_s += time.perf_counter() - begin
-        return _TimedTransfer(self, transfer)
+        return transfer
 
     def receive(self, buffer: Tensor, rank: int, tag: int) -> Transfer:
         """Start receiving."""
         begin = time.perf_counter()
-        transfer = self.transport.receive(buffer, rank, tag)
+        transfer = _TimedTransfer(self, self.transport.receive(buffer, rank, tag))
         self.posting_s += time.perf_counter() - begin
-        return _TimedTransfer(self, transfer)
+        return transfer
 
     def sum(self, tensor: Tensor) -> None:
         """Sum over all ranks."""
@@ -135,11 +135,12 @@ def _step(executor: Executor, transport: TimedTransport, records: bool) -> dict[
     """One step taken apart; one that records makes its report too, as a training rank does."""
     clock = TimedClock()
     executor.clock = clock if records else NoClock()
-    ids = torch.zeros(SHAPE, dtype=torch.int64)
+    batch = Microbatch(torch.zeros(SHAPE, dtype=torch.int64))
+    predicted = batch.predicted * executor.program.microbatches  # known, as a training rank knows it
     transport.transport.sum(torch.zeros(1))
     transport.posting_s = transport.waiting_s = 0.0
     begin = time.perf_counter()
-    result = executor.run_step(lambda _: ids, 1e-4)
+    result = executor.run_step(lambda _: batch, 1e-4, predicted=predicted)
     if records:
         reports = time.perf_counter()
         json.dumps([moment for span in result.spans for moment in span])

@@ -74,7 +74,7 @@ def _step(executor: Executor, transport: TimedTransport) -> float:
 def _notes_s(executor: Executor, channel: Channel) -> float:
     """All that a step notes, on the page that is shared."""
     heartbeat: Heartbeat = channel.heartbeat
-    texts = [action_note(action_text(action)) for action in executor.actions]
+    texts = [action_note(action_text(action), waits=True) for action in executor.actions]
     trials = []
     for _ in range(_TRIALS):
         begin = time.perf_counter()

@@ -106,7 +106,7 @@ def test_a_page_shows_what_its_ranks_note() -> None:
     page.shared()
     assert page.read(1) == Pulse(0, 0, False, False, "", "")
     first.phase("in step 12", timed=True)
-    first.takes(action_note("1RECV_F3"))
+    first.takes(action_note("1RECV_F3", waits=True))
     last.phase("é" * 90, timed=False)  # longer than there is room for
     last.start()
     assert page.read(0) == Pulse(0, 2, True, True, "in step 12", "1RECV_F3")

@@ -19,8 +19,10 @@ import evenflow
 from evenflow.cost import TIMED_PARTS
 from evenflow.launch import ThisHost
 from evenflow.measure import cached_profile, measure_profile
-from evenflow.measure.layers import rank_clock
+from evenflow.measure.layers import Repeats, rank_clock, time_layers
 from evenflow.models import describe_model, find_model
+from evenflow.plan import Axes
+from evenflow.runtime import Mesh
 from evenflow.spec.cluster import local_cluster
 from evenflow.spec.machine import this_machine
 
@@ -126,3 +128,32 @@ def test_speeds_are_each_ranks_own_whoever_reports_first(make_model: Callable[..
     assert profile.speeds == pytest.approx((1.5, 0.75))
     assert profile.sum_link is not None
     assert profile.sum_link.bytes_per_s == 1e9
+
+
+class _Disturbed:
+    """A clock by which every pass takes a second, and every thirteenth of them 27."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.readings = 0
+
+    def __call__(self) -> float:
+        self.readings += 1
+        self.now += 1.0 if self.readings % 13 else 27.0
+        return self.now
+
+
+def test_seconds_count_disturbances_as_a_step_adds_them_up(make_model: Callable[..., Path]) -> None:
+    source = find_model(str(make_model()))
+    signatures = [layer.signature for layer in describe_model(source, 1, 8).layers]
+    shape = (1, 8, source.config.hidden_size)
+
+    def stage_s(clock: Callable[[], float]) -> float:
+        repeats = Repeats(least=10, seconds=0.0)
+        return time_layers(
+            source.config, signatures, shape, repeats, Mesh(Axes(), Axes().coordinates(0)), clock, lambda: None
+        )[1]
+
+    calm = iter(range(10**6))
+    assert stage_s(lambda: float(next(calm))) == 1.0
+    assert 2.5 < stage_s(_Disturbed()) < 3.5  # the median pass takes 1, the mean one 3

@@ -117,7 +117,10 @@ class Executor:
         self.gauge = gauge
         self.heartbeat = heartbeat or Heartbeat()
         self._finished = time.perf_counter()
-        self._bound = tuple((action, self._bind(action), action_note(action_text(action))) for action in self.actions)
+        self._bound = tuple(
+            (action, self._bind(action), action_note(action_text(action), self._waits(action)))
+            for action in self.actions
+        )
 
     def run_step(
         self,
@@ -193,8 +196,18 @@ class Executor:
             )
         return predicted
 
-    def _begins(self) -> None:
-        """What an action needs is here: it computes from now on."""
+    def _waits(self, action: Action) -> bool:
+        """Whether an action may begin by waiting for another rank: the heartbeat tells them from those that work."""
+        match action:
+            case Forward(stage):
+                return stage > 0 and stage - 1 not in self._here
+            case Backward(stage) | InputBackward(stage):
+                return stage < self._last_stage and stage + 1 not in self._here
+            case _:
+                return isinstance(action, ReleaseForward | ReleaseBackward | Norm | Step)
+
+    def _has_input(self) -> None:
+        """What an action waited for is here: it computes from now on."""
         self.heartbeat.has_input()
         self.clock.mark()
 
@@ -253,16 +266,16 @@ class Executor:
     def _do_forward(self, stage: int, microbatch: int, running: RunningStep) -> None:
         batch = self._tokens(microbatch, running)
         hidden = batch.ids if stage == 0 else self._input(stage, microbatch)
-        self._begins()
+        self._has_input()
         self._forward(stage, microbatch, hidden, batch, running.draw)
 
     def _do_backward(self, stage: int, microbatch: int, halves: bool, running: RunningStep) -> None:  # noqa: ARG002 - as all
         gradient = self._output_gradient(stage, microbatch)
-        self._begins()
+        self._has_input()
         self._backward(stage, microbatch, gradient, halves)
 
     def _do_weight_backward(self, stage: int, microbatch: int, running: RunningStep) -> None:  # noqa: ARG002 - as all
-        self._begins()
+        self.clock.mark()
         self.runners[stage].weight_backward(microbatch)
         self._free(stage, microbatch)
 
@@ -270,20 +283,20 @@ class Executor:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         if self.reductions is not None:
             self.reductions.finish()
-        self._begins()
+        self._has_input()
         running.norms = self.optimizer.gradient_norms()
 
     def _do_step(self, running: RunningStep) -> None:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         self._combine(running)
-        self._begins()
+        self._has_input()
         running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
         if self.reductions is not None:
             self.reductions.spread()
 
     def _do_reduce(self, action: Reduction, running: RunningStep) -> None:  # noqa: ARG002 - as all
         assert self.reductions is not None, "a program that reduces is given what reduces"
-        self._begins()
+        self.clock.mark()
         self.reductions.start(action)
 
     def _shapes(self, lengths: Sequence[int] | None) -> Sequence[tuple[int, ...]]:
@@ -365,7 +378,7 @@ class Executor:
         tag: int,
         running: RunningStep,  # noqa: ARG002 - as all
     ) -> None:
-        self._begins()
+        self.clock.mark()
         sends[key] = self.transport.send(made[key], rank, tag)
 
     def _receive(
@@ -376,7 +389,7 @@ class Executor:
         tag: int,
         running: RunningStep,
     ) -> None:
-        self._begins()
+        self.clock.mark()
         buffer = self.pool.take(running.shapes[key[1]])
         receives[key] = self.transport.receive(buffer, rank, tag), buffer
 

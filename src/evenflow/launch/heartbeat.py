@@ -14,10 +14,11 @@ import threading
 from dataclasses import dataclass
 
 BEAT_S = 0.25
-_SLOT = 128  # bytes of a rank: two cache lines, so that ranks do not write to each other's
-_COUNTS = struct.Struct("<qqqq")  # heartbeats, actions begun, whether the newest one still waits, whether it is timed
-_PHASE, _PHASE_BYTES = 32, 64
-_ACTION, _ACTION_BYTES = 96, 32
+_SLOT = 128  # bytes of a rank: two cache lines, so that ranks do not write to each other's; actions write to the first
+_COUNTS = struct.Struct("<qqq7x?")  # heartbeats, actions begun, whether they are timed, whether the newest still waits
+_WAITS = _COUNTS.size - 1
+_ACTION, _ACTION_BYTES = 32, 32
+_PHASE, _PHASE_BYTES = 64, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,9 @@ class Page:
     def read(self, index: int) -> Pulse:
         """What the rank with this number in the page shows."""
         slot = self._memory[index * _SLOT : (index + 1) * _SLOT]
-        beats, begun, waits, timed = _COUNTS.unpack_from(slot)
+        beats, begun, timed, waits = _COUNTS.unpack_from(slot)
         phase, action = slot[_PHASE : _PHASE + _PHASE_BYTES], slot[_ACTION : _ACTION + _ACTION_BYTES]
-        return Pulse(beats, begun, bool(waits), bool(timed), _text(phase), _text(action))
+        return Pulse(beats, begun, waits, bool(timed), _text(phase), _text(action))
 
     def shared(self) -> None:
         """The ranks have their own descriptors by now: close this one."""
@@ -86,14 +87,15 @@ class Heartbeat:
         else:
             self._memory = mmap.mmap(descriptor, 0)
         at = index * _SLOT
-        self._counts = memoryview(self._memory)[at : at + _COUNTS.size].cast("q")
+        self._counts = memoryview(self._memory)[at : at + _WAITS - 7].cast("q")
         self._phase = slice(at + _PHASE, at + _PHASE + _PHASE_BYTES)
-        self._action = slice(at + _ACTION, at + _ACTION + _ACTION_BYTES)
+        self._waits = at + _WAITS
+        self._note = slice(at + _WAITS, at + _ACTION + _ACTION_BYTES)  # whether the action waits, and its text
 
     @property
     def action(self) -> str:
         """The newest action that was noted; empty outside of steps."""
-        return _text(bytes(self._memory[self._action]))
+        return _text(bytes(self._memory[self._note][1:]))
 
     def start(self) -> None:
         """Beat from now on, until the process ends."""
@@ -103,20 +105,18 @@ class Heartbeat:
     def phase(self, what: str, timed: bool) -> None:
         """Note what this rank does from now on."""
         self._memory[self._phase] = _padded(what, _PHASE_BYTES)
-        self._memory[self._action] = bytes(_ACTION_BYTES)
-        self._counts[2] = 0
-        self._counts[3] = timed
+        self._memory[self._note] = bytes(1 + _ACTION_BYTES)
+        self._counts[2] = timed
         self._counts[1] += 1
 
     def takes(self, action: bytes) -> None:
-        """Note an action that begins by waiting for what it needs; `action` is made by `action_note`."""
-        self._memory[self._action] = action
-        self._counts[2] = 1
+        """Note an action that begins now; `action` is made by `action_note`."""
+        self._memory[self._note] = action
         self._counts[1] += 1
 
     def has_input(self) -> None:
         """Note that the action waits no more."""
-        self._counts[2] = 0
+        self._memory[self._waits] = 0
 
     def _beat(self) -> None:
         never = threading.Event()
@@ -124,9 +124,14 @@ class Heartbeat:
             self._counts[0] += 1
 
 
-def action_note(action: str) -> bytes:
-    """An action's text as `Heartbeat.takes` writes it: made once, since steps take it over and over."""
-    return _padded(action, _ACTION_BYTES)
+def action_note(action: str, waits: bool) -> bytes:
+    """What `Heartbeat.takes` writes of an action: made once, since steps take it over and over.
+
+    Args:
+        action: its text.
+        waits: whether it begins by waiting for what it needs.
+    """
+    return bytes([waits]) + _padded(action, _ACTION_BYTES)
 
 
 def _padded(text: str, size: int) -> bytes:

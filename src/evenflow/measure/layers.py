@@ -114,6 +114,11 @@ class _TimedStage:
         """What running a part of the forward again adds; nothing where there is no such part."""
         return max(median(self.recomputed[way]) - median(self.wholes), 0.0) if way in self.recomputed else 0.0
 
+    @property
+    def passes(self) -> tuple[Sequence[float], ...]:
+        """Seconds of each round, by kind of pass, none in two of them."""
+        return self.forwards, self.backwards, self.inputs, self.weights, *self.recomputed.values()
+
     def runs(self, way: _Way) -> bool:
         """Whether the stage has anything to run in this way."""
         return way not in ("selective", "full") or self.stage.can_recompute(way)
@@ -156,22 +161,34 @@ def time_layers(
     empty = _build(config, (), mesh, device, dtype)
     timed = {signature: _build(config, row, mesh, device, dtype) for signature, row in rows.items()}
     _time_rounds([empty, *timed.values()], config, shape, repeats, mesh, clock, together, device, dtype)
+    unrest = _unrest([empty, *timed.values()])
     empty_forward, empty_backward = median(empty.forwards), median(empty.backwards)
     costs: dict[str, LayerTimes] = {}
     for signature, own in timed.items():
         norm, update = _time_update(_parts(own.stage), clock, together)
         count = len(rows[signature])
+        each = unrest / count
         costs[signature] = LayerTimes(
-            forward_s=max(median(own.forwards) - empty_forward, 0.0) / count,
-            backward_s=max(median(own.backwards) - empty_backward, 0.0) / count,
-            input_s=max(median(own.inputs or own.backwards) - empty_backward, 0.0) / count,
-            weight_s=median(own.weights) / count if own.weights else 0.0,
-            norm_s=norm / count,
-            optimizer_s=update / count,
-            recompute_s=own.again_s("full") / count,
-            selective_s=own.again_s("selective") / count,
+            forward_s=max(median(own.forwards) - empty_forward, 0.0) * each,
+            backward_s=max(median(own.backwards) - empty_backward, 0.0) * each,
+            input_s=max(median(own.inputs or own.backwards) - empty_backward, 0.0) * each,
+            weight_s=median(own.weights) * each if own.weights else 0.0,
+            norm_s=norm * each,
+            optimizer_s=update * each,
+            recompute_s=own.again_s("full") * each,
+            selective_s=own.again_s("selective") * each,
         )
-    return [costs[signature] for signature in signatures], empty_forward, empty_backward
+    return [costs[signature] for signature in signatures], empty_forward * unrest, empty_backward * unrest
+
+
+def _unrest(timed: Sequence[_TimedStage]) -> float:
+    """How much longer than its median a pass takes on average: 1 where nothing ever disturbs it.
+
+    A step adds passes up, so its length goes by their mean. That of one kind alone would be of too few rounds, so its
+    median is taken, which a single disturbance leaves as it is, times what all kinds together say of disturbances.
+    """
+    kinds = [seconds for own in timed for seconds in own.passes if seconds]
+    return sum(map(sum, kinds)) / sum(median(own) * len(own) for own in kinds)
 
 
 def _build(

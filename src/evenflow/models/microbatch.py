@@ -36,7 +36,8 @@ class Microbatch:
         if self.counted is not None:
             return self.counted
         if self.labels is None:
-            return int(self.ids[..., 1:].numel())
+            sequences, tokens = self.ids.shape
+            return int(sequences * max(tokens - 1, 0))
         return int((self.labels[..., 1:] != NOT_LEARNED).sum())
 
     @property

@@ -59,7 +59,7 @@ class AloneTransport:
 
 
 class GlooTransfer:
-    """A gloo send or receive; keeps the tensor alive until it is complete.
+    """A gloo send or receive; keeps the tensor, and what gloo holds of it, until it is complete.
 
     Args:
         work: torch's handle of it.
@@ -68,14 +68,16 @@ class GlooTransfer:
     """
 
     def __init__(self, work: dist.Work, tensor: Tensor, timeout: timedelta | None = None) -> None:
-        self._work = work
-        self._tensor = tensor
+        self._under_way: tuple[dist.Work, Tensor] | None = work, tensor
         self._timeout = () if timeout is None else (timeout,)
 
     def wait(self) -> None:
         """Return once it is complete."""
+        if self._under_way is None:
+            return
+        (work, _), self._under_way = self._under_way, None
         try:
-            self._work.wait(*self._timeout)
+            work.wait(*self._timeout)
         except RuntimeError as error:
             raise PeerLostError(f"lost the connection to another rank: {first_line(error)}") from error
 
