@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from evenflow.launch import Channel
 from evenflow.plan import Axes
-from evenflow.runtime import EdgeGroupTransport, connect, edges_of, make_mesh
+from evenflow.runtime import EdgeGroupTransport, connect, edges_of, make_mesh, reductions
 
 MESSAGES = 4
 
@@ -61,4 +61,24 @@ def waits_for_a_silent_peer(rank: int, channel: Channel, payload: dict[str, Any]
     while not gave_up.exists() and time.monotonic() < end:
         time.sleep(0.1)
     channel.send({"kind": "result", "heard": gave_up.exists()})
+    transport.close()
+
+
+def adds_in_messages(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
+    """Add gradients, one of which nobody has and one of which rank 0 alone has, in messages of a few bytes each."""
+    reductions.MESSAGE_BYTES = payload["message_bytes"]
+    transport = connect(rank, 2, Path(payload["rendezvous"]), 30)
+    mesh = make_mesh(Axes(dp=2), rank, (), timeout_s=30)
+    assert mesh.dp is not None
+    shapes = {"long": (9,), "matrix": (2, 3), "nobody": (4,), "mine": (2,), "last": (1,)}
+    parameters = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    bucket = reductions.Bucket(parameters, mesh.dp, None, scatters=False)
+    for number, (name, parameter) in enumerate(parameters.items()):
+        if name != "nobody" and (name != "mine" or rank == 0):
+            parameter.grad = torch.arange(parameter.numel()).view_as(parameter) + 10.0 * number + 100 * rank
+    bucket.start()
+    left = [name for name, own in parameters.items() if own.grad is not None]
+    bucket.finish()
+    sums = {name: None if own.grad is None else own.grad.flatten().tolist() for name, own in parameters.items()}
+    channel.send({"kind": "result", "messages": len(bucket._messages), "left": left, "sums": sums})
     transport.close()

@@ -16,10 +16,9 @@ from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
 from evenflow.launch import Launcher, ThisHost
 from evenflow.models import ModelSource
+from evenflow.runtime import MESSAGE_BYTES
 from evenflow.spec import GRADIENT_BYTES, Cluster, Model, this_machine
 from evenflow.spec.gpus import visible_gpus
-
-_MOST_SUM_BYTES = 128 << 20  # gradients that are added up: more than caches hold, and not for long
 
 
 def measure_profile(
@@ -151,9 +150,9 @@ def _combine(results: Sequence[dict[str, Any]], model: Model, cluster: Cluster) 
 
 
 def _sum_bytes(model: Model, processes: int) -> int:
-    """As many as an even stage's gradients have: what a model needs more of than a process has is not made here."""
+    """A message of gradients, or where that is less as many as an even stage has."""
     whole = GRADIENT_BYTES * sum(layer.parameters for layer in model.layers)
-    return min(max(whole // processes, GRADIENT_BYTES), _MOST_SUM_BYTES)
+    return min(max(whole // processes, GRADIENT_BYTES), MESSAGE_BYTES)
 
 
 def _sum_link(found: Sequence[LinkCost]) -> LinkCost:

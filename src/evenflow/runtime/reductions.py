@@ -1,17 +1,19 @@
 """Adding gradients over the processes that hold the same weights: replicas, and copies of tied weights.
 
-All gradients of a stage are one message, which starts at REDUCE_GRAD and is waited for at NORM. A weight that stages of
-several ranks share is added over all its copies, those of other replicas included, in one message of its own: so it
-needs no second reduction after the first, and REDUCE_GRAD leaves it out.
+All gradients of a stage start at REDUCE_GRAD and are waited for at NORM. They travel in messages of some parameters
+each: the first is under way while the next is laid out, and that takes the memory which the gradients of the first had,
+where one message of all would need as much again. A weight that stages of several ranks share is added over all its
+copies, those of other replicas included, in a message of its own: so it needs no second reduction after the first, and
+REDUCE_GRAD leaves it out.
 
-Under ZeRO 1 (Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1) a message ends as a share for each replica: it
+Under ZeRO 1 (Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1) one message ends as a share for each replica: it
 updates that part of the stage's parameters, with moments for it alone, and parameters are gathered after STEP. Shares
 are cut from the parameters laid end to end, so they are equal whatever sizes parameters have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,9 @@ from evenflow.runtime.lost import naming_the_lost
 from evenflow.runtime.mesh import Mesh
 from evenflow.runtime.parts import is_sharded, like, local, plain_part
 from evenflow.runtime.precision import sum_gradients_in_fp32
+
+MESSAGE_BYTES = 32 << 20  # enough that a message's own cost is nothing beside it
+_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +42,43 @@ class _Place:
     first: int  # of the piece, in the bucket
 
 
+class _Message:
+    """Gradients that travel together.
+
+    Args:
+        places: theirs, one after another.
+        size: how many numbers it has; those after its last place are zero.
+    """
+
+    def __init__(self, places: Sequence[_Place], size: int) -> None:
+        self.places = tuple(places)
+        self.first = places[0].begin
+        self._size = size
+
+    def lay_out(self, there: Tensor) -> Tensor:
+        """Move the gradients into a tensor in host memory, as gloo carries it; note those that are there."""
+        device = local(self.places[0].parameter).device
+        message = torch.empty(self._size, dtype=torch.float32, device=device)  # as gradients are
+        for number, place in enumerate(self.places):
+            part, gradient = message[place.begin - self.first : place.end - self.first], place.parameter.grad
+            if gradient is None:
+                part.zero_()
+                continue
+            part.copy_(local(gradient).reshape(-1))
+            there[number] = 1
+            place.parameter.grad = None
+        message[self.places[-1].end - self.first :].zero_()
+        return message.cpu()
+
+
 class Bucket:
-    """Parameters whose gradients are added in one message.
+    """Parameters whose gradients are added together.
 
     Args:
         parameters: by name.
         group: over which they are added.
         shares: the replicas that share out the update; None where each does all of it.
-        scatters: whether the message may end as shares; one over more than the replicas may not.
+        scatters: whether the sum may end as shares; one over more than the replicas may not.
     """
 
     def __init__(
@@ -58,7 +92,7 @@ class Bucket:
         self._shares = shares
         self._scatters = scatters and shares is not None
         self._works: list[dist.Work] = []
-        self._sum: Tensor | None = None  # the message; what it ends as
+        self._sums: list[Tensor] = []  # what each message ends as
         self._flags: Tensor | None = None
         size = sum(local(own).numel() for own in parameters.values())
         replicas = 1 if shares is None else dist.get_world_size(shares)
@@ -66,6 +100,7 @@ class Bucket:
         self._size = self._share * replicas
         self._own = 0 if shares is None else dist.get_rank(shares) * self._share
         self._places = list(self._lay_out(parameters))
+        self._messages = (_Message(self._places, self._size),) if self._scatters else tuple(_cut(self._places))
 
     def _lay_out(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[_Place]:
         begin = 0
@@ -99,49 +134,43 @@ class Bucket:
         return kept.pop() if len(kept) == 1 else torch.float32
 
     def start(self) -> None:
-        """Start adding the gradients, which move into the message."""
-        sample = local(self._places[0].parameter)
-        message = torch.empty(self._size, dtype=torch.float32, device=sample.device)  # as gradients are
+        """Start adding the gradients, which move into the messages."""
         there = torch.zeros(len(self._places))
-        end = 0
-        for number, (place, gradient) in enumerate((own, own.parameter.grad) for own in self._places):
-            part, end = message[place.begin : place.end], place.end
-            if gradient is None:
-                part.zero_()
-            else:
-                part.copy_(local(gradient).reshape(-1))
-                there[number] = 1
-                place.parameter.grad = None
-        message[end:].zero_()
-        message = message.cpu()  # gloo carries host memory
-        self._flags = there
+        begin = 0
         with naming_the_lost():
+            for own in self._messages:
+                message = own.lay_out(there[begin : begin + len(own.places)])
+                begin += len(own.places)
+                if self._scatters:
+                    found = message.new_empty(self._share)
+                    work = dist.reduce_scatter_single(found, message, group=self._group, async_op=True)
+                else:
+                    found = message
+                    work = dist.all_reduce(message, group=self._group, async_op=True)
+                self._sums.append(found)
+                self._works.append(_started(work))
             self._works.append(_started(dist.all_reduce(there, group=self._group, async_op=True)))
-            if self._scatters:
-                self._sum = message.new_empty(self._share)
-                work = dist.reduce_scatter_single(self._sum, message, group=self._group, async_op=True)
-            else:
-                self._sum = message
-                work = dist.all_reduce(message, group=self._group, async_op=True)
-            self._works.append(_started(work))
+        self._flags = there
 
     def finish(self) -> None:
-        """Wait for the sum and give each parameter (or piece) its gradient; one that nobody made stays None."""
+        """Wait for the sums and give each parameter (or piece) its gradient; one that nobody made stays None."""
         with naming_the_lost():
             while self._works:
                 self._works.pop().wait()
-        assert self._sum is not None, "started before it is finished"
-        assert self._flags is not None, "started with it"
-        made, found = self._flags.tolist(), self._sum.to(local(self._places[0].parameter).device)
-        self._sum = self._flags = None
-        for place, copies in zip(self._places, made, strict=True):
-            if not copies:
-                continue
-            if self._shares is None:
-                place.parameter.grad = like(found[place.begin : place.end], place.parameter)
-            elif place.piece is not None:
-                first = place.first - (self._own if self._scatters else 0)
-                place.piece.grad = found[first : first + place.piece.numel()].view_as(place.piece)
+        assert self._flags is not None, "started before it is finished"
+        made, sums = iter(self._flags.tolist()), self._sums
+        self._sums, self._flags = [], None
+        for message, total in zip(self._messages, sums, strict=True):
+            found = total.to(local(message.places[0].parameter).device)
+            begins = self._own if self._scatters else message.first
+            for place in message.places:
+                if not next(made):
+                    continue
+                if self._shares is None:
+                    place.parameter.grad = like(found[place.begin - begins : place.end - begins], place.parameter)
+                elif place.piece is not None:
+                    first = place.first - begins
+                    place.piece.grad = found[first : first + place.piece.numel()].view_as(place.piece)
 
     def spread(
         self, pieces: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
@@ -276,6 +305,17 @@ class Reductions:
                     if self._mesh.at.dp == 0:
                         found[f"{kind}/{name}"] = whole.view_as(local(parameter))
         return found
+
+
+def _cut(places: Sequence[_Place]) -> Iterator[_Message]:
+    """Messages of neighbouring parameters, none over `MESSAGE_BYTES` unless by a parameter that alone is."""
+    together: list[_Place] = []
+    for place in places:
+        if together and (place.end - together[0].begin) * _FP32_BYTES > MESSAGE_BYTES:
+            yield _Message(together, together[-1].end - together[0].begin)
+            together = []
+        together.append(place)
+    yield _Message(together, together[-1].end - together[0].begin)
 
 
 def _started(work: dist.Work | None) -> dist.Work:
