@@ -1,24 +1,30 @@
-"""Costs from FLOPs and a device's figures, for machines on which nothing was measured."""
+"""Costs where nothing was measured: from the catalogue, or of this machine from FLOPs and what is assumed of it."""
 
 from __future__ import annotations
 
+from evenflow.cost.catalogue import NORM_TRAFFIC, OPTIMIZER_TRAFFIC, catalogue_costs
 from evenflow.cost.collectives import combined_s
 from evenflow.cost.costs import Costs, LayerCost, LinkCost
 from evenflow.cost.memory import own_gradient_bytes
 from evenflow.spec import Again, Cluster, Layer, Model
 
-# AdamW reads gradient, weight and two moments and writes three of them: bytes moved for each byte of the gradient.
-_OPTIMIZER_TRAFFIC = 7
-_NORM_TRAFFIC = 1
 _BYTES_PER_FLOP = 0.01  # memory bandwidth of current accelerators and CPUs, within a factor of two
 
 
-def analytic_costs(model: Model, cluster: Cluster) -> Costs:
-    """Seconds as FLOPs / (peak x assumed efficiency); the optimizer as bytes / assumed bandwidth.
+def analytic_costs(model: Model, cluster: Cluster, dp: int = 1) -> Costs:
+    """Seconds of devices of the catalogue by their roofline and links, of this machine's by FLOPs alone.
 
-    What a layer's processes put together takes as long as on a ring of the device's links.
+    Here they are FLOPs / (peak x assumed efficiency), the optimizer's bytes / assumed bandwidth, and what a layer's
+    processes put together takes as long as on a ring of the device's links: what is here can be measured instead.
+
+    Args:
+        model: described for the axes' tp.
+        cluster: its devices are those of the first group.
+        dp: replicas.
     """
     device = cluster.device
+    if cluster.groups:
+        return catalogue_costs(model, cluster.groups[0].accelerator, cluster.devices // (model.tp * dp), dp)
     bandwidth = device.flops * _BYTES_PER_FLOP
     link = LinkCost(device.link_latency_s, device.link_bytes_per_s)
     return Costs(
@@ -49,8 +55,8 @@ def _layer_cost(layer: Layer, tp: int, rate: float, bandwidth: float, link: Link
         backward_s=backward_s,
         input_s=(layer.backward_flops - layer.weight_flops) / rate + combining_s,
         weight_s=weight_s,
-        norm_s=_NORM_TRAFFIC * own_gradient_bytes(layer) / bandwidth,
-        optimizer_s=(_OPTIMIZER_TRAFFIC * own_gradient_bytes(layer) + layer.master_bytes // 2) / bandwidth,
+        norm_s=NORM_TRAFFIC * own_gradient_bytes(layer) / bandwidth,
+        optimizer_s=(OPTIMIZER_TRAFFIC * own_gradient_bytes(layer) + layer.master_bytes // 2) / bandwidth,
         recompute_s=_again_s(layer.again("full"), tp, rate, link),
         selective_s=_again_s(layer.again("selective"), tp, rate, link),
     )

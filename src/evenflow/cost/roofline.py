@@ -50,30 +50,38 @@ class Roofline:
     latency_s: float = 8e-6
     throttle: float = 0.54
 
-    def seconds(self, operators: Sequence[LayerOperator], device: Accelerator, is_eighth: bool = False) -> float:
+    def seconds(
+        self,
+        operators: Sequence[LayerOperator],
+        device: Accelerator,
+        is_eighth: bool = False,
+        is_single: bool = False,
+    ) -> float:
         """The forward of a layer.
 
         Args:
             operators: what it computes on one rank.
             device: on what.
             is_eighth: products are computed in fp8.
+            is_single: all is computed in fp32, without tensor cores.
         """
-        return sum(self._one(operator, device, is_eighth) for operator in operators)
+        return sum(self._one(operator, device, is_eighth, is_single) for operator in operators)
 
-    def _one(self, operator: LayerOperator, device: Accelerator, is_eighth: bool) -> float:
+    def _one(self, operator: LayerOperator, device: Accelerator, is_eighth: bool, is_single: bool) -> float:
         rate = device.memory_bytes_per_s * self.memory
         sustained = self._sustained(device)
+        plain = device.single_flops if is_single else device.half_flops
         match operator:
             case Matmul(m=m, n=n, k=k, count=count):
-                peak = device.eighth_flops if is_eighth else device.half_flops
-                moved = 2 * count * (m * k + k * n + m * n)
+                peak = device.eighth_flops if is_eighth else plain
+                moved = (4 if is_single else 2) * count * (m * k + k * n + m * n)
                 share = self._product(k) * _filling(m, n, count, device.processors)
                 return max(2 * m * n * k * count / (peak * sustained * share), moved / rate)
             case Attention() if operator.is_fused:
                 width = operator.score_dim / (operator.score_dim + self.attention_depth)
-                return operator.seen_flops / (device.half_flops * sustained * self.attention * width)
+                return operator.seen_flops / (plain * sustained * self.attention * width)
             case Attention():
-                product = operator.flops / (device.half_flops * sustained * self._product(operator.score_dim))
+                product = operator.flops / (plain * sustained * self._product(operator.score_dim))
                 return product + operator.score_bytes / rate
             case Traffic(moved_bytes=moved):
                 return moved / rate

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from evenflow.files.document import FORMAT_VERSION
-from evenflow.spec import Again, Layer, Model
+from evenflow.spec import Again, Layer, Model, Work
 
 
 def model_json(model: Model) -> dict[str, Any]:
@@ -60,6 +60,22 @@ def _layer_json(index: int, layer: Layer) -> dict[str, Any]:
         "backward_combined": [asdict(own) for own in layer.backward_combined],
         "recomputed": {own.recompute: _again_json(own) for own in layer.recomputed},
         "operators": [asdict(operator) for operator in layer.operators],
+        "work": {
+            name: None if own is None else _work_json(own)
+            for name, own in (
+                ("forward", layer.forward_work),
+                ("input", layer.input_work),
+                ("weight", layer.weight_work),
+            )
+        },
+    }
+
+
+def _work_json(work: Work) -> dict[str, Any]:
+    """Each operator by its kind and dimensions."""
+    return {
+        "kernels": work.kernels,
+        "operators": [{"kind": type(own).__name__.lower(), **asdict(own)} for own in work.operators],
     }
 
 

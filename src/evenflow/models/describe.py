@@ -24,6 +24,7 @@ from evenflow.models.stage import has_tied_embeddings
 from evenflow.models.tied import tied_names
 from evenflow.models.tp_plan import check_tensor_parallel, find_cuts
 from evenflow.models.trace import Trace, less, trace_layers
+from evenflow.models.work import work_of
 from evenflow.spec import GRADIENT_BYTES, Activations, Dtype, Layer, LayerKind, Model, Operator
 
 
@@ -89,6 +90,7 @@ class _Parts:
 
     def layer(self, number: int, signature: str, trace: Trace, own: Set[str]) -> Layer:
         """A layer as traced, with those parameters that no layer before it has."""
+        forward, inputs, weights = map(work_of, trace.ran)
         narrow = {name for name in own if self.types[name].itemsize < GRADIENT_BYTES}  # they have masters
         return Layer(
             name=self.anatomy.name(number),
@@ -107,6 +109,9 @@ class _Parts:
             forward_combined=trace.forward_combined,
             backward_combined=trace.backward_combined,
             master_bytes=GRADIENT_BYTES * sum(map(self.numbers, narrow)),
+            forward_work=forward,
+            input_work=inputs,
+            weight_work=weights,
             **{name: getattr(trace.kept, name) for name in Activations.__slots__},
         )
 

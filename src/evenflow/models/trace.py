@@ -28,8 +28,11 @@ from evenflow.models.precision import compute_in
 from evenflow.models.stage import Stage
 from evenflow.models.tensor_parallel import share_out
 from evenflow.models.tp_plan import tp_plan_of
+from evenflow.models.work import WorkRecorder, left_of
 from evenflow.runtime import TORCH_DTYPES, ImaginedTensorGroup, LiveBytes, WeightGradients
-from evenflow.spec import GRADIENT_BYTES, RECOMPUTES, Activations, Again, Combined, Dtype
+from evenflow.spec import GRADIENT_BYTES, RECOMPUTES, Activations, Again, Combined, Dtype, LayerOperator
+
+_Ran = tuple[tuple[LayerOperator, ...], tuple[LayerOperator, ...], tuple[LayerOperator, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Trace:
         recomputed: what it does in each way in which its blocks have something to run again.
         forward_combined: what the forward put together over tp.
         backward_combined: what the backward did.
+        ran: every operator of forward, of the backward's half for the input, and of the half for the weights.
     """
 
     forward: dict[str, int]
@@ -57,6 +61,7 @@ class Trace:
     recomputed: tuple[Again, ...]
     forward_combined: tuple[Combined, ...] = ()
     backward_combined: tuple[Combined, ...] = ()
+    ran: _Ran = ((), (), ())
 
 
 def trace_layers(
@@ -111,6 +116,11 @@ def less(trace: Trace, empty: Trace) -> Trace:
         recomputed=tuple(replace(again, activations=own(again.activations)) for again in trace.recomputed),
         forward_combined=trace.forward_combined,
         backward_combined=trace.backward_combined,
+        ran=(
+            left_of(trace.ran[0], empty.ran[0]),
+            left_of(trace.ran[1], empty.ran[1]),
+            left_of(trace.ran[2], empty.ran[2]),
+        ),
     )
 
 
@@ -129,7 +139,8 @@ class _Feed:
 
 def _trace_stage(stage: Stage, given: _Feed, group: ImaginedTensorGroup | None = None) -> Trace:
     queue, group = WeightGradients(stage), group or ImaginedTensorGroup(1)
-    forward, backward, weights = _count_flops(stage, queue, given, group)
+    counted = _count_flops(stage, queue, given, group)
+    forward, backward, weights = counted.flops
     combined, marked = tuple(group.asked), group.marked
     kept, output_bytes = _count_bytes(stage, queue, given)
     recomputed: list[Again] = []
@@ -137,7 +148,7 @@ def _trace_stage(stage: Stage, given: _Feed, group: ImaginedTensorGroup | None =
         if stage.can_recompute(recompute):
             stage.set_recompute(recompute)
             first = len(group.asked)
-            flops = sum(sum(own.values()) for own in _count_flops(stage, queue, given, group))
+            flops = sum(sum(own.values()) for own in _count_flops(stage, queue, given, group).flops)
             again = Counter(group.asked[first:]) - Counter(combined)
             more = flops - sum(sum(own.values()) for own in (forward, backward, weights))
             activations, _ = _count_bytes(stage, queue, given)
@@ -153,26 +164,38 @@ def _trace_stage(stage: Stage, given: _Feed, group: ImaginedTensorGroup | None =
         recomputed=tuple(recomputed),
         forward_combined=combined[:marked],
         backward_combined=combined[marked:],
+        ran=counted.ran,
     )
 
 
-def _count_flops(
-    stage: Stage, queue: WeightGradients, given: _Feed, group: ImaginedTensorGroup
-) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """FLOPs by operator: of F, I and W.
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """FLOPs by operator, and every operator: of F, I and W."""
+
+    flops: tuple[dict[str, int], dict[str, int], dict[str, int]]
+    ran: _Ran
+
+
+def _count_flops(stage: Stage, queue: WeightGradients, given: _Feed, group: ImaginedTensorGroup) -> _Counted:
+    """FLOPs of F, I and W, and what they run.
 
     On its own: the counter takes operators apart, and their parts would hold bytes that the whole ones do not.
     """
     leaf, ids = given.tensors()
-    with _flop_counter() as forward:
+    ran = WorkRecorder(), WorkRecorder(), WorkRecorder()
+    with ran[0], _flop_counter() as forward:
         output = stage(ids if stage.is_first else leaf, ids)
     group.mark()
-    with _flop_counter() as backward, queue.put_off(0):
+    gradient = torch.ones_like(output)
+    with ran[1], _flop_counter() as backward, queue.put_off(0):
         if output.requires_grad:
-            torch.autograd.backward(output, torch.ones_like(output))
-    with _flop_counter() as weights:
+            torch.autograd.backward(output, gradient)
+    with ran[2], _flop_counter() as weights:
         queue.run(0)
-    return _by_operator(forward), _by_operator(backward), _by_operator(weights)
+    return _Counted(
+        (_by_operator(forward), _by_operator(backward), _by_operator(weights)),
+        (ran[0].operators, ran[1].operators, ran[2].operators),
+    )
 
 
 def _count_bytes(stage: Stage, queue: WeightGradients, given: _Feed) -> tuple[Activations, int]:

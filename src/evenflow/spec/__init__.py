@@ -21,6 +21,7 @@ from evenflow.spec.model import (
     gradient_bytes,
     recompute_of,
 )
+from evenflow.spec.operators import Attention, LayerOperator, Matmul, Traffic, Work
 
 __all__ = [
     "DEFAULT_DTYPE",
@@ -33,6 +34,7 @@ __all__ = [
     "RECOMPUTE_WISHES",
     "Activations",
     "Again",
+    "Attention",
     "Batch",
     "Cluster",
     "Combined",
@@ -40,12 +42,16 @@ __all__ = [
     "Dtype",
     "Layer",
     "LayerKind",
+    "LayerOperator",
     "Machine",
+    "Matmul",
     "Model",
     "Operator",
     "Recompute",
     "RecomputeWish",
     "Recomputes",
+    "Traffic",
+    "Work",
     "check_dtype",
     "check_recompute",
     "gradient_bytes",

@@ -26,7 +26,8 @@ class Device:
         name: its catalogue name, or `cpu`.
         memory_bytes: memory one rank may use.
         flops: peak floating-point operations a second in the training type.
-        efficiency: the share of that peak that dense layers are assumed to reach where nothing was measured.
+        efficiency: the share of that peak that dense layers are assumed to reach where nothing was measured; 1 where a
+            roofline says what each operator does.
         link_bytes_per_s: bandwidth to the next device.
         link_latency_s: latency to the next device.
         source: where the figures come from.
@@ -71,7 +72,6 @@ class Cluster:
 
 
 GIB = 2**30
-_EFFICIENCY = 0.5  # of the peak in half precision, where only FLOPs are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,10 @@ def device_of(accelerator: Accelerator) -> Device:
         accelerator.name,
         accelerator.usable_bytes,
         accelerator.half_flops,
-        _EFFICIENCY,
+        1.0,  # a roofline says what each operator reaches
         accelerator.node_bytes_per_s,
         10e-6,
-        accelerator.source + "; efficiency assumed",
+        accelerator.source,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from evenflow.errors import InputError
 from evenflow.spec.dtype import DTYPE_BYTES, GRADIENT_BYTES, Dtype
+from evenflow.spec.operators import Work
 
 LayerKind = Literal["embedding", "block", "head"]
 # What a block does again in its backward: nothing, its attention's forward, or its whole forward.
@@ -134,6 +135,9 @@ class Layer:
         backward_combined: what its backward does, recomputation not included.
         master_bytes: fp32 copies that the optimizer keeps, of those parameters that are in less.
         state_bytes: parameters, gradients and optimizer state on one replica; 0 where that follows from the parameters.
+        forward_work: what its forward runs; None of a preset's, whose seconds are worked out from its dimensions.
+        input_work: what the input half of its backward does.
+        weight_work: what the weight half does.
     """
 
     name: str
@@ -160,6 +164,9 @@ class Layer:
     master_bytes: int = 0
     freed_input_bytes: int = 0
     state_bytes: int = 0
+    forward_work: Work | None = None
+    input_work: Work | None = None
+    weight_work: Work | None = None
 
     def again(self, recompute: Recompute) -> Again | None:
         """What a way to recompute makes of this layer; None where it has nothing to run again."""
@@ -256,6 +263,8 @@ class Model:
         """A hash of the layers and the shape, names aside: equal models cost the same to run."""
         facts = asdict(self)
         del facts["name"], facts["tied_bytes"]  # the bytes follow from the layers and from what is tied
+        for layer in facts["layers"]:  # as what they run does
+            del layer["forward_work"], layer["input_work"], layer["weight_work"]
         if not any(layer.state_bytes for layer in self.layers):
             for layer in facts["layers"]:
                 del layer["state_bytes"]

@@ -96,3 +96,16 @@ class Traffic:
 
 
 LayerOperator: TypeAlias = Matmul | Attention | Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one pass of a layer runs.
+
+    Attributes:
+        operators: products, attention, and all others by the bytes that they move.
+        kernels: how many operators the host starts.
+    """
+
+    operators: tuple[LayerOperator, ...] = ()
+    kernels: int = 0

@@ -84,7 +84,7 @@ def plan_model(
     )
     if profile is not None:
         profile.check_fits(model, cluster)
-    costs = profile.costs() if profile is not None else analytic_costs(model, cluster)
+    costs = profile.costs() if profile is not None else analytic_costs(model, cluster, axes.dp if axes else 1)
     plan = make_plan(
         model,
         cluster,

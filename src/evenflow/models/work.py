@@ -1,0 +1,109 @@
+"""Records which operators a pass runs, with their shapes: what a device's seconds are worked out from.
+
+Products and attention are kept as they are. Whatever else runs is bound by memory, and kept as the bytes that it moves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from evenflow.spec import Attention, LayerOperator, Matmul, Traffic, Work
+
+_Shapes = Sequence[Any]  # the shapes of an operator's tensors; other arguments as they are
+
+
+def _product(left: _Shapes, right: _Shapes) -> list[LayerOperator]:
+    return [Matmul(m=left[-2], n=right[-1], k=left[-1], count=left[0] if len(left) == 3 else 1)]
+
+
+def _attention(query: _Shapes, key: _Shapes, value: _Shapes) -> list[LayerOperator]:
+    return [Attention(query[0], query[1], query[-2], key[-2], query[-1], value[-1])]
+
+
+def _experts(rows: _Shapes, weight: _Shapes) -> list[LayerOperator]:
+    """Rows are shared out over the experts evenly, as costs take them to be."""
+    return [Matmul(m=-(-rows[0] // weight[0]), n=weight[2], k=weight[1], count=weight[0])]
+
+
+def _experts_backward(rows: _Shapes, weight: _Shapes) -> list[LayerOperator]:
+    each = -(-rows[0] // weight[0])
+    return [
+        Matmul(m=each, n=weight[1], k=weight[2], count=weight[0]),
+        Matmul(m=weight[1], n=weight[2], k=each, count=weight[0]),
+    ]
+
+
+# By the operator's name without its overload: what it computes, given its tensors' shapes.
+_COMPUTES: Mapping[str, Callable[..., list[LayerOperator]]] = {
+    "aten::mm": lambda left, right, *_: _product(left, right),
+    "aten::bmm": lambda left, right, *_: _product(left, right),
+    "aten::addmm": lambda _, left, right, *__: _product(left, right),
+    "aten::addmm_": lambda _, left, right, *__: _product(left, right),
+    "aten::baddbmm": lambda _, left, right, *__: _product(left, right),
+    "aten::_scaled_dot_product_flash_attention_for_cpu": lambda query, key, value, *_: _attention(query, key, value),
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (
+        lambda _, query, key, value, *__: _attention(query, key, value)
+    ),
+    "transformers::grouped_mm_fallback": lambda rows, weight, *_: _experts(rows, weight),
+    "transformers::grouped_mm_fallback_backward": lambda rows, weight, *_: _experts_backward(rows, weight),
+}
+# These start nothing on a device, beside views.
+_NOTHING = ("prim::", "aten::_unsafe_view", "aten::empty", "aten::new_empty")
+# These touch some rows of a tensor, however large it is.
+_ROWS = ("aten::embedding", "aten::index", "aten::gather", "aten::scatter", "aten::slice_scatter")
+
+
+class WorkRecorder(TorchDispatchMode):
+    """Within, every operator that reaches a device is noted."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # no types
+        self._noted: list[LayerOperator] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run it and note it; what only looks at a tensor in another way starts nothing."""
+        result = func(*args, **(kwargs or {}))
+        if not _is_view(func) and not func._schema.name.startswith(_NOTHING):
+            self._noted += _operators(func, args, kwargs or {}, result)
+        return result
+
+    @property
+    def operators(self) -> tuple[LayerOperator, ...]:
+        """One after another."""
+        return tuple(self._noted)
+
+
+def left_of(operators: Iterable[LayerOperator], others: Iterable[LayerOperator]) -> tuple[LayerOperator, ...]:
+    """What one stage ran and another did not."""
+    return tuple((Counter(operators) - Counter(others)).elements())
+
+
+def work_of(operators: Sequence[LayerOperator]) -> Work:
+    """What was recorded, with all that moves bytes added up."""
+    moved = sum(own.moved_bytes for own in operators if isinstance(own, Traffic))
+    computes = [own for own in operators if not isinstance(own, Traffic)]
+    return Work((*computes, *([Traffic(moved)] if moved else [])), len(operators))
+
+
+def _operators(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Iterator[LayerOperator]:
+    name = func._schema.name
+    if name in _COMPUTES:
+        yield from _COMPUTES[name](*(own.shape if isinstance(own, Tensor) else own for own in args))
+        return
+    sizes = [own.nbytes for own in tree_leaves((args, kwargs, result)) if isinstance(own, Tensor)]
+    if name.startswith(_ROWS) and sizes:
+        sizes = 2 * [size for size in sizes if size < max(sizes)]
+    if sum(sizes):
+        yield Traffic(sum(sizes))
+
+
+def _is_view(func: Any) -> bool:
+    return any(own.alias_info is not None and not own.alias_info.is_write for own in func._schema.returns)
