@@ -5,8 +5,8 @@
 
 A rank's step is compute (F, B, I, W, NORM, STEP), waiting (for a message, or in the sum of the norms) and what remains:
 overhead. Of that, posting is inside actions: the time of the transport's `send` and `receive`, where gloo copies a
-message into a socket. What is between actions is the executor's loop and its recorder: marks, reading them, and the
-report of the step's spans.
+message into a socket. What is between actions is the executor's loop, with its heartbeat's notes, and its recorder:
+marks, reading them, memory after each action that computes, and the report of all that to the command.
 
 `between_actions` is that time over the step, and at most 0.01 is aimed at; `loop` and `recorder` are its parts,
 `posting` the rest of `overhead`. Each is of the rank where it is larger, the median of rounds with its 95% interval.
@@ -68,7 +68,8 @@ def measure(schedule: str, microbatches: int, microbatch_s: float, rounds: int) 
             },
             cores_of_ranks(RANKS, 1),
         )
-        results = [message for _, message in sorted(item for item in group.messages() if item is not None)]
+        told = [item for item in group.messages() if item is not None and item[1]["kind"] == "result"]
+        results = [message for _, message in sorted(told, key=lambda item: item[0])]
     recorded: list[Steps] = [own["recorded"] for own in results]
     rounds_of = list(zip(*recorded, strict=True))
     step = [max(own["wall"] for own in pair) for pair in rounds_of]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from statistics import median
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from evenflow.execute import Executor
+from evenflow.execute import Executor, StepResult
 from evenflow.launch import Channel
 from evenflow.models import Microbatch, Stage, build_stage, draw_weights
 from evenflow.program import Norm, Program, Step, WeightBackward, build_program, default_stage_rank, stages_of, verify
 from evenflow.program.actions import Backward, Forward, InputBackward
-from evenflow.runtime import HostClock, Optimizer, OptimizerSettings, Transfer, Transport, connect
+from evenflow.runtime import HostClock, MemoryMeter, Optimizer, OptimizerSettings, Transfer, Transport, connect
 
 _COMPUTE = (Forward, Backward, InputBackward, WeightBackward, Norm, Step)
 SHAPE = (1, 64)
@@ -72,10 +71,15 @@ class _TimedTransfer:
 
 
 class TimedClock:
-    """The executor's recorder, which also adds up the seconds that it takes itself (and those of adding them up)."""
+    """The executor's recorder, which also adds up the seconds that it takes itself (and those of adding them up).
 
-    def __init__(self) -> None:
+    Args:
+        meter: of the memory that is recorded too.
+    """
+
+    def __init__(self, meter: MemoryMeter) -> None:
         self.clock = HostClock()
+        self.meter = meter
         self.taken_s = 0.0
 
     def mark(self) -> None:
@@ -90,6 +94,21 @@ class TimedClock:
         moments = self.clock.read()
         self.taken_s += time.perf_counter() - begin
         return moments
+
+    def held_bytes(self) -> int:
+        """The memory held now."""
+        begin = time.perf_counter()
+        held = self.meter.held_bytes()
+        self.taken_s += time.perf_counter() - begin
+        return held
+
+    def report(self, result: StepResult, channel: Channel) -> None:
+        """Tell of a step as a training rank does."""
+        begin = time.perf_counter()
+        spans = [moment for span in result.spans for moment in span]
+        told = {"kind": "step", "spans": spans, "memory": list(result.memory), "peak": self.meter.peak_bytes()}
+        channel.send(told)
+        self.taken_s += time.perf_counter() - begin
 
 
 class NoClock:
@@ -113,11 +132,13 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     transport = TimedTransport(connect(rank, ranks, Path(payload["rendezvous"]), 300))
     blocks = choose_blocks(transport, payload["microbatch_s"] * ranks / program.stages)
     executor = make_executor(program, rank, blocks, transport)
+    executor.heartbeat = channel.heartbeat
+    meter = MemoryMeter()
     recorded: list[dict[str, float]] = []
     unrecorded: list[float] = []
     for round_number in range(payload["rounds"] + WARM_UP_ROUNDS):
         for records in (True, False) if round_number % 2 else (False, True):
-            parts = _step(executor, transport, records)
+            parts = _step(executor, transport, TimedClock(meter) if records else None, channel)
             if round_number < WARM_UP_ROUNDS:
                 continue
             if records:
@@ -131,20 +152,20 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     transport.close()
 
 
-def _step(executor: Executor, transport: TimedTransport, records: bool) -> dict[str, float]:
-    """One step taken apart; one that records makes its report too, as a training rank does."""
-    clock = TimedClock()
-    executor.clock = clock if records else NoClock()
+def _step(
+    executor: Executor, transport: TimedTransport, clock: TimedClock | None, channel: Channel
+) -> dict[str, float]:
+    """One step taken apart; one that records tells of itself too, as a training rank does."""
+    executor.clock = clock or NoClock()
+    executor.gauge = clock.held_bytes if clock else None
     batch = Microbatch(torch.zeros(SHAPE, dtype=torch.int64))
     predicted = batch.predicted * executor.program.microbatches  # known, as a training rank knows it
     transport.transport.sum(torch.zeros(1))
     transport.posting_s = transport.waiting_s = 0.0
     begin = time.perf_counter()
     result = executor.run_step(lambda _: batch, 1e-4, predicted=predicted)
-    if records:
-        reports = time.perf_counter()
-        json.dumps([moment for span in result.spans for moment in span])
-        clock.taken_s += time.perf_counter() - reports
+    if clock:
+        clock.report(result, channel)
     wall = time.perf_counter() - begin
     compute = sum(
         end - start
@@ -158,8 +179,8 @@ def _step(executor: Executor, transport: TimedTransport, records: bool) -> dict[
         "waiting": transport.waiting_s,
         "posting": transport.posting_s,
         "overhead": overhead,
-        "loop": overhead - transport.posting_s - clock.taken_s,
-        "recorder": clock.taken_s,
+        "loop": overhead - transport.posting_s - (clock.taken_s if clock else 0.0),
+        "recorder": clock.taken_s if clock else 0.0,
     }
 
 

@@ -47,6 +47,7 @@ from evenflow.runtime import TORCH_DTYPES, Clock, Mesh, Optimizer, Reductions, T
 from evenflow.spec import Dtype
 
 _Do = Callable[[RunningStep], None]
+_COMPUTE = (Forward, Backward, InputBackward, WeightBackward, Norm, Step)  # what others take is in buffers made once
 _Key = tuple[int, int]  # stage and microbatch: cheaper to make and to look up than an action
 
 
@@ -65,7 +66,7 @@ class Executor:
         reductions: how gradients are added over replicas and copies of tied weights, where the program does.
         mesh: where this process is among those of other replicas and shards; by default there are none.
         clock: marks when actions start and end; by default that of the stages' device. It may be changed between steps.
-        gauge: the bytes that this process holds, asked after each action; by default nobody asks.
+        gauge: the bytes that this process holds, asked after each action that computes; by default nobody asks.
         crossing: the type of what crosses stages.
         heartbeat: notes each action as it begins; by default one that nobody sees.
     """
@@ -118,7 +119,12 @@ class Executor:
         self.heartbeat = heartbeat or Heartbeat()
         self._finished = time.perf_counter()
         self._bound = tuple(
-            (action, self._bind(action), action_note(action_text(action), self._waits(action)))
+            (
+                action,
+                self._bind(action),
+                action_note(action_text(action), self._waits(action)),
+                isinstance(action, _COMPUTE),
+            )
             for action in self.actions
         )
 
@@ -160,15 +166,17 @@ class Executor:
         evaluates = self.program.forward_only
         mark, gauge, note = self.clock.mark, self.gauge, self.heartbeat.takes
         memory: list[int] = []
+        held = gauge() if gauge is not None else 0
         action: Action | None = None
         try:
             with self._evaluating() if evaluates else nullcontext():
-                for action, do, text in self._bound:  # noqa: B007 - the message of a failure names it
+                for action, do, text, computes in self._bound:  # noqa: B007 - the message of a failure names it
                     note(text)
                     do(running)
                     mark()
                     if gauge is not None:
-                        memory.append(gauge())
+                        held = gauge() if computes else held
+                        memory.append(held)
             action = None
             if evaluates:
                 self._combine(running)

@@ -25,7 +25,8 @@ class StepResult:
         end_s: when this one did.
         spans: start and end of each action, in the program's order.
         losses: what each microbatch adds to it, by number; empty on ranks without the last stage.
-        memory: what the executor's gauge said after each action; empty without one.
+        memory: what the executor's gauge said after each action that computes, and again after those that do not;
+            empty without one.
     """
 
     loss: float

@@ -36,8 +36,8 @@ class Microbatch:
         if self.counted is not None:
             return self.counted
         if self.labels is None:
-            sequences, tokens = self.ids.shape
-            return int(sequences * max(tokens - 1, 0))
+            tokens = self.ids.shape[-1]
+            return self.ids.numel() // tokens * (tokens - 1) if tokens else 0
         return int((self.labels[..., 1:] != NOT_LEARNED).sum())
 
     @property

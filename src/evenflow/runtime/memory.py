@@ -21,7 +21,7 @@ class MemoryMeter:
     """
 
     def __init__(self) -> None:
-        self._base = _kib("RssAnon")
+        (self._base,) = _kib("RssAnon")
         self._page = os.sysconf("SC_PAGE_SIZE")
         self._pages = _PAGES.open("rb", buffering=0) if _PAGES.exists() else None
         self.mark()
@@ -35,8 +35,8 @@ class MemoryMeter:
 
     def peak_bytes(self) -> int:
         """The most anonymous memory since the mark, above the base."""
-        peak = _kib("VmHWM") - _kib("RssFile") - _kib("RssShmem")
-        return max(peak - self._base, 0) * 1024
+        most, files, shared = _kib("VmHWM", "RssFile", "RssShmem")
+        return max(most - files - shared - self._base, 0) * 1024
 
     def held_bytes(self) -> int:
         """Anonymous memory now, above the base."""
@@ -76,11 +76,10 @@ def memory_meter(device: torch.device) -> MemoryMeter | CudaMemoryMeter:
     return CudaMemoryMeter(device) if device.type == "cuda" else MemoryMeter()
 
 
-def _kib(field: str) -> int:
+def _kib(*fields: str) -> list[int]:
+    """Counts of the kernel's by name, read at once; 0 where there are none."""
     try:
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1])
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
     except OSError:
-        pass
-    return 0
+        lines = {}
+    return [int(lines[field].split()[0]) if field in lines else 0 for field in fields]
