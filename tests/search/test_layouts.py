@@ -75,6 +75,17 @@ def test_a_step_is_the_simulators_and_no_rank_holds_more_than_was_allowed_for(se
         assert plan.recompute == found.modes
 
 
+def test_a_plan_says_where_the_rate_of_its_link_is_from() -> None:
+    """What nodes are joined by is never the device's to say, so of a network the catalogue's rate is assumed."""
+    found = {}
+    for cluster in ("8xA100-80GB", "8x1xA100-80GB"):
+        pins = Pins(pp=8, micro_batch_size=1, schedule="1f1b")
+        found[cluster] = plan_layout(LayoutRequest(SMALL, parse_cluster(cluster), 8, SEQ, pins=pins)).costs
+    assert {own["link"] for own in found.values()} == {"analytic", "assumed"}
+    assert found["8x1xA100-80GB"]["link"] == "assumed"
+    assert {own["layers"] for own in found.values()} == {"analytic"}
+
+
 def test_a_tied_table_is_held_once_by_a_rank_that_has_both_ends() -> None:
     tied = replace(SMALL, tied=True)
     state = {}

@@ -16,7 +16,7 @@ from evenflow.cost.costs import LinkCost
 from evenflow.cost.pinned import Pinned, Redone, activation_bytes, fabric_of, one_block
 from evenflow.cost.roofline import Roofline
 from evenflow.spec import RECOMPUTES
-from evenflow.spec.accelerators import Accelerator
+from evenflow.spec.accelerators import Accelerator, FigureOrigin
 from evenflow.spec.architecture import Architecture
 from evenflow.spec.operators import Shards, Traffic
 from evenflow.spec.trainers import Trainer
@@ -115,6 +115,10 @@ class PresetCosts:
     def link(self, stride: int) -> LinkCost:
         """A transfer between pipeline neighbours that are `stride` devices apart."""
         return self.fabric.node if stride < self.device.node_devices else self.fabric.network
+
+    def link_origin(self, stride: int) -> FigureOrigin:
+        """Where that transfer's rate comes from."""
+        return self.device.origin("node_bytes_per_s" if stride < self.device.node_devices else "network_bytes_per_s")
 
     def figures(self, shape: Shape) -> LayerFigures:
         """What a microbatch costs."""

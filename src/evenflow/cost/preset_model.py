@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.cost.costs import Costs, LayerCost
 from evenflow.cost.preset import HALF, LayerFigures, PresetCosts, Shape, StepFigures
 from evenflow.spec import Activations, Again, Layer, LayerKind, Model, Operator
 
@@ -30,8 +30,9 @@ def preset_model(costs: PresetCosts, shape: Shape, dp: int, zero: int) -> Model:
     )
 
 
-def preset_costs(costs: PresetCosts, shape: Shape, dp: int, zero: int, link: LinkCost, norm_s: float) -> Costs:
+def preset_costs(costs: PresetCosts, shape: Shape, dp: int, zero: int, norm_s: float) -> Costs:
     """Seconds of each layer, nothing recomputed."""
+    stride = shape.tp * shape.cp * dp
     figures, step = costs.figures(shape), costs.step_figures(shape, dp, zero)
     copies = dp * shape.cp
     layers = []
@@ -55,13 +56,13 @@ def preset_costs(costs: PresetCosts, shape: Shape, dp: int, zero: int, link: Lin
         layers=tuple(layers),
         stage_forward_s=0.0,
         stage_backward_s=0.0,
-        link=link,
+        link=costs.link(stride),
         reduce_s=norm_s,
         peak_flops=costs.device.half_flops,
         origin={
             "layers": "analytic",
             "halves": "analytic",
-            "link": "analytic",
+            "link": costs.link_origin(stride),
             "optimizer": "analytic",
             "memory": "analytic",
         },

@@ -83,8 +83,7 @@ def assemble(
 def _problem(found: Found, costs: PresetCosts, model: Model, modes: tuple[Recompute, ...], limit: int) -> Problem:
     """What a planner of traced models would have been asked for."""
     layout = found.layout
-    link = costs.link(layout.tp * layout.cp * layout.dp)
-    own = preset_costs(costs, layout.shape, layout.dp, layout.zero, link, norm_seconds(costs, layout))
+    own = preset_costs(costs, layout.shape, layout.dp, layout.zero, norm_seconds(costs, layout))
     return Problem(
         model=model.under(modes),
         costs=replace(own, speeds=found.speeds).under(modes),
