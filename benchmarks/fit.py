@@ -7,6 +7,7 @@ logarithm of predicted over measured step time on the fitted half, each source w
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 from dataclasses import asdict, replace
@@ -71,6 +72,7 @@ def fit(rows: list[tuple[Row, Pinned, float]]) -> Roofline:
 
 def main() -> None:
     """Print the figures found, and the errors on both halves of those in use and of those found."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = load()
     halves = {name: [one for one in rows if is_tested(one[0]) == half] for name, half in _HALVES}
     used, found = Roofline(), fit(halves["fitted"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.published_rows import Unpredictable, read_job
+from benchmarks.published_rows import Unpredictable, complete, figure, read_job
 from evenflow.cost.pinned import Pinned, peak_bytes, rank_bytes, step_seconds, worst_rank
 from evenflow.cost.roofline import Roofline
 
@@ -38,36 +38,60 @@ class Prediction:
 
 def predict(rows: Sequence[Row], roofline: Roofline) -> list[Prediction]:
     found = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(map(complete, rows)):
         try:
-            job, imputed = read_job(row)
+            found.append(_predict_row(number, row, roofline))
         except Unpredictable as error:
             found.append(Prediction(number, None, None, str(error)))
-            continue
-        is_last, is_driver = "last" in row["memory_kind"], "smi" in row["memory_kind"]
-        memory, worst = peak_bytes(job, is_last, is_driver), worst_rank(job)
-        reserved = rank_bytes(job, worst).reserved
-        found.append(Prediction(number, step_seconds(job, roofline), memory, None, imputed, job, worst, reserved))
+        except ArithmeticError as error:  # heads that are wider than the model, and the like
+            found.append(Prediction(number, None, None, f"its figures do not go together: {error}"))
     return found
+
+
+def _predict_row(number: int, row: Row, roofline: Roofline) -> Prediction:
+    job, imputed = read_job(row)
+    is_last, is_driver = "last" in row["memory_kind"], "smi" in row["memory_kind"]
+    memory, worst = peak_bytes(job, is_last, is_driver), worst_rank(job)
+    reserved = rank_bytes(job, worst).reserved
+    return Prediction(number, step_seconds(job, roofline), memory, None, imputed, job, worst, reserved)
 
 
 def measured_step(row: Row, job: Pinned) -> float | None:
     """As printed, or from the printed rate by the row's own convention of FLOPs."""
-    if row["step_time_s"]:
-        return float(row["step_time_s"])
+    if seconds := _measured(row, "step_time_s"):
+        return seconds
     devices = job.tp * job.pp * job.dp * job.cp
     flops = job.flops(is_hardware=row["flops_kind"] == "hardware")
-    if row["tflops_per_gpu"]:
-        return flops / (float(row["tflops_per_gpu"]) * 1e12 * devices)
-    if row["mfu"]:
-        return flops / (float(row["mfu"]) / 100 * job.device.half_flops * devices)
+    if rate := _measured(row, "tflops_per_gpu"):
+        return flops / (rate * 1e12 * devices)
+    if share := _measured(row, "mfu"):
+        return flops / (share / 100 * job.device.half_flops * devices)
     return None
 
 
 def measured_bytes(row: Row) -> float | None:
-    if not row["peak_mem_gib"] or row["memory_kind"] == "analytic":
+    if row["memory_kind"] == "analytic":
         return None
-    return float(row["peak_mem_gib"]) * (1e9 if row["memory_unit"] == "GB" else 2**30)
+    size = _measured(row, "peak_mem_gib")
+    return size and size * (1e9 if row["memory_unit"] == "GB" else 2**30)
+
+
+def _measured(row: Row, name: str) -> float | None:
+    try:
+        return figure(row, name)
+    except Unpredictable:  # `unreadable` says so
+        return None
+
+
+def unreadable(row: Row) -> list[str]:
+    """Why a row's measured figures are not compared."""
+    found = []
+    for name in ("step_time_s", "tflops_per_gpu", "mfu", "peak_mem_gib"):
+        try:
+            figure(row, name)
+        except Unpredictable as error:
+            found.append(str(error))
+    return found
 
 
 def is_tested(row: Row) -> bool:
@@ -130,6 +154,7 @@ def _summary(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def report(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    rows = list(map(complete, rows))
     compared = errors(rows, predictions)
     imputed = {id(row): bool(one.imputed) for row, one in zip(rows, predictions, strict=True)}
     groups = {"all": lambda _: True, "nothing imputed": lambda row: not imputed[id(row)],
@@ -144,8 +169,10 @@ def report(rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, 
         for one in own:
             if one.skipped:
                 reasons[one.skipped] = reasons.get(one.skipped, 0) + 1
+        unread = [reason for row in rows if row["source"] == source for reason in unreadable(row)]
         sources.append({
             "source": source, "predicted": sum(one.skipped is None for one in own), "skipped": reasons,
+            "not_compared": {reason: unread.count(reason) for reason in unread},
             "step_time": _summary([s for row, s, _ in compared if row["source"] == source and s is not None]),
             "memory": _summary([m for row, _, m in compared if row["source"] == source and m is not None]),
         })  # fmt: skip
@@ -191,6 +218,8 @@ def show(found: dict[str, Any]) -> None:
         print(f"{source['source']}: {source['predicted']} predicted")
         for reason, count in source["skipped"].items():
             print(f"  skipped {count}: {reason}")
+        for reason, count in source["not_compared"].items():
+            print(f"  not compared {count}: {reason}")
         print(line("  step time", source["step_time"]))
         print(line("  memory", source["memory"]))
     for what in ("step_time", "memory"):

@@ -10,12 +10,18 @@ where a rank has several stages). Before: none of these, but what the row names 
 attention where recompute is not stated and sequences have 2048 tokens or more. FSDP2 takes PyTorch's own loss, and
 DeepSpeed exchanges nothing of tp beside products and holds gradients in half precision, and in bf16 their sums in fp32
 beside them.
+
+A column that is missing is an empty one. A cell that should be a number and is none (`auto`, `~8`) skips its row, with
+the column and the text: what it might mean is not guessed.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from evenflow.cost.pinned import Order, Pinned, Redone
 from evenflow.errors import InputError
@@ -30,8 +36,42 @@ _BUCKETS = 2 * 5e8 * 2
 _NETWORK = re.compile(r"(\d+)x(?:OPA|HDR|NDR|EDR)(\d+)")
 
 
+COLUMNS = (
+    "source", "table", "model", "layers", "hidden", "ffn", "heads", "kv_heads", "vocab", "seq", "gpu", "gpus", "tp",
+    "pp", "dp", "cp", "ep", "vpp", "schedule", "micro_batch", "global_batch", "precision", "recompute", "step_time_s",
+    "tflops_per_gpu", "mfu", "peak_mem_gib", "flops_kind", "memory_kind", "memory_unit", "measured", "sweep",
+    "not_modelled", "notes",
+)  # fmt: skip
+# Of any count, and of those that work grows with: no published figure comes near.
+_MOST, _MOST_LAYERS = 10**7, 10**3
+
+
 class Unpredictable(Exception):
     """Why a row is skipped."""
+
+
+def complete(row: Mapping[Any, Any]) -> dict[str, str]:
+    """The row with every column, those that are missing empty, and no blanks round what is there."""
+    found = {name: text.strip() for name, text in row.items() if name is not None and isinstance(text, str)}
+    return dict.fromkeys(COLUMNS, "") | found
+
+
+def figure(row: Mapping[str, str], name: str) -> float | None:
+    """A cell's positive number, None where it is empty.
+
+    Raises:
+        Unpredictable: it holds something else.
+    """
+    text = row.get(name) or ""
+    if not text:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise Unpredictable(f"{name} {text[:40]!r} is not a number above 0")
+    return found
 
 
 class _Reader:
@@ -39,23 +79,32 @@ class _Reader:
         self.row = row
         self.imputed: list[str] = []
 
+    def given(self, name: str) -> int | None:
+        """A cell's whole number, however it is written (`8`, `8.0`, `8e0`); None where it is empty."""
+        found = figure(self.row, name)
+        most = _MOST_LAYERS if name in ("layers", "pp", "vpp") else _MOST
+        if found is not None and (found != int(found) or found > most):
+            raise Unpredictable(f"{name} {self.row[name][:40]!r} is not a whole number of at most {most}")
+        return None if found is None else int(found)
+
     def number(self, name: str, otherwise: int | None = None) -> int:
-        text = self.row.get(name, "")
-        if text:
-            return int(float(text))
+        found = self.given(name)
+        if found is not None:
+            return found
         if otherwise is None:
             raise Unpredictable(f"{name} is not given")
         self.imputed.append(name)
         return otherwise
 
 
-def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
+def read_job(row: Mapping[str, str]) -> tuple[Pinned, tuple[str, ...]]:
     """The job, and the columns that were imputed.
 
     Raises:
-        Unpredictable: dimensions or the device are not known, or the technique is not modelled.
+        Unpredictable: dimensions or the device are not known, the technique is not modelled, or a cell is unreadable.
     """
-    if row.get("not_modelled"):
+    row = complete(row)
+    if row["not_modelled"]:
         raise Unpredictable(f"not modelled: {row['not_modelled']}")
     reader = _Reader(row)
     architecture = _architecture(reader)
@@ -70,17 +119,21 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
         device = replace(device, watts=float(limit[1]))
     tp, pp, cp = reader.number("tp", 1), reader.number("pp", 1), reader.number("cp", 1)
     ep = reader.number("ep", 1)
-    dp = int(row["dp"]) if row["dp"] else max(1, reader.number("gpus") // (tp * pp * cp))
+    dp = reader.given("dp") or max(1, reader.number("gpus") // (tp * pp * cp))
     schedule, recompute = row["schedule"].lower(), row["recompute"].lower()
     is_native = "fsdp2" in schedule  # PyTorch's own modules, rather than a trainer's fused ones
     is_recent = device.half_flops > _FUSED
     precision, smallest = row["precision"].lower(), reader.number("micro_batch", 1)
+    vpp = _stages(reader, schedule, architecture.layers, pp)
+    if pp * vpp > architecture.layers + 2:
+        raise Unpredictable(f"pp {pp} with {vpp} stages a rank is more than {architecture.layers} blocks and two ends")
+    order = _order(schedule, reader.given("vpp") or 1)
     if not recompute:
         reader.imputed.append("recompute")
     return Pinned(
         architecture=architecture, device=device, tp=tp, pp=pp, dp=dp, cp=cp, ep=ep,
-        vpp=_stages(reader, schedule, architecture.layers, pp),
-        order=_order(schedule, row["vpp"]),
+        vpp=vpp,
+        order=order,
         micro_batch=smallest,
         global_batch=reader.number("global_batch"),
         seq=reader.number("seq"),
@@ -92,7 +145,7 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
         is_overlapped=is_recent or "fsdp" in schedule,
         is_tp_overlapped=is_recent and not is_native,
         is_gradient_overlapped="deepspeed" not in schedule,
-        is_ep_overlapped=is_recent and _order(schedule, row["vpp"]) == "interleaved-1f1b",
+        is_ep_overlapped=is_recent and order == "interleaved-1f1b",
         is_loss_fused=not is_native,
         is_balanced="redis" in schedule,
         gradient_bytes=4 if "deepspeed" not in schedule else 2 if "fp16" in precision else 6,
@@ -126,20 +179,20 @@ def _architecture(reader: _Reader) -> Architecture:
     return Architecture(
         row["model"], row["source"], reader.number("layers"), hidden,
         reader.number("ffn", known.ffn if known else 4 * hidden), heads, kv_heads, head_dim,
-        reader.number("vocab", known.vocab if known else _vocabulary(row, hidden)),
+        reader.number("vocab", known.vocab if known else _vocabulary(reader, hidden)),
         gated=is_gated, biased=known.biased if known else not is_gated, tied=known.tied if known else not is_gated,
         query_norms=bool(known and known.query_norms), window=known.window if known else None,
         experts=experts, latent=latent,
     )  # fmt: skip
 
 
-def _vocabulary(row: dict[str, str], hidden: int) -> int:
+def _vocabulary(reader: _Reader, hidden: int) -> int:
     """What a model's printed size leaves for its table, where a rounded size can tell; else the usual one."""
-    size = re.search(r"([\d.]+)B\b", row["model"])
-    if size is None or (row["ffn"] and int(row["ffn"]) != 4 * hidden):
+    size = re.search(r"(\d+(?:\.\d+)?)B\b", reader.row["model"])
+    if size is None or (reader.given("ffn") or 4 * hidden) != 4 * hidden:
         return _DEFAULT_VOCAB
     last_digit = 10.0 ** -len(size[1].partition(".")[2]) * 1e9
-    left = (float(size[1]) * 1e9 - int(row["layers"]) * (12 * hidden * hidden + 13 * hidden)) / hidden
+    left = (float(size[1]) * 1e9 - reader.number("layers") * (12 * hidden * hidden + 13 * hidden)) / hidden
     is_told = last_digit / 2 / hidden < 0.25 * left
     return round(left / 128) * 128 if is_told else _DEFAULT_VOCAB
 
@@ -154,14 +207,14 @@ def _preset(name: str) -> Architecture | None:
     return None
 
 
-def _order(schedule: str, vpp: str) -> Order:
+def _order(schedule: str, vpp: int) -> Order:
     if "zb-2p" in schedule:
         return "zb-2p"
     if "zb-1p" in schedule:
         return "zb-1p"
     if "v-half" in schedule:
         return "v-half"
-    is_virtual = "interleaved" in schedule or schedule.endswith("-i") or (vpp.isdecimal() and int(vpp) > 1)
+    is_virtual = "interleaved" in schedule or schedule.endswith("-i") or vpp > 1
     return "interleaved-1f1b" if is_virtual else "1f1b"
 
 

@@ -32,6 +32,28 @@ def test_a_plan_is_made_written_read_and_simulated(capsys: pytest.CaptureFixture
     assert main(["simulate", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step_s"] == pytest.approx(printed["predicted"]["step_s"])
     assert main(["report", str(file)]) == 0
+    capsys.readouterr()
+
+
+def test_a_plan_says_what_the_fullest_rank_takes_and_what_its_device_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    pins = ("--pp", 2, "--tp", 4, "--micro-batch-size", 1, "--schedule", "1f1b")
+    command = list(map(str, (*LLAMA, *pins)))
+    assert main([*command, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    memory, peaks = printed["memory"], [rank["peak_bytes"] for rank in printed["ranks"]]
+    assert memory["worst_rank"] == peaks.index(max(peaks))
+    assert memory["peak_bytes"] == max(peaks)
+    for rank in printed["ranks"]:
+        assert rank["reserved_bytes"] == pytest.approx(rank["peak_bytes"] * 1.08 + 2e9, abs=1)
+    assert memory["reserved_bytes"] == printed["ranks"][memory["worst_rank"]]["reserved_bytes"] <= 80e9
+    assert main(command) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("memory "))
+    shown = [f"{size / 2**30:.3g}" for size in (memory["peak_bytes"], memory["reserved_bytes"])]
+    said = f"{shown[0]} GiB allocated on rank {memory['worst_rank']}, the fullest; {shown[1]} GiB reserved"
+    assert line.split("  ", 1)[1].strip() == said
 
 
 def test_planning_a_preset_imports_no_torch() -> None:

@@ -60,6 +60,10 @@ def test_the_plan_table_has_the_plans_figures():
     assert f"{plan.predicted.idle_fraction * 100:.1f}% of the ranks' time" in text
     assert f"{plan.bound.gap * 100:.1f}% above it" in text
     assert "layers, link measured; optimizer assumed; memory analytic" in text
+    assert f" on rank {plan.worst_rank.rank}, the fullest" in text
+    assert "reserved" not in text, "which processors do not"
+    assert plan.worst_rank.peak_bytes == max(rank.peak_bytes for rank in plan.ranks)
+    assert "reserved" in text_of(plan_table(replace(plan, device="A100-80GB")))
     for note in plan.notes:
         assert note.split()[2] in text
 

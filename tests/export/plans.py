@@ -7,7 +7,10 @@ from dataclasses import replace
 
 from evenflow.plan import Axes, Plan
 from evenflow.search import equal_split, make_plan, reschedule
-from evenflow.spec import Batch, Cluster, Device, Recompute
+from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
+from evenflow.spec import Batch, Cluster, Device, Recompute, parse_cluster
+from evenflow.spec.presets import PRESETS
+from evenflow.spec.trainers import OURS
 from tests.files.samples import sample_costs, sample_model
 
 
@@ -35,3 +38,13 @@ def plan_of(
         modes_of = zip(plan.layers, modes, strict=True)
         plan = replace(plan, layers=tuple(replace(layer, recompute=mode) for layer, mode in modes_of))
     return replace(plan, axes=replace(Axes(pp=ranks), **axes))
+
+
+TIED, UNTIED = "gpt3-175b", "llama-3.1-70b"
+
+
+def preset_plan(name: str, trainer: str = OURS, pp: int = 8) -> Plan:
+    """What `evenflow plan NAME --for TRAINER` makes for 64 devices, its pipeline so long."""
+    pins = Pins(pp=pp, tp=8, cp=1, ep=1, micro_batch_size=1, schedule="1f1b")
+    cluster = parse_cluster("8x8xA100-80GB")
+    return plan_layout(LayoutRequest(PRESETS[name], cluster, 64, 2048, trainer, pins))

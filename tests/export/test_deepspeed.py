@@ -9,12 +9,14 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evenflow.errors import ImpossibleError
 from evenflow.export import export_plan
-from tests.export.plans import plan_of
+from evenflow.plan import Plan
+from tests.export.plans import TIED, UNTIED, plan_of, preset_plan
 
 # The last rank of a made-up process group builds its part; nothing is sent.
 _PROGRAM = """
@@ -57,27 +59,44 @@ os._exit(0)  # its own threads would keep the process
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed; pip install '.[bench]'")
-def test_pipeline_module_takes_the_plans_parts(tmp_path: Path) -> None:
-    plan = replace(plan_of(ranks=3, blocks=9, dp=2, recompute=("full", "none", "full") * 3), zero=1)
+def _load(folder: Path, plan: Plan) -> dict[str, Any]:
+    """What DeepSpeed has read of a plan, on its last rank."""
     for name, text in export_plan(plan, "deepspeed").files.items():
-        (tmp_path / name).write_text(text)
+        (folder / name).write_text(text)
     process = plan.axes.processes - 1
     ended = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(process), str(plan.axes.processes)],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     line = next(line for line in ended.stdout.splitlines() if line.startswith("found "))
-    found = json.loads(line.removeprefix("found "))
+    found: dict[str, Any] = json.loads(line.removeprefix("found "))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed; pip install '.[bench]'")
+def test_pipeline_module_takes_the_parts_of_a_tied_preset(tmp_path: Path) -> None:
+    plan = preset_plan(TIED, "deepspeed")
+    found = _load(tmp_path, plan)
     assert [range(*pair) for pair in pairwise(found["parts"])] == [
         range(stage.layers[0], stage.layers[-1] + 1) for stage in plan.stages
     ]
-    own = plan.stages[plan.axes.coordinates(process).pp].layers
+    assert found["zero"] == plan.zero
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed; pip install '.[bench]'")
+def test_pipeline_module_takes_the_plans_parts(tmp_path: Path) -> None:
+    plan = replace(plan_of(ranks=3, blocks=9, dp=2, recompute=("full", "none", "full") * 3), zero=1)
+    found = _load(tmp_path, plan)
+    assert [range(*pair) for pair in pairwise(found["parts"])] == [
+        range(stage.layers[0], stage.layers[-1] + 1) for stage in plan.stages
+    ]
+    own = plan.stages[plan.axes.coordinates(plan.axes.processes - 1).pp].layers
     assert found["own"] == [own[0], own[-1] + 1]
     assert found["classes"] == ["Block"] * (len(own) - 1) + ["Linear"]
     assert found["interval"] == 1
@@ -107,3 +126,6 @@ def test_tied_weights_and_tp_are_said() -> None:
     notes = " ".join(export_plan(replace(plan_of(tp=2), tied_bytes=100), "deepspeed").notes)
     assert "TiedLayerSpec" in notes
     assert "share themselves out over 2" in notes
+    for name in (TIED, UNTIED):
+        notes = " ".join(export_plan(preset_plan(name, "deepspeed"), "deepspeed").notes)
+        assert ("TiedLayerSpec" in notes) == (name == TIED)

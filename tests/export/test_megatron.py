@@ -17,7 +17,8 @@ from evenflow.errors import ImpossibleError
 from evenflow.export import export_plan
 from evenflow.export.megatron import layout_text, read_layout, read_megatron
 from evenflow.plan import Plan
-from tests.export.plans import plan_of
+from evenflow.spec.presets import PRESETS
+from tests.export.plans import TIED, UNTIED, plan_of, preset_plan
 
 
 def _arguments(plan: Plan) -> dict[str, str]:
@@ -62,8 +63,10 @@ def layout_class() -> Any:
         plan_of("interleaved", ranks=2, blocks=13, stages_per_rank=3),
         plan_of(ranks=1, blocks=3),
         plan_of(blocks=4, split=[[0], [1, 2], [3, 4], [5]]),
+        preset_plan(TIED, "megatron"),
+        preset_plan(UNTIED, "megatron"),
     ],
-    ids=["even", "uneven", "interleaved", "three a rank", "one rank", "a rank for embedding and head"],
+    ids=["even", "uneven", "interleaved", "three a rank", "one rank", "a rank for embedding and head", TIED, UNTIED],
 )
 def test_megatron_cores_own_class_reads_the_plans_split(layout_class: Any, plan: Plan) -> None:
     arguments = _arguments(plan)
@@ -97,6 +100,16 @@ def test_the_arguments_say_what_the_plan_says() -> None:
     assert "--untie-embeddings-and-output-weights" not in tied
     assert "--use-distributed-optimizer" not in tied
     assert "--recompute-granularity" not in tied
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_preset_is_tied_as_it_is(name: str) -> None:
+    """Else another model is trained: Megatron ties what nobody unties."""
+    is_tied = PRESETS[name].tied
+    assert is_tied == (name in ("gpt3-175b", "gpt-1t", "bloom-176b"))
+    if name in (TIED, UNTIED, "bloom-176b"):
+        words = _arguments(preset_plan(name, "megatron"))
+        assert ("--untie-embeddings-and-output-weights" in words) != is_tied
 
 
 def test_a_plan_for_megatron_asks_for_what_it_counts_on() -> None:

@@ -15,7 +15,7 @@ import pytest
 from evenflow.errors import ImpossibleError
 from evenflow.export import export_plan
 from evenflow.plan import Plan
-from tests.export.plans import plan_of
+from tests.export.plans import TIED, UNTIED, plan_of, preset_plan
 
 # One module of torchtitan's that has Triton kernels does not import where there is no GPU; nothing here uses them.
 _PROGRAM = """
@@ -75,7 +75,12 @@ def test_torchtitan_reads_the_plan(tmp_path: Path) -> None:
     blocks = 14
     zbv = replace(plan_of("zb-v", blocks=blocks, dp=2, recompute=("full",) * blocks), zero=1)
     llama = replace(plan_of(ranks=2, blocks=32, tp=4), model="llama-3.1-8b", source="llama-3.1-8b")
-    found, of_llama = _load(tmp_path, zbv, llama)
+    planned = [preset_plan(name, "torchtitan") for name in (TIED, UNTIED)]
+    found, of_llama, *of_presets = _load(tmp_path, zbv, llama, *planned)
+    for own, plan in zip(of_presets, planned, strict=True):
+        blocks_of = [name for part in own["parts"] for name in part if name.startswith("layers.")]
+        assert len(blocks_of) == len(plan.layers) - 2
+        assert own["ranks"] == [list(rank.stages) for rank in plan.ranks]
     names = [name for part in found["parts"] for name in part if name != "rotary_emb"]
     assert names == ["tok_embeddings", *(f"layers.{n}" for n in range(blocks)), "norm", "lm_head"]
     assert all(part[-1] == "rotary_emb" for part in found["parts"])
@@ -108,6 +113,9 @@ def test_what_torchtitan_cannot_run_is_refused_or_said() -> None:
     notes = " ".join(export_plan(replace(plan_of(dp=2, tp=2), zero=1), "torchtitan").notes)
     assert "no ZeRO 1 by itself" in notes
     assert "sequence parallelism" in notes
+    for name in (TIED, UNTIED):
+        notes = " ".join(export_plan(preset_plan(name, "torchtitan"), "torchtitan").notes)
+        assert ("ties none between ranks" in notes) == (name == TIED)
     for dtype, param in (("bf16", "bfloat16"), ("fp32", "float32")):
         text = export_plan(replace(plan_of(), dtype=dtype), "torchtitan").files["evenflow_torchtitan.py"]
         assert f'"mixed_precision_param": "{param}"' in text

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from evenflow.errors import InputError
+from evenflow.files import save_device
 from evenflow.files.cluster import load_cluster
 from evenflow.program import verify_plan
 from evenflow.search import plan_timeline
 from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
+from evenflow.spec import parse_cluster
+from evenflow.spec.accelerators import ACCELERATORS
 from tests.search.test_layouts import SEQ, SMALL
 
 LAB = """
@@ -50,7 +53,18 @@ def test_nodes_devices_and_links(tmp_path: Path) -> None:
         ('memory = "16GiB"', 'memory = "16 lots"', "nodes.1.memory"),
         ("= 1.25", "= -1", "links.network_gbytes_per_s: should be|links.network_gbytes_per_s"),
         ("[links]", "[links", "is not TOML"),
-        ('like = "A100-80GB"', "", "devices.fast.like: is missing"),
+        ('like = "A100-80GB"', "", "devices.fast: like is missing, and so is file; a device of"),
+        ("half_tflops = 400", 'file = "device.json"', "devices.fast: like and file are both there; a device of"),
+        ('like = "A100-80GB"', 'file = "none.json"', r"devices.fast.file: .*none.json: .*"),
+        (
+            'like = "A100-80GB"',
+            'file = "../device.json"',
+            r"devices.fast.file: '../device.json' leads out of .*; a copy",
+        ),
+        ('like = "A100-80GB"', 'file = "/etc/hosts"', r"devices.fast.file: '/etc/hosts' leads out of "),
+        ('like = "A100-80GB"', 'file = ""', r"devices.fast.file: "),
+        ('like = "A100-80GB"', 'file = "a\\u0000"', r"devices.fast.file: 'a\\x00' leads out of "),
+        ('like = "A100-80GB"', 'file = "lab.toml"', r"devices.fast.file: .*lab.toml: .*JSON"),
     ],
 )
 def test_the_key_that_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -59,6 +73,51 @@ def test_the_key_that_is_wrong_is_named(tmp_path: Path, old: str, new: str, mess
     with pytest.raises(InputError, match=message) as caught:
         load_cluster(file)
     assert "\n" not in str(caught.value)
+
+
+MINE = """
+[[nodes]]
+count = 2
+devices = 4
+device = "mine"
+[devices.mine]
+file = "measured/device.json"
+"""
+
+
+def test_a_measured_device_is_planned_with(tmp_path: Path) -> None:
+    """What `profile --device` writes is of use: its figures are the plan's, and the plan says which were measured."""
+    (tmp_path / "measured").mkdir()
+    own = replace(
+        ACCELERATORS["A100-80GB"], name="Some-processor", half_flops=100e12, node_bytes_per_s=20e9,
+        source="measured here", assumed=("network_bytes_per_s",),
+        measured=("half_flops", "memory_bytes_per_s", "node_bytes_per_s"),
+    )  # fmt: skip
+    save_device(own, tmp_path / "measured" / "device.json")
+    file = tmp_path / "mine.toml"
+    file.write_text(MINE)
+    (group,) = load_cluster(file).groups
+    assert group.accelerator == replace(own, name="mine", node_devices=4)
+    plan, plain = (
+        plan_layout(LayoutRequest(SMALL, cluster, 32, SEQ, pins=Pins(pp=4, tp=1, schedule="1f1b")))
+        for cluster in (load_cluster(file), parse_cluster("2x4xA100-80GB"))
+    )
+    assert (plan.device, plan.peak_flops) == ("mine", 100e12)
+    assert plan.predicted.step_s > 2 * plain.predicted.step_s
+    file.write_text(MINE + "half_tflops = 200\n[links]\nnetwork_gbytes_per_s = 5\n")
+    (group,) = load_cluster(file).groups
+    assert group.accelerator.measured == ("memory_bytes_per_s", "node_bytes_per_s")
+    assert (group.accelerator.assumed, group.accelerator.source) == ((), "the cluster file")
+
+
+def test_a_link_that_leads_out_is_no_device(tmp_path: Path) -> None:
+    save_device(ACCELERATORS["A100-80GB"], tmp_path / "device.json")
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "device.json").symlink_to(tmp_path / "device.json")
+    file = tmp_path / "lab" / "mine.toml"
+    file.write_text(MINE.replace("measured/", ""))
+    with pytest.raises(InputError, match=r"devices.mine.file: 'device.json' leads out of .*; a copy in that folder"):
+        load_cluster(file)
 
 
 def test_stages_are_sized_for_devices_that_differ(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from evenflow.models import preset_source
 from evenflow.plan import Axes
-from evenflow.rehearse import check_model, rehearse_rank
+from evenflow.rehearse import check_model, predicted_compute_s, rehearse_rank
 from evenflow.spec.cluster import parse_cluster
 from evenflow.train import make_batch, plan_model
 
@@ -35,10 +35,10 @@ def test_two_ranks_of_a_large_plan(name: str, axes: Axes, seq: int) -> None:
     model = check_model(plan, source)
     for rank in (0, 1):
         found = rehearse_rank(plan, source, model, rank, steps=3)
-        peak = plan.ranks[rank].peak_bytes
+        peak, planned_s = plan.ranks[rank].peak_bytes, predicted_compute_s(plan, model, rank)
         print(
             f"{name} rank {rank} of {axes.pp}, tp {axes.tp}, on {torch.cuda.get_device_name()}: compute "
-            f"{found.compute_s:.3f} s (planned {plan.ranks[rank].busy_s:.3f} s for {plan.device}), peak "
+            f"{found.compute_s:.3f} s (planned {planned_s:.3f} s for {plan.device}), peak "
             f"{found.peak_bytes / 2**30:.2f} GiB (planned {peak / 2**30:.2f} GiB)"
         )
         assert found.compute_s > 0

@@ -55,6 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.all:
         check_rank(plan, arguments.rank)
     source = _find(plan, arguments)
+    if arguments.out and source.is_preset:
+        raise InputError(
+            f"--out writes a profile for `plan --profile`, which takes none for presets, and {arguments.plan} is a "
+            f"plan of {source.name}; without --out the times are printed, and a plan of a model directory has a profile"
+        )
     model = check_model(plan, source)
     alike = distinct_ranks(plan) if arguments.all else {arguments.rank: (arguments.rank,)}
     steps, said = arguments.steps or DEFAULT_STEPS, TerminalProgress().said

@@ -175,16 +175,17 @@ class MemoryModel:
         master_bytes = sum(layer.master_bytes for layer in held)
         input_bytes = self.model.layers[layers[0] - 1].output_bytes if layers[0] else 0
         is_last = layers[-1] == len(self.model.layers) - 1
+        state_bytes = sum(layer.state_bytes for layer in held)
         if is_last and layers[0] and not has_embedding:
-            parameter_bytes += self.model.tied_bytes
-            master_bytes += 2 * (self.model.tied_gradient_bytes - self.model.tied_bytes)
-        gradient_bytes = parameter_bytes + master_bytes // 2
-        optimizer_bytes = -(-(_MOMENTS * gradient_bytes + master_bytes) // self.shares)
+            copied = self.model.tied_bytes
+            copied_master = 2 * (self.model.tied_gradient_bytes - copied)
+            state_bytes += self._state_bytes(copied, copied_master) if state_bytes else 0
+            parameter_bytes, master_bytes = parameter_bytes + copied, master_bytes + copied_master
         kept_input_bytes = max(input_bytes - held[0].freed_input_bytes, 0)
         saved, forward_peak = _forward(held, kept_input_bytes)
         return StageMemory(
             parameter_bytes=parameter_bytes,
-            state_bytes=sum(layer.state_bytes for layer in held) or parameter_bytes + gradient_bytes + optimizer_bytes,
+            state_bytes=state_bytes or self._state_bytes(parameter_bytes, master_bytes),
             saved_bytes=max(saved - kept_input_bytes, 0),
             pending_bytes=sum(layer.pending_bytes for layer in held) - held[-1].kept_gradient_bytes,
             input_bytes=input_bytes,
@@ -194,6 +195,12 @@ class MemoryModel:
             master_bytes=master_bytes,
             **_backward_peaks(held),
         )
+
+    def _state_bytes(self, parameter_bytes: int, master_bytes: int) -> int:
+        """Parameters, gradients and optimizer state, of those that replicas share out this one's part."""
+        gradient_bytes = parameter_bytes + master_bytes // 2
+        optimizer_bytes = -(-(_MOMENTS * gradient_bytes + master_bytes) // self.shares)
+        return parameter_bytes + gradient_bytes + optimizer_bytes
 
     def stages(
         self, stages: Sequence[Sequence[int]], stage_rank: Sequence[int] | None = None

@@ -16,7 +16,7 @@ from evenflow.cost.costs import LinkCost
 from evenflow.cost.pinned import Pinned, Redone, activation_bytes, fabric_of, one_block
 from evenflow.cost.roofline import Roofline
 from evenflow.spec import RECOMPUTES
-from evenflow.spec.accelerators import Accelerator
+from evenflow.spec.accelerators import Accelerator, FigureOrigin
 from evenflow.spec.architecture import Architecture
 from evenflow.spec.operators import Shards, Traffic
 from evenflow.spec.trainers import Trainer
@@ -80,12 +80,14 @@ class StepFigures:
     Attributes:
         reduce_s: adding its gradients over the replicas, as far as that is not done beside its backward.
         optimizer_s: its update, and under ZeRO 1 collecting what other replicas updated.
-        state_bytes: weights, gradients and optimizer state.
+        state_bytes: weights, gradients and optimizer state; the head has a copy of a tied table.
+        tied_state_bytes: of that copy, which a rank that has the embedding too does not need.
     """
 
     reduce_s: Floats
     optimizer_s: Floats
     state_bytes: Floats
+    tied_state_bytes: float = 0.0
 
 
 class PresetCosts:
@@ -114,6 +116,10 @@ class PresetCosts:
         """A transfer between pipeline neighbours that are `stride` devices apart."""
         return self.fabric.node if stride < self.device.node_devices else self.fabric.network
 
+    def link_origin(self, stride: int) -> FigureOrigin:
+        """Where that transfer's rate comes from."""
+        return self.device.origin("node_bytes_per_s" if stride < self.device.node_devices else "network_bytes_per_s")
+
     def figures(self, shape: Shape) -> LayerFigures:
         """What a microbatch costs."""
         if shape not in self._figures:
@@ -141,6 +147,11 @@ class PresetCosts:
     def ways(self) -> tuple[Redone, ...]:
         """What `none`, `selective` and `full` are to the trainer."""
         return ("none", cast(Redone, self.trainer.selective), "full")
+
+    def tied_parameters(self, shape: Shape) -> float:
+        """Of one rank: those that the head shares with the embedding."""
+        it = self.architecture
+        return it.vocab * it.hidden / shape.tp if it.tied else 0.0
 
     def _work_out(self, shape: Shape) -> LayerFigures:
         it, job = self.architecture, self.job(shape)
@@ -196,13 +207,13 @@ class PresetCosts:
         return _column(forward, [0.0] * 3, weight, [0.0] * 3, [0.0] * 3, hidden, parameters, 0.0)
 
     def _head(self, shape: Shape, hidden: float) -> tuple[Floats, ...]:
-        """Norm, product and loss; a tied table is held here too, as if it were a copy."""
+        """Norm, product and loss; of a tied table it holds a copy."""
         it, tokens = self.architecture, shape.micro_batch * self.seq / shape.cp
         top = it.head(shape.micro_batch, self.seq, Shards(shape.tp, shape.cp, shape.ep))
         logits = self.roofline.seconds([own for own in top if isinstance(own, Traffic)], self.device)
         product = self.roofline.seconds(top, self.device) - logits
         size = tokens * it.vocab / shape.tp
-        parameters = (it.head_parameters + (it.vocab * it.hidden if it.tied else 0)) / shape.tp
+        parameters = it.head_parameters / shape.tp + self.tied_parameters(shape)
         saved = 2 * hidden + (_COPIES - HALF) * size
         return _column(product + logits, [product] * 3, product, [saved] * 3, [HALF * size] * 3, saved, parameters, 0.0)
 
@@ -232,7 +243,8 @@ class PresetCosts:
         owned = own.dense / shares[0] + own.experts / shares[1]
         update_s = owned * _UPDATE_TRAFFIC / (self.device.memory_bytes_per_s * self.roofline.memory)
         state = (HALF + _GRADIENT) * (own.dense + own.experts) + _MASTER * owned
-        return StepFigures(reduce_s, update_s + gather_s, state)
+        tied = self.tied_parameters(shape) * (HALF + _GRADIENT + _MASTER / shares[0])
+        return StepFigures(reduce_s, update_s + gather_s, state, float(np.ceil(tied)))
 
 
 def _column(

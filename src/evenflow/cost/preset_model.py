@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.cost.costs import Costs, LayerCost
 from evenflow.cost.preset import HALF, LayerFigures, PresetCosts, Shape, StepFigures
 from evenflow.spec import Activations, Again, Layer, LayerKind, Model, Operator
 
@@ -23,14 +23,16 @@ def preset_model(costs: PresetCosts, shape: Shape, dp: int, zero: int) -> Model:
         micro_batch_size=shape.micro_batch,
         seq_length=costs.seq,
         layers=layers,
+        tied_bytes=_tied(costs, shape),
         tp=shape.tp,
         whole_flops=int(flops),
         dtype="bf16",
     )
 
 
-def preset_costs(costs: PresetCosts, shape: Shape, dp: int, zero: int, link: LinkCost, norm_s: float) -> Costs:
+def preset_costs(costs: PresetCosts, shape: Shape, dp: int, zero: int, norm_s: float) -> Costs:
     """Seconds of each layer, nothing recomputed."""
+    stride = shape.tp * shape.cp * dp
     figures, step = costs.figures(shape), costs.step_figures(shape, dp, zero)
     copies = dp * shape.cp
     layers = []
@@ -54,13 +56,13 @@ def preset_costs(costs: PresetCosts, shape: Shape, dp: int, zero: int, link: Lin
         layers=tuple(layers),
         stage_forward_s=0.0,
         stage_backward_s=0.0,
-        link=link,
+        link=costs.link(stride),
         reduce_s=norm_s,
         peak_flops=costs.device.half_flops,
         origin={
             "layers": "analytic",
             "halves": "analytic",
-            "link": "analytic",
+            "link": costs.link_origin(stride),
             "optimizer": "analytic",
             "memory": "analytic",
         },
@@ -84,21 +86,29 @@ def _layer(number: int, figures: LayerFigures, step: StepFigures, costs: PresetC
         parameters = it.embedding_parameters if kind == "embedding" else it.head_parameters
     own = [_activations(number, way, figures) for way in range(3)]
     plain = {name: getattr(own[0], name) for name in Activations.__slots__}
+    # The copy of a tied table counts with the stage that needs it: `MemoryModel.stage`.
+    copied, copied_state = (_tied(costs, shape), step.tied_state_bytes) if kind == "head" else (0, 0.0)
+    held = _held(figures, number) - copied
     again = (Again("selective", 0, (), own[1]), Again("full", 0, (), own[2]))
     return Layer(
         name=name,
         kind=kind,
         signature=f"{kind} {float(figures.forward_s[number]):.9g} {float(figures.dense[number]):.0f}",
         parameters=parameters,
-        parameter_bytes=_held(figures, number),
+        parameter_bytes=held,
         operators=(Operator(kind, flops, 2 * flops),),
         weight_flops=flops,
         output_bytes=0 if kind == "head" else int(figures.hidden_bytes),
-        state_bytes=int(step.state_bytes[number]),
-        master_bytes=2 * _held(figures, number),
+        state_bytes=int(step.state_bytes[number]) - int(copied_state),
+        master_bytes=2 * held,
         recomputed=again if kind == "block" else (),
         **plain,
     )
+
+
+def _tied(costs: PresetCosts, shape: Shape) -> int:
+    """Bytes of the table that head and embedding share, on one rank."""
+    return int(HALF * costs.tied_parameters(shape))
 
 
 def _held(figures: LayerFigures, number: int) -> int:

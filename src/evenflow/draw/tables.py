@@ -14,7 +14,7 @@ from evenflow.draw.scale import Scale, bytes_scale, seconds_scale
 from evenflow.draw.words import error_text, layers_text, origins_text, plain, points_text, shape_text
 from evenflow.plan import Plan, RankPlan
 from evenflow.timeline import Comparison, Figure, Timeline
-from evenflow.units import format_count, format_percent, format_seconds
+from evenflow.units import format_bytes, format_count, format_percent, format_seconds
 
 _STAGES_SHOWN = 16  # a row each; of more, where ranks have several, a row for each rank
 
@@ -88,6 +88,7 @@ def _plan_lines(plan: Plan) -> Table:
         ("idle", f"{format_percent(predicted.idle_fraction)} of the ranks' time"),
         ("imbalance", f"{predicted.imbalance:.3f}: {even}"),
         ("MFU", format_percent(predicted.mfu)),
+        ("memory", _memory_text(plan)),
         ("bound", f"{format_seconds(bound.step_s)} at the least; the step is {_above(bound.gap)}"),
         ("search", f"{plans} simulated in {format_seconds(plan.search.seconds)}"),
         ("costs", origins_text(plan)),
@@ -96,6 +97,16 @@ def _plan_lines(plan: Plan) -> Table:
     for name, text in entries:
         lines.add_row(name, Text(text))
     return lines
+
+
+def _memory_text(plan: Plan) -> str:
+    """What the fullest rank's tensors take, and beside it what its device gives away for them."""
+    worst = plan.worst_rank
+    reserved = plan.reserved_bytes(worst)
+    where = f"on rank {worst.rank}" + (", the fullest" if len(plan.ranks) > 1 else "")
+    if reserved == worst.peak_bytes:
+        return f"{format_bytes(worst.peak_bytes)} {where}"
+    return f"{format_bytes(worst.peak_bytes)} allocated {where}; {format_bytes(reserved)} reserved"
 
 
 def schedules_table(plan: Plan, rows: Sequence[tuple[str, Plan | None, str]]) -> RenderableType:

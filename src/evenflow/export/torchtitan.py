@@ -219,6 +219,11 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             "torchtitan has no config of its own for this model: it runs by its transformers backend, as HF_MODEL, "
             "which has to be a hub id or a directory"
         )
+    if plan.tied and plan.axes.pp > 1:
+        notes.append(
+            "embedding and head share a weight, and torchtitan ties none between ranks: with its registered models it "
+            "stops, by its transformers backend each rank trains a weight of its own"
+        )
     if plan.zero:
         notes.append(
             f"torchtitan has no ZeRO {plan.zero} by itself: FSDP shares out weights, gradients and optimizer "

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from evenflow.errors import InputError
+from evenflow.files.device import load_device
 from evenflow.files.document import Part, checked, read_text
 from evenflow.files.parts import Count
 from evenflow.spec import Cluster
@@ -38,9 +39,13 @@ class LinksPart(Part):
 
 
 class DevicePart(Part):
-    """A device that the catalogue does not have, or figures of one that differ here."""
+    """A device that the catalogue does not have, or figures of one that differ here.
 
-    like: str
+    It begins as one of the catalogue (`like`), or as what `profile --device` has measured (`file`).
+    """
+
+    like: str | None = None
+    file: str | None = None
     half_tflops: Positive | None = None
     memory: str | None = None
     memory_gbytes_per_s: Positive | None = None
@@ -69,14 +74,14 @@ def load_cluster(path: Path) -> Cluster:
     groups = []
     for number, nodes in enumerate(part.nodes):
         where = f"{path}: nodes.{number}"
-        device = _device(part, nodes.device, where)
+        device = _device(part, nodes.device, where, path)
         if nodes.memory is not None:
-            device = replace(device, memory_bytes=float(_bytes(nodes.memory, f"{where}.memory")))
+            device = _with(device, memory_bytes=float(_bytes(nodes.memory, f"{where}.memory")))
         links = part.links
         if links.node_gbytes_per_s is not None:
-            device = replace(device, node_bytes_per_s=links.node_gbytes_per_s * _GIGA)
+            device = _with(device, node_bytes_per_s=links.node_gbytes_per_s * _GIGA)
         if links.network_gbytes_per_s is not None:
-            device = replace(device, network_bytes_per_s=links.network_gbytes_per_s * _GIGA)
+            device = _with(device, network_bytes_per_s=links.network_gbytes_per_s * _GIGA)
         groups.append(NodeGroup(in_nodes(device, nodes.devices), nodes.count, nodes.devices))
     return grouped_cluster(part.name or path.name, tuple(groups))
 
@@ -98,20 +103,54 @@ def read_cluster(text: str, processes: int | None = None, threads: int | None = 
     return grouped_cluster(found.name, found.groups, processes)
 
 
-def _device(part: ClusterPart, name: str, where: str) -> Accelerator:
+def _device(part: ClusterPart, name: str, where: str, path: Path) -> Accelerator:
     own = part.devices.get(name)
-    try:
-        device = named_accelerator(own.like if own else name)
-    except InputError as error:
-        raise InputError(f"{where}.device: {error}") from None
     if own is None:
-        return device
-    flops = device.half_flops if own.half_tflops is None else own.half_tflops * _TERA
-    rate = device.memory_bytes_per_s if own.memory_gbytes_per_s is None else own.memory_gbytes_per_s * _GIGA
-    memory = device.memory_bytes if own.memory is None else float(_bytes(own.memory, f"{where}.device"))
-    return replace(
-        device, name=name, half_flops=flops, memory_bytes_per_s=rate, memory_bytes=memory, source="the cluster file"
-    )
+        return _catalogued(name, f"{where}.device")
+    here = f"{path}: devices.{name}"
+    if (own.like is None) == (own.file is None):
+        both = "like and file are both there" if own.like is not None else "like is missing, and so is file"
+        raise InputError(f"{here}: {both}; a device of the catalogue, or a device.json of profile --device, would do")
+    device = _measured(own.file, here, path) if own.file is not None else _catalogued(str(own.like), f"{where}.device")
+    given: dict[str, float] = {}
+    if own.half_tflops is not None:
+        given["half_flops"] = own.half_tflops * _TERA
+    if own.memory_gbytes_per_s is not None:
+        given["memory_bytes_per_s"] = own.memory_gbytes_per_s * _GIGA
+    if own.memory is not None:
+        given["memory_bytes"] = float(_bytes(own.memory, f"{where}.device"))
+    source = device.source if own.file is not None and not given else "the cluster file"
+    return replace(_with(device, **given), name=name, source=source)
+
+
+def _catalogued(name: str, where: str) -> Accelerator:
+    try:
+        return named_accelerator(name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _measured(name: str, where: str, path: Path) -> Accelerator:
+    """The device of a file in the cluster file's folder: one that is handed on with it, and never one elsewhere."""
+    file = path.parent / name
+    try:
+        is_inside = file.resolve().is_relative_to(path.parent.resolve())
+    except (OSError, ValueError, RuntimeError):  # a zero in the name, links that lead to each other
+        is_inside = False
+    if not is_inside:
+        raise InputError(f"{where}.file: {name[:80]!r} leads out of {path.parent}; a copy in that folder would do")
+    try:
+        return load_device(file)
+    except InputError as error:
+        raise InputError(f"{where}.file: {error}") from None
+
+
+def _with(device: Accelerator, **given: float) -> Accelerator:
+    """The device with figures that the file gives: they are what it says, neither measured nor assumed."""
+    kept = {
+        origin: tuple(own for own in getattr(device, origin) if own not in given) for origin in ("assumed", "measured")
+    }
+    return replace(device, **given, **kept)  # type: ignore[arg-type]  # figures are floats, origins are names
 
 
 def _bytes(text: str, where: str) -> int:

@@ -91,9 +91,10 @@ class RankPart(Part):
     peak_bytes: Bytes
     norm_s: Seconds
     optimizer_s: Seconds
+    reserved_bytes: Bytes = 0  # for who reads the file: it follows from the peak, and is not read back
 
     @classmethod
-    def of(cls, rank: RankPlan) -> RankPart:
+    def of(cls, rank: RankPlan, reserved_bytes: int) -> RankPart:
         """The part that says what `rank` is."""
         return cls(
             rank=rank.rank,
@@ -102,6 +103,7 @@ class RankPart(Part):
             peak_bytes=rank.peak_bytes,
             norm_s=rank.cost.norm_s,
             optimizer_s=rank.cost.optimizer_s,
+            reserved_bytes=reserved_bytes,
         )
 
     def value(self) -> RankPlan:
@@ -176,6 +178,14 @@ class SearchPart(Part):
     seconds: Amount
 
 
+class MemoryPart(Part):
+    """The fullest rank; as with `reserved_bytes`, for who reads the file."""
+
+    worst_rank: Index
+    peak_bytes: Bytes
+    reserved_bytes: Bytes
+
+
 class PlanDocument(Document):
     """The whole file. The keys down to `costs` are the promise; those after it make it a whole plan."""
 
@@ -215,10 +225,12 @@ class PlanDocument(Document):
     speeds: list[Speed] | None = None
     memory_limits: list[Bytes] | None = None
     source: str = ""
+    memory: MemoryPart | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
         """The file that says what `plan` is."""
+        worst = plan.worst_rank
         return cls(
             model=plan.model,
             axes=AxesPart(**{name: getattr(plan.axes, name) for name in Axes.__slots__}),
@@ -226,7 +238,7 @@ class PlanDocument(Document):
             micro_batch_size=plan.micro_batch_size,
             microbatches=plan.microbatches,
             stages=[StagePart.of(stage) for stage in plan.stages],
-            ranks=[RankPart.of(rank) for rank in plan.ranks],
+            ranks=[RankPart.of(rank, plan.reserved_bytes(rank)) for rank in plan.ranks],
             predicted=PredictedPart(
                 **{name: getattr(plan.predicted, name) for name in Prediction.__slots__},
             ),
@@ -258,6 +270,9 @@ class PlanDocument(Document):
             speeds=None if plan.speeds is None else list(plan.speeds),
             memory_limits=None if plan.memory_limits is None else list(plan.memory_limits),
             source=plan.source,
+            memory=MemoryPart(
+                worst_rank=worst.rank, peak_bytes=worst.peak_bytes, reserved_bytes=plan.reserved_bytes(worst)
+            ),
         )
 
     def value(self) -> Plan:

@@ -8,6 +8,8 @@ from typing import Literal
 from evenflow.cost import Costs, LayerCost, LinkCost, Origin, RankCost, StageCost, StageMemory
 from evenflow.plan.axes import Axes, Zero
 from evenflow.spec import Dtype, Recompute, gradient_bytes
+from evenflow.spec.accelerators import reserved_bytes
+from evenflow.spec.cluster import CPU
 from evenflow.spec.trainers import OURS
 
 Posting = Literal["even", "costs"]
@@ -230,6 +232,18 @@ class Plan:
             process_bytes=self.process_bytes,
             sum_link=self.sum_link,
         )
+
+    @property
+    def worst_rank(self) -> RankPlan:
+        """The rank that holds most; of equal ones the first."""
+        return max(self.ranks, key=lambda rank: (rank.peak_bytes, -rank.rank))
+
+    def reserved_bytes(self, rank: RankPlan) -> int:
+        """What a rank's device is seen to have given away when its tensors take their peak.
+
+        Without a GPU that is the peak: it is counted as the system shows it, and no allocator keeps more for later.
+        """
+        return rank.peak_bytes if self.device == CPU else int(reserved_bytes(rank.peak_bytes))
 
     @property
     def global_batch_size(self) -> int:

@@ -54,7 +54,7 @@ def split_hardware(
         reduce_s=costs.reduce_s,
         reduce_grad_s=_by_layer(costs, split)
         or _reduce_grad_s(costs.adding, costs.replicas, costs.shares, stages, stage_rank, tied_bytes),
-        reduce_tied_s=_reduce_tied_s(costs.adding, costs.replicas, stage_rank, tied_bytes),
+        reduce_tied_s=_reduce_tied_s(costs, stage_rank, tied_bytes),
         at_once=at_once,
         speeds=costs.speeds,
     )
@@ -72,7 +72,7 @@ def plan_hardware(plan: Plan) -> Hardware:
         reduce_s=plan.reduce_s,
         reduce_grad_s=_by_layer(plan.layer_costs, plan.stage_layers)
         or _reduce_grad_s(plan.layer_costs.adding, replicas, shares, stages, plan.stage_rank, plan.tied_gradient_bytes),
-        reduce_tied_s=_reduce_tied_s(plan.layer_costs.adding, replicas, plan.stage_rank, plan.tied_gradient_bytes),
+        reduce_tied_s=_reduce_tied_s(plan.layer_costs, plan.stage_rank, plan.tied_gradient_bytes),
         at_once=plan.at_once,
         speeds=plan.speeds,
     )
@@ -105,13 +105,15 @@ def _reduce_grad_s(
     )
 
 
-def _reduce_tied_s(
-    link: LinkCost, replicas: int, stage_rank: Sequence[int], tied_gradient_bytes: int
-) -> tuple[float, ...] | None:
-    """For each group of tied stages, adding the gradients of all copies, those of every replica."""
+def _reduce_tied_s(costs: Costs, stage_rank: Sequence[int], tied_gradient_bytes: int) -> tuple[float, ...] | None:
+    """For each group of tied stages, adding the gradients of all copies, those of every replica.
+
+    Layers that say what adding their gradients takes have the replicas' in that: then those of one replica are left.
+    """
     groups = tied_stages(len(stage_rank), tied_gradient_bytes)
+    replicas = 1 if costs.reduces_by_layer else costs.replicas
     copies = [replicas * len({stage_rank[stage] for stage in group}) for group in groups]
-    return tuple(all_reduce_s(link, number, tied_gradient_bytes) for number in copies) if groups else None
+    return tuple(all_reduce_s(costs.adding, number, tied_gradient_bytes) for number in copies) if groups else None
 
 
 def plan_work(

@@ -23,6 +23,11 @@ RESERVED_MARGIN = 0.08
 FigureOrigin = Literal["measured", "analytic", "assumed"]  # analytic: as the data sheet works it out
 
 
+def reserved_bytes(allocated: float) -> float:
+    """What the driver shows where tensors take so much: the allocator's margin and the process's own memory beside."""
+    return allocated * (1 + RESERVED_MARGIN) + CONTEXT_BYTES
+
+
 @dataclass(frozen=True, slots=True)
 class Accelerator:
     """One device of a catalogue.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evenflow.cost.pinned.job import Holding, Pinned
-from evenflow.spec.accelerators import CONTEXT_BYTES, RESERVED_MARGIN
+from evenflow.spec.accelerators import reserved_bytes
 
 _HALF = 2
 _MASTER = 12  # fp32 weight and two moments
@@ -44,7 +44,7 @@ class RankBytes:
     @property
     def reserved(self) -> float:
         """What the driver shows: the allocator's margin and the process's own memory beside the tensors."""
-        return self.allocated * (1 + RESERVED_MARGIN) + CONTEXT_BYTES
+        return reserved_bytes(self.allocated)
 
 
 def activation_bytes(job: Pinned) -> tuple[float, float]:

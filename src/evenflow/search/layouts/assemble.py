@@ -71,6 +71,7 @@ def assemble(
         notes=notes,
         device=cluster.device.name,
         zero=1 if layout.zero else 0,
+        tied_bytes=model.tied_bytes,
         dtype=PRESET_DTYPE,
         trainer=costs.trainer.name,
         source=model.name,
@@ -82,8 +83,7 @@ def assemble(
 def _problem(found: Found, costs: PresetCosts, model: Model, modes: tuple[Recompute, ...], limit: int) -> Problem:
     """What a planner of traced models would have been asked for."""
     layout = found.layout
-    link = costs.link(layout.tp * layout.cp * layout.dp)
-    own = preset_costs(costs, layout.shape, layout.dp, layout.zero, link, norm_seconds(costs, layout))
+    own = preset_costs(costs, layout.shape, layout.dp, layout.zero, norm_seconds(costs, layout))
     return Problem(
         model=model.under(modes),
         costs=replace(own, speeds=found.speeds).under(modes),
@@ -136,7 +136,7 @@ def _closed(found: Found, problem: Problem, batch: Batch) -> tuple[tuple[RankPla
         busy[rank] += layout.microbatches * (cost.forward_s + backward)
     own_ranks = hardware.own_ranks()
     spent = sum(busy) + sum(cost.norm_s + cost.optimizer_s for cost in own_ranks)
-    step_s = found.step_s
+    step_s = found.step_s + sum(hardware.reduce_tied_s or ())
     ranks = tuple(
         RankPlan(rank, stages_of(problem.stage_rank, rank), seconds, int(peak), cost)
         for rank, (seconds, peak, cost) in enumerate(zip(busy, found.rank_peaks, own_ranks, strict=True))

@@ -145,10 +145,11 @@ def _row(costs: PresetCosts, layout: Layout, way: int) -> tuple[float, ...]:
     excess = max(float(figures.forward_s[0] - share * every[0]), 0.0)
     first_work = float(every[0])
     is_alone = layout.pp == 1
+    head_state = float(step.state_bytes[-1]) - (step.tied_state_bytes if is_alone else 0.0)
     return (
         *light, *kept, float(every.sum()), float(every[0]), float(every[-1]), share,
         float(step.state_bytes[blocks].min()), float(step.state_bytes[0]),
-        float(step.state_bytes[-1] + figures.saved_bytes[0][-1]), float(update.sum()) if is_alone else 0.0,
+        head_state + float(figures.saved_bytes[0][-1]), float(update.sum()) if is_alone else 0.0,
         float(update[0]), float(update.min()), min(light), excess, first_work, norm_seconds(costs, layout),
     )  # fmt: skip
 

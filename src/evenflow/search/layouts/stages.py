@@ -88,11 +88,12 @@ class Stages:
             end: the layer after its last.
             is_alone: whether each rank counts by itself, also where all have to run equally many again.
         """
+        has_head = (end == self.layers.layers).any(axis=2)
         base = (self.state[end] - self.state[begin]).sum(axis=2) + self.buffers
+        base = base - np.where(has_head & (begin == 0).any(axis=2), self.step.tied_state_bytes, 0.0)
         held_pending: Floats | float = 0.0
         if self.has_pending:
             held_pending = _by_moment(self.pending[end] - self.pending[begin], self.count_pending)
-        has_head = (end == self.layers.layers).any(axis=2)
         head = np.where(has_head, self.passing_head, 0.0)
         start = 0 if self.fixed is None else self.fixed
         none = np.zeros(begin.shape[:2], dtype=np.int64)
@@ -254,6 +255,7 @@ class Stages:
             )
             room = self.caps[rank] - self.buffers[rank] - counts * state - self.passing_block[base] * (counts > 0)
             room = room - first * float(self.step.state_bytes[0]) - last * float(self.step.state_bytes[-1])
+            room = room + first * last * self.step.tied_state_bytes
             over = np.maximum(need - room[None, :], 0.0)
             over = np.where(over > 0, over + max(again - self.passing_block[base], 0.0), 0.0)
             lacks = (over / np.maximum(saved.max(axis=1), 1.0)[:, None]).max(axis=0)  # bytes of blocks to let go of
