@@ -74,6 +74,20 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
             if calls[point] == fault["call"]:
                 happen(fault, *rest)
 
+    def counting(owner, name):
+        whole = getattr(owner, name)
+
+        def noted(own, *arguments, **more):
+            rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+            with open(os.environ["FAULT"] + ".counts", "a") as file:
+                file.write(f"{rank} {name}\\n")
+            return whole(own, *arguments, **more)
+
+        setattr(owner, name, noted)
+
+    counting(StageRunner, "begin_step")
+    counting(torch.optim.AdamW, "step")
+
     def before(owner, name, point):
         whole = wholes[point] = getattr(owner, name)
 
@@ -123,6 +137,11 @@ class Faults:
     def at(self) -> float:
         """When it happened."""
         return float(self.file.with_name("fault.at").read_text())
+
+    def counted(self, rank: int, name: str) -> int:
+        """How often a rank has begun a step (`begin_step`), or updated its weights (`step`), since the last plan."""
+        lines = self.file.with_name("fault.counts").read_text().splitlines()
+        return lines.count(f"{rank} {name}")
 
     def disk(self, number: int | None) -> None:
         """Have every write of a checkpoint fail with this error from now on, or none."""

@@ -246,6 +246,7 @@ def _payload(job: Job, ready: Prepared) -> Message:
         "save_every": job.save_every,
         "evaluation": evaluation_request(job, plan.micro_batch_size),
         "z_loss": job.z_loss,
+        "stop_on_nan": job.stop_on_nan,
     }
 
 
@@ -273,7 +274,7 @@ def _recorder(job: Job, ready: Prepared) -> Recorder:
 
 
 def _check_finite(metrics: StepMetrics, recorder: Recorder, job: Job) -> None:
-    """Stop a run whose numbers are none any more, before anything of them is saved.
+    """Stop a run whose numbers are none any more: its ranks have ended the step already, and updated nothing.
 
     Raises:
         FaultError: the step, what it came to, and where its samples are named.
