@@ -85,9 +85,9 @@ def whole(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job
     return replace(job, plan=job.out / "plan.json"), result
 
 
-def same_weights(first: Path, second: Path) -> bool:
+def same_weights(first: Path, second: Path, step: int = STEPS) -> bool:
     """Whether two runs' last checkpoints and models are equal to the last bit."""
-    parts = (f"checkpoints/step-{STEPS:08d}", "model")
+    parts = (f"checkpoints/step-{step:08d}", "model")
     for part in parts:
         one, other = tensors_of(first / part), tensors_of(second / part)
         if one.keys() != other.keys() or not one or not all(torch.equal(one[name], other[name]) for name in one):

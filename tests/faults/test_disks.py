@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -192,31 +190,3 @@ def test_a_disk_slower_than_the_steps_holds_up_none_of_them(whole: Whole, faults
     assert "the disk is slow: the one before is still being written" in warning
     assert names(tmp_path / "run") == ["step-00000003", "step-00000012"]
     assert same_weights(tmp_path / "run", job.out)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_killed_at_random_moments_of_a_save(whole: Whole, faults: Faults, tmp_path: Path) -> None:
-    """The whole run, 100 times, at a random write of a random rank's second save; each goes on and ends as one."""
-    kill_saves(whole, faults, tmp_path, 100)
-
-
-def test_killed_at_some_moments_of_a_save(whole: Whole, faults: Faults, tmp_path: Path) -> None:
-    kill_saves(whole, faults, tmp_path, 3)
-
-
-def kill_saves(whole: Whole, faults: Faults, tmp_path: Path, times: int) -> None:
-
-    job, _ = whole
-    chance = random.Random(7)
-    resumed = 0
-    for number in range(times):
-        out = tmp_path / f"run-{number}"
-        # A shard of this job is written in some 40 parts; the first save is of those, the second of the next.
-        faults.plan(chance.randrange(2), "save", chance.randrange(1, 75), signal.SIGKILL)
-        hears = Hears()
-        evenflow.train(replace(job, out=out, steps=STEPS), hears)
-        (restart,) = hears.starting("restart 1 of 3: ")
-        resumed += same_weights(out, job.out) and ("after step 3 " in restart or "after step 0 " in restart)
-        shutil.rmtree(out)
-    assert resumed == times
