@@ -120,13 +120,11 @@ class Attempt:
         """
         job, plan, out = self._job, self._ready.plan, self._job.out.resolve()
         shutil.rmtree(out / PARTIAL_MODEL, ignore_errors=True)
-        (out / PARTIAL_MODEL).mkdir(parents=True)
         self.checkpoints.clear()
         payload = _payload(job, self._ready)
         with launcher.running("train", "evenflow.train.ranks:run", plan.axes.processes, payload, plan.threads) as group:
             group.watch.patience = first_patience(plan.predicted.step_s)
-            processes = enumerate(zip(group.pids, group.hosts, strict=True))
-            save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
+            self._note_ranks(group)
             try:
                 self._follow(group)
             except RankLostError:
@@ -134,6 +132,17 @@ class Attempt:
             except FaultError:
                 self.keep_last()
                 raise
+
+    def _note_ranks(self, group: Group) -> None:
+        """Write down who the ranks are; a disk that is full keeps no run from starting again for that."""
+        path = self._job.out.resolve() / "ranks.json"
+        processes = enumerate(zip(group.pids, group.hosts, strict=True))
+        try:
+            save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], path)
+        except FaultError as error:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # it names others
+            self._watcher.progress.said(f"warning: {error}. Training goes on; nothing names its processes")
 
     def keep_last(self) -> None:
         """Give the state after the last step its name though its model could not be written, where steps are left.

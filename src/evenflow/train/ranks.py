@@ -204,6 +204,7 @@ def _all_idle(host: Transport, saver: Saver) -> bool:
 def _write_model(channel: Channel, held: tuple[Stage, ...], folder: Path, at: Coordinates, ranks: int) -> None:
     """Write this rank's shard of the model; that it cannot be is told, so that no rank is ended while it saves."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)  # only now: a run may start while the disk is full
         sizes = write_weights(held, folder, at.pp, ranks)
     except (OSError, SafetensorError) as error:
         channel.send({"kind": "unwritten", "why": first_line(error)})
