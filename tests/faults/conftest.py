@@ -24,16 +24,20 @@ STEPS, SAVE_EVERY = 12, 3
 
 @dataclass
 class Hears(Silent):
-    """Notes when what was said, and when steps were done."""
+    """Notes when what was said, when steps were done, and what was saved while the run went on."""
 
     lines: list[tuple[float, str]] = field(default_factory=list)
     steps: list[tuple[float, int]] = field(default_factory=list)
+    saves: list[Path] = field(default_factory=list)
 
     def said(self, text: str) -> None:
         self.lines.append((time.time(), text))
 
     def stepped(self, metrics: StepMetrics, steps: int) -> None:
         self.steps.append((time.time(), metrics.step))
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        self.saves.append(checkpoint)
 
     def when(self, start: str) -> list[float]:
         """When lines that begin so were said."""

@@ -25,6 +25,7 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     from evenflow.execute.runner import StageRunner
     from evenflow.runtime import Optimizer
     from evenflow.runtime.transport import GlooTransfer
+    from evenflow.train.saver import Saver
     shards = importlib.import_module("evenflow.train.shards")
     plan, calls, wholes = [], {}, {}
 
@@ -104,6 +105,15 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     before(GlooTransfer, "wait", "communication")
     before(Optimizer, "step", "optimizer")
     before(shards, "_write", "save")
+    done = Saver.done
+
+    def settled(saver):
+        # Else what is lost by a fault outside a save would depend on how fast the disk is.
+        if plan and plan[0] and plan[0]["point"] != "save":
+            saver.idle(30)
+        return done(saver)
+
+    Saver.done = settled
     write = shards._write
 
     def failing(file, data):
