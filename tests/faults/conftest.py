@@ -24,16 +24,20 @@ STEPS, SAVE_EVERY = 12, 3
 
 @dataclass
 class Hears(Silent):
-    """Notes when what was said, and when steps were done."""
+    """Notes when what was said, when steps were done, and what was saved while the run went on."""
 
     lines: list[tuple[float, str]] = field(default_factory=list)
     steps: list[tuple[float, int]] = field(default_factory=list)
+    saves: list[Path] = field(default_factory=list)
 
     def said(self, text: str) -> None:
         self.lines.append((time.time(), text))
 
     def stepped(self, metrics: StepMetrics, steps: int) -> None:
         self.steps.append((time.time(), metrics.step))
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        self.saves.append(checkpoint)
 
     def when(self, start: str) -> list[float]:
         """When lines that begin so were said."""
@@ -85,9 +89,9 @@ def whole(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job
     return replace(job, plan=job.out / "plan.json"), result
 
 
-def same_weights(first: Path, second: Path) -> bool:
+def same_weights(first: Path, second: Path, step: int = STEPS) -> bool:
     """Whether two runs' last checkpoints and models are equal to the last bit."""
-    parts = (f"checkpoints/step-{STEPS:08d}", "model")
+    parts = (f"checkpoints/step-{step:08d}", "model")
     for part in parts:
         one, other = tensors_of(first / part), tensors_of(second / part)
         if one.keys() != other.keys() or not one or not all(torch.equal(one[name], other[name]) for name in one):

@@ -25,6 +25,7 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     from evenflow.execute.runner import StageRunner
     from evenflow.runtime import Optimizer
     from evenflow.runtime.transport import GlooTransfer
+    from evenflow.train.saver import Saver
     shards = importlib.import_module("evenflow.train.shards")
     plan, calls, wholes = [], {}, {}
 
@@ -74,6 +75,20 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
             if calls[point] == fault["call"]:
                 happen(fault, *rest)
 
+    def counting(owner, name):
+        whole = getattr(owner, name)
+
+        def noted(own, *arguments, **more):
+            rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+            with open(os.environ["FAULT"] + ".counts", "a") as file:
+                file.write(f"{rank} {name}\\n")
+            return whole(own, *arguments, **more)
+
+        setattr(owner, name, noted)
+
+    counting(StageRunner, "begin_step")
+    counting(torch.optim.AdamW, "step")
+
     def before(owner, name, point):
         whole = wholes[point] = getattr(owner, name)
 
@@ -90,6 +105,15 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     before(GlooTransfer, "wait", "communication")
     before(Optimizer, "step", "optimizer")
     before(shards, "_write", "save")
+    done = Saver.done
+
+    def settled(saver):
+        # Else what is lost by a fault outside a save would depend on how fast the disk is.
+        if plan and plan[0] and plan[0]["point"] != "save":
+            saver.idle(30)
+        return done(saver)
+
+    Saver.done = settled
     write = shards._write
 
     def failing(file, data):
@@ -123,6 +147,11 @@ class Faults:
     def at(self) -> float:
         """When it happened."""
         return float(self.file.with_name("fault.at").read_text())
+
+    def counted(self, rank: int, name: str) -> int:
+        """How often a rank has begun a step (`begin_step`), or updated its weights (`step`), since the last plan."""
+        lines = self.file.with_name("fault.counts").read_text().splitlines()
+        return lines.count(f"{rank} {name}")
 
     def disk(self, number: int | None) -> None:
         """Have every write of a checkpoint fail with this error from now on, or none."""

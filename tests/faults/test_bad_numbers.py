@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_the_run_stops_in_that_step_and_keeps_what_was_good(
     assert [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith("step")] == ["step-00000003"]
     assert not (out / "model").exists()
     assert not alive(pids_of(out))
+    for each in (0, 1):
+        assert faults.counted(each, "begin_step") == 6  # no rank entered the next one
+        assert faults.counted(each, "step") == 5  # nor updated anything in this one
+
+
+def test_a_run_that_is_to_go_on_does(whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path) -> None:
+    job, _ = whole
+    faults.plan(0, "forward", 22, "nan output")
+    result = evenflow.train(replace(job, out=tmp_path / "run", stop_on_nan=False))
+    assert [own.step for own in result.metrics if not isfinite(own.loss)] == list(range(6, 13))
+    assert [faults.counted(each, "step") for each in (0, 1)] == [12, 12]
 
 
 def test_out_of_memory_names_rank_stage_action_and_both_figures(

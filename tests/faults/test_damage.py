@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,10 +13,11 @@ import pytest
 
 import evenflow
 from evenflow.models import find_model
-from evenflow.train import Job, RunResult
-from evenflow.train.checkpoint import _read_manifest, newest_checkpoint
-from evenflow.train.prepare import reopen_text
-from tests.faults.conftest import Hears, same_weights
+from evenflow.train import Job, RunResult, Silent
+from evenflow.train.checkpoint import _read_manifest, manifest_hash, newest_checkpoint
+from evenflow.train.prepare import prepare_text, reopen_text
+from evenflow.train.records import why_damaged
+from tests.faults.conftest import STEPS, Hears, same_weights
 
 NEWEST, BEFORE = "checkpoints/step-00000009", "checkpoints/step-00000006"
 
@@ -34,6 +36,15 @@ def swap(file: Path) -> None:
     """With a file of the same kind: the other rank's, or the checkpoint's before."""
     is_shard = file.name.startswith("rank")
     other = file.with_name("rank-1.safetensors") if is_shard else file.parents[1] / "step-00000006" / file.name
+    swap_with(other, file)
+
+
+def swap_lines(file: Path) -> None:
+    """With a file beside it: the samples for the metrics, and the metrics for any other."""
+    swap_with(file.with_name("samples.jsonl" if file.name == "metrics.jsonl" else "metrics.jsonl"), file)
+
+
+def swap_with(other: Path, file: Path) -> None:
     kept = file.read_bytes()
     file.write_bytes(other.read_bytes())
     other.write_bytes(kept)
@@ -65,8 +76,75 @@ def test_a_checkpoint_is_passed_over_for_the_one_before(
         assert len(found.passed_over) == 2
     else:
         assert found.state.step == 6
-        was_never_completed = damage is Path.unlink and name == "manifest.json"  # as far as anybody can tell
-        assert [name in line for line in found.passed_over] == [True] * (not was_never_completed)
+        assert [str(run / NEWEST / name) in line for line in found.passed_over] == [True]
+
+
+@pytest.mark.parametrize("left", ["dropped-00000003", "partial-00000009"])
+def test_what_was_being_written_or_removed_is_no_damage(stopped: Path, tmp_path: Path, left: str) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    (run / NEWEST).rename(run / "checkpoints" / left)
+    (run / "checkpoints" / left / "manifest.json").unlink()
+    found = newest_checkpoint(run)
+    assert found is not None
+    assert (found.state.step, found.passed_over) == (6, ())
+
+
+BESIDE = ("metrics.jsonl", "samples.jsonl", "plan.json")
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink, swap_lines], ids=lambda own: own.__name__)
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_file_beside_the_checkpoints_is_held_against_them(
+    stopped: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    found = newest_checkpoint(run)
+    assert found is not None
+    written = found.state.beside
+    assert [why_damaged(run / own, written[own]) for own in BESIDE] == [None] * len(BESIDE)
+    damage(run / name)
+    assert str(run / name) in str(why_damaged(run / name, written[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("metrics.jsonl", flip), ("metrics.jsonl", Path.unlink), ("samples.jsonl", cut), ("plan.json", flip),
+        (f"{NEWEST}/manifest.json", Path.unlink), (f"{NEWEST}/rank-0.safetensors", cut),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_with_the_right_tokens_and_weights(
+    whole: tuple[Job, RunResult], stopped: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    run, (job, reference), hears = Path(shutil.copytree(stopped, tmp_path / "run")), whole, Hears()
+    damage(run / name)
+    damaged = (run / name).read_bytes() if (run / name).exists() else None
+    result = evenflow.train(replace(job, out=run, resume=True), hears)
+    (warning,) = [line for line in hears.starting("warning: ") if " is slow: " not in line]
+    assert str(run / name) in warning
+    done = {own.step: own.tokens for own in reference.metrics}
+    assert all(own.tokens == done[own.step] for own in result.metrics)
+    assert result.metrics[-1].step == STEPS
+    assert same_weights(run, job.out)
+    if name.endswith(".jsonl"):
+        aside = run / f"damaged-{name}"
+        assert (aside.read_bytes() if aside.exists() else None) == damaged
+        assert [json.loads(line)["step"] for line in (run / name).read_text().splitlines()] == [10, 11, 12]
+
+
+def test_a_checkpoint_that_says_nothing_of_the_lines_is_gone_on_from(
+    whole: tuple[Job, RunResult], stopped: Path, tmp_path: Path
+) -> None:
+    """As those of before: lines that can be read are taken, and the tokens are the checkpoint's all the same."""
+    run, (job, reference) = Path(shutil.copytree(stopped, tmp_path / "run")), whole
+    manifest = run / NEWEST / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    del facts["beside"], facts["hash"]
+    manifest.write_text(json.dumps({**facts, "hash": manifest_hash(facts)}))
+    (run / "metrics.jsonl").unlink()
+    cut(run / "samples.jsonl")
+    result = evenflow.train(replace(job, out=run, resume=True))
+    assert [own.tokens for own in result.metrics] == [own.tokens for own in reference.metrics[9:]]
 
 
 def test_no_bit_of_a_manifest_can_flip_unseen(stopped: Path) -> None:
@@ -95,6 +173,36 @@ def test_a_checkpoint_under_another_steps_name_is_none(stopped: Path, tmp_path: 
     assert found is not None
     assert found.state.step == 6
     assert "is that of step 9, not of its folder's" in found.passed_over[0]
+
+
+@pytest.fixture(scope="module")
+def others(whole: tuple[Job, RunResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokens of another text."""
+    folder = tmp_path_factory.mktemp("others")
+    (folder / "text.txt").write_text("".join(f"{n} plus {n} is {n + n}\n" for n in range(900)))
+    job = replace(whole[0], data=folder / "text.txt")
+    prepare_text(job, find_model(job.model), folder / "tokens", 32, Silent(), lambda: None)
+    return folder / "tokens"
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.bin", "tokens.json", "tokenizer.json"])
+def test_tokens_of_another_text_are_not_trained_on(
+    whole: tuple[Job, RunResult], stopped: Path, others: Path, tmp_path: Path, name: str
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    shutil.copyfile(others / name, run / "tokens" / name)
+    with pytest.raises(evenflow.InputError, match=f"{run}/tokens/{name} ".replace(".", r"\.")):
+        evenflow.train(replace(whole[0], out=run, resume=True))
+
+
+def test_nor_are_all_of_them_another_texts(
+    whole: tuple[Job, RunResult], stopped: Path, others: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    shutil.rmtree(run / "tokens")
+    shutil.copytree(others, run / "tokens")
+    with pytest.raises(evenflow.InputError, match=r"tokens/tokens\.json is damaged"):
+        evenflow.train(replace(whole[0], out=run, resume=True))
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=lambda own: own.__name__)

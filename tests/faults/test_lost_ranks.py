@@ -12,7 +12,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 import evenflow
 from evenflow.files import StepMetrics
@@ -21,8 +23,16 @@ from tests.faults.conftest import SAVE_EVERY, STEPS, Hears, same_weights
 from tests.faults.injection import POINTS, Faults, alive, pids_of
 
 Whole = tuple[Job, RunResult]
-# Passes of the point before it happens: within step 5 to 8, so that a checkpoint is there and steps are left.
-CALLS = {"forward": 26, "backward": 30, "communication": 60, "optimizer": 7, "save": 12}
+# Passes of the point before it happens: within step 9, when all ranks have told of the save after step 6, and steps are
+# left; of a save, amid that after step 6, by the tensors of a shard.
+CALLS = {"forward": 34, "backward": 34, "communication": 68, "optimizer": 9}
+DOING = {
+    "forward": r"in step 9, at {rank}F1;",
+    "backward": r"in step 9, at {rank}B1;",
+    "communication": r"in step 9, (at|waiting for) {rank}(F|B|RELEASE_F|RELEASE_B)\d;",
+    "optimizer": r"in step 9, at STEP;",
+    "save": r"(copying its state after step 6|in step [789], (at|waiting for) \S+);",  # a thread writes meanwhile
+}
 COVERING = [(0, "forward"), (1, "backward"), (0, "communication"), (1, "optimizer"), (0, "save")]  # all: in the soak
 
 
@@ -48,18 +58,26 @@ def survive(whole: Whole, out: Path, hears: Hears, **changes: object) -> Path:
     return out
 
 
+def amid_second_save(whole: Whole, rank: int) -> int:
+    """Which of a rank's writes is in the middle of its second save: the header is one, and so is each tensor."""
+    with safe_open(whole[0].out / f"checkpoints/step-{STEPS:08d}/rank-{rank}.safetensors", "pt") as file:
+        writes = 1 + len(file.keys())
+    return writes + writes // 2
+
+
 def check_killed(whole: Whole, faults: Faults, out: Path, rank: int, point: str) -> tuple[float, float]:
     """Kill a rank at a point; returns the seconds until its peer was ended, and until a step was done again."""
     hears = Hears()
-    faults.plan(rank, point, CALLS[point], signal.SIGKILL)
+    faults.plan(rank, point, amid_second_save(whole, rank) if point == "save" else CALLS[point], signal.SIGKILL)
     survive(whole, out, hears)
     at, (told,), (fault,) = faults.at(), hears.when("fault: "), hears.starting("fault: ")
     assert f"rank {rank} (process " in fault
-    assert "was killed by SIGKILL while " in fault
+    assert re.search(r" was killed by SIGKILL while " + DOING[point].format(rank=rank), fault), fault
     done_before = max(step for moment, step in hears.steps if moment < told)
     (restart,) = hears.starting("restart 1 of 3: ")
     gone_on_from = int(restart.partition("after step ")[2].split()[0])
-    assert done_before - gone_on_from <= 2 * SAVE_EVERY - 1  # the save of the newest interval may be under way
+    # What is being saved is lost too, and the steps that are done meanwhile.
+    assert done_before - gone_on_from <= (2 * SAVE_EVERY - 1 if point == "save" else SAVE_EVERY)
     return told - at, hears.step_after(told) - at
 
 
@@ -100,15 +118,15 @@ def check_stopped(whole: Whole, faults: Faults, out: Path, rank: int) -> tuple[f
     at, (told,), (fault,) = faults.at(), hears.when("fault: "), hears.starting("fault: ")
     assert f"rank {rank} (process " in fault
     assert "is stopped (SIGSTOP) and silent: no heartbeat for " in fault
-    assert f"in step 7, at {rank}F1" in fault
+    assert f"in step 9, at {rank}F1" in fault
     return told - at, hears.step_after(told) - at
 
 
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("hang", r"stuck: no rank has begun anything for .*: rank 0 \(process \d+\) in step 7, at 0F1; "),
-        ("hold", r"rank 0 \(process \d+\) is silent: no heartbeat for .* in step 7, at 0F1; "),
+        ("hang", r"stuck: no rank has begun anything for .*: rank 0 \(process \d+\) in step 9, at 0F1; "),
+        ("hold", r"rank 0 \(process \d+\) is silent: no heartbeat for .* in step 9, at 0F1; "),
     ],
 )
 def test_a_stuck_rank_is_told_from_one_that_waits_for_it(
@@ -175,10 +193,14 @@ def test_a_slow_rank_is_named_and_lives(whole: Whole, tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_normal_steps_accuse_nobody(whole: Whole, tmp_path: Path) -> None:
+    """Nor do saves and evaluations between them, which take longer than a step."""
     hears = Hears()
-    evenflow.train(replace(whole[0], out=tmp_path / "run", steps=1000, save_every=None), hears)
+    job = replace(whole[0], out=tmp_path / "run", steps=1000, save_every=50, eval_every=100)
+    result = evenflow.train(job, hears)
     assert len(hears.steps) == 1000
-    assert not [line for _, line in hears.lines if "slow" in line or line.startswith("fault")]
+    assert hears.saves
+    assert [own.step for own in result.metrics if own.eval_loss is not None] == list(range(100, 1001, 100))
+    assert not [line for _, line in hears.lines if line.startswith(("fault", "warning: rank"))]
 
 
 @pytest.mark.soak
@@ -199,5 +221,6 @@ def test_every_rank_at_every_point(
     report("SIGSTOP: a step done again", [again for _, again in stops])
     assert max(told for told, _ in times) <= 1
     assert max(again for _, again in times) <= 8
-    assert max(told for told, _ in stops) <= max(3 * max(own.step_s for own in whole[1].metrics), 5)
+    settled = [own.step_s for own in whole[1].metrics[1:]]  # the first one faults its memory in
+    assert max(told for told, _ in stops) <= max(3 * float(np.percentile(settled, 99)), 5)
     assert max(again for _, again in stops) <= 12

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from math import isfinite
 from typing import NoReturn, assert_never
 
 import torch
@@ -43,7 +44,17 @@ from evenflow.program import (
     action_text,
     buffers_at_once,
 )
-from evenflow.runtime import TORCH_DTYPES, Clock, Mesh, Optimizer, Reductions, Transfer, Transport, clock_of
+from evenflow.runtime import (
+    TORCH_DTYPES,
+    Clock,
+    Mesh,
+    Optimizer,
+    Reductions,
+    Transfer,
+    Transport,
+    clock_of,
+    global_norm,
+)
 from evenflow.spec import Dtype
 
 _Do = Callable[[RunningStep], None]
@@ -69,6 +80,10 @@ class Executor:
         gauge: the bytes that this process holds, asked after each action that computes; by default nobody asks.
         crossing: the type of what crosses stages.
         heartbeat: notes each action as it begins; by default one that nobody sees.
+
+    Attributes:
+        refuses_nan: whether a step whose loss or gradient norm is not finite updates nothing. Every rank has the same
+            sums before it updates, so all of them end such a step alike, with no word between them.
     """
 
     def __init__(
@@ -93,6 +108,7 @@ class Executor:
         self.actions = program.ranks[rank]
         self.transport = transport
         self.optimizer = optimizer
+        self.refuses_nan = False
         self.reductions = reductions
         self._replicas = mesh.axes.dp if mesh else 1
         self._first_microbatch = mesh.at.dp * program.microbatches if mesh else 0  # of the global batch
@@ -298,6 +314,10 @@ class Executor:
         assert self.optimizer is not None, "a program that trains has an optimizer"
         self._combine(running)
         self._has_input()
+        norm = global_norm(running.norms)
+        if self.refuses_nan and not (isfinite(running.loss) and isfinite(norm)):
+            running.grad_norm, running.refused = norm, True
+            return
         running.grad_norm = self.optimizer.step(running.norms, running.learning_rate)
         if self.reductions is not None:
             self.reductions.spread()

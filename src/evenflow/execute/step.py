@@ -27,6 +27,7 @@ class StepResult:
         losses: what each microbatch adds to it, by number; empty on ranks without the last stage.
         memory: what the executor's gauge said after each action that computes, and again after those that do not;
             empty without one.
+        refused: whether the loss or the gradient norm was not finite and no rank updated anything for that.
     """
 
     loss: float
@@ -37,6 +38,7 @@ class StepResult:
     spans: tuple[tuple[float, float], ...]
     losses: tuple[float, ...]
     memory: tuple[int, ...] = ()
+    refused: bool = False
 
 
 @dataclass(slots=True)
@@ -53,8 +55,11 @@ class RunningStep:
     loss: float = 0.0
     stop: bool = False
     grad_norm: float = 0.0
+    refused: bool = False
 
     def result(self, begin_s: float, end_s: float, moments: Sequence[float], memory: Sequence[int]) -> StepResult:
         """What the step came to; `moments` has start and end of each action in turn."""
         spans = tuple(zip(moments[::2], moments[1::2], strict=True))
-        return StepResult(self.loss, self.grad_norm, self.stop, begin_s, end_s, spans, self.losses, tuple(memory))
+        return StepResult(
+            self.loss, self.grad_norm, self.stop, begin_s, end_s, spans, self.losses, tuple(memory), self.refused
+        )

@@ -17,7 +17,7 @@ from evenflow.runtime.live_bytes import LiveBytes
 from evenflow.runtime.made_up import MadeUpTensorGroup, MadeUpTransport, made_up_mesh
 from evenflow.runtime.memory import CudaMemoryMeter, MemoryMeter, memory_meter
 from evenflow.runtime.mesh import Mesh, PipelineTransport, job_edges, make_mesh
-from evenflow.runtime.optimizer import MOMENTS, WEIGHT, Optimizer, OptimizerSettings
+from evenflow.runtime.optimizer import MOMENTS, WEIGHT, Optimizer, OptimizerSettings, global_norm
 from evenflow.runtime.out_of_memory import saying_what_lacks
 from evenflow.runtime.parts import differentiable, local, plain_part
 from evenflow.runtime.precision import TORCH_DTYPES, is_rounded
@@ -76,6 +76,7 @@ __all__ = [
     "connect",
     "differentiable",
     "edges_of",
+    "global_norm",
     "is_rounded",
     "job_edges",
     "local",

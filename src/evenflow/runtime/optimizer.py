@@ -124,7 +124,7 @@ class Optimizer:
         Returns:
             The global gradient norm before clipping.
         """
-        norm = float(torch.linalg.vector_norm(norms.sqrt()))
+        norm = global_norm(norms)
         factor = self.settings.clip_norm / (norm + 1e-6)
         if self.settings.clip_norm and factor < 1:
             for parameter in self.parameters.values():
@@ -179,6 +179,11 @@ class Optimizer:
                 own = _piece(moments[f"{kind}/{name}"], begin, parameter)
                 state[kind] = own.to(parameter.device, copy=True)
             self._adamw.state[parameter] = state
+
+
+def global_norm(norms: Tensor) -> float:
+    """The whole model's gradient norm, from the squared ones of its parameters: the same number on every rank."""
+    return float(torch.linalg.vector_norm(norms.sqrt()))
 
 
 def _piece(whole: Tensor, begin: str, parameter: Tensor) -> Tensor:

@@ -24,10 +24,13 @@ from evenflow.train.patience import first_patience, later_patience
 from evenflow.train.prepare import PreparedText, evaluation_request
 from evenflow.train.progress import Progress
 from evenflow.train.recorder import Recorder
+from evenflow.train.records import take_back, written_file
 from evenflow.train.signals import StopSignals
 
 # The name of what is being written: nothing in a run's folder has its own name before it is whole.
 PARTIAL_MODEL = "model.partial"
+PLAN = "plan.json"
+TOKENS = ("tokens/tokens.json", "tokens/tokenizer.json")  # the first has the hashes of what lies beside it
 _SHOWN_SAMPLES = 32
 
 
@@ -92,7 +95,7 @@ class Attempt:
     """
 
     def __init__(self, job: Job, ready: Prepared, watcher: Watcher) -> None:
-        self.recorder = _recorder(job, ready)
+        self.recorder = _recorder(job, ready, watcher.progress)
         self.checkpoints = _checkpoints(job, ready, self.recorder)
         self.shards: dict[int, dict[str, int]] = {}
         self.unwritten: str | None = None
@@ -117,13 +120,11 @@ class Attempt:
         """
         job, plan, out = self._job, self._ready.plan, self._job.out.resolve()
         shutil.rmtree(out / PARTIAL_MODEL, ignore_errors=True)
-        (out / PARTIAL_MODEL).mkdir(parents=True)
         self.checkpoints.clear()
         payload = _payload(job, self._ready)
         with launcher.running("train", "evenflow.train.ranks:run", plan.axes.processes, payload, plan.threads) as group:
             group.watch.patience = first_patience(plan.predicted.step_s)
-            processes = enumerate(zip(group.pids, group.hosts, strict=True))
-            save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], out / "ranks.json")
+            self._note_ranks(group)
             try:
                 self._follow(group)
             except RankLostError:
@@ -131,6 +132,17 @@ class Attempt:
             except FaultError:
                 self.keep_last()
                 raise
+
+    def _note_ranks(self, group: Group) -> None:
+        """Write down who the ranks are; a disk that is full keeps no run from starting again for that."""
+        path = self._job.out.resolve() / "ranks.json"
+        processes = enumerate(zip(group.pids, group.hosts, strict=True))
+        try:
+            save_ranks([RankProcess(rank, pid, host) for rank, (pid, host) in processes], path)
+        except FaultError as error:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # it names others
+            self._watcher.progress.said(f"warning: {error}. Training goes on; nothing names its processes")
 
     def keep_last(self) -> None:
         """Give the state after the last step its name though its model could not be written, where steps are left.
@@ -226,7 +238,7 @@ def _payload(job: Job, ready: Prepared) -> Message:
     """What every rank is told; paths are whole, since ranks have the fork server's working directory."""
     plan, source, checkpoint, out = ready.plan, ready.source, ready.checkpoint, job.out.resolve()
     return {
-        "plan": str(out / "plan.json"),
+        "plan": str(out / PLAN),
         "config": source.config.to_json_string(use_diff=False),
         "weights": [] if job.from_scratch else [str(path.resolve()) for path in source.weight_files],
         "seed": job.seed,
@@ -246,34 +258,41 @@ def _payload(job: Job, ready: Prepared) -> Message:
         "save_every": job.save_every,
         "evaluation": evaluation_request(job, plan.micro_batch_size),
         "z_loss": job.z_loss,
+        "stop_on_nan": job.stop_on_nan,
     }
 
 
 def _checkpoints(job: Job, ready: Prepared, recorder: Recorder) -> Checkpoints:
     plan = ready.plan
     model, settings = config_hash(ready.source.config), lasting_settings(job, ready.batch, ready.plan.dtype)
+    found = {name: written_file(job.out / name) for name in (PLAN, *TOKENS)}
+    own_files = {name: written for name, written in found.items() if written is not None}
 
     def state(step: int) -> RunState:
-        return RunState(model, step, recorder.tokens_after(step), settings)
+        beside = {**own_files, **recorder.written_after(step)}
+        return RunState(model, step, recorder.tokens_after(step), settings, beside)
 
     return Checkpoints(job.out, len(plan.ranks) * plan.axes.tp, state, job.keep_last, job.keep_every)
 
 
-def _recorder(job: Job, ready: Prepared) -> Recorder:
+def _recorder(job: Job, ready: Prepared, progress: Progress) -> Recorder:
     """Writes down the steps from here on; what the files say of later ones, which are taken again, is dropped."""
     metrics, samples = job.out / "metrics.jsonl", job.out / "samples.jsonl"
+    state = ready.checkpoint.state if ready.checkpoint else None
+    for path, truncate in ((metrics, truncate_metrics), (samples, truncate_samples)):
+        why = take_back(path, ready.done_steps, state.beside.get(path.name) if state else None, truncate)
+        if why is not None:
+            progress.said(f"warning: {why}")
     recorder = Recorder(ready.plan, plan_program(ready.plan), metrics, samples)
+    recorder.after, recorder.tokens = ready.done_steps, state.tokens if state else 0
     if metrics.exists():
-        truncate_metrics(metrics, ready.done_steps)
         recorder.metrics.extend(load_metrics(metrics))
         recorder.done_before = len(recorder.metrics)
-    if samples.exists():
-        truncate_samples(samples, ready.done_steps)
     return recorder
 
 
 def _check_finite(metrics: StepMetrics, recorder: Recorder, job: Job) -> None:
-    """Stop a run whose numbers are none any more, before anything of them is saved.
+    """Stop a run whose numbers are none any more: its ranks have ended the step already, and updated nothing.
 
     Raises:
         FaultError: the step, what it came to, and where its samples are named.

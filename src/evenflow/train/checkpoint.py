@@ -4,9 +4,11 @@
                                   rank-1.safetensors
                                   manifest.json        all that is no tensor, each file's size and hash, its own hash
                     partial-00000080/                  one that is being written
+                    dropped-00000020/                  one that is being removed
 
 Ranks write their shards into a fresh folder and flush them to the disk. The manifest goes in last, and then the folder
-gets its name: so what has a name is whole, or was damaged later, which its hashes tell. Nothing random is state of its
+gets its name; one that is dropped loses it first. So what has a name is whole, or was damaged later, which its hashes
+tell, and a manifest that is missing. Nothing random is state of its
 own: samples, drawn weights and dropout are functions of the seed and the step.
 """
 
@@ -15,10 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,14 @@ from evenflow.errors import FaultError, InputError, first_line
 from evenflow.files import check_names, check_shard_header, sync_folder, write_json
 from evenflow.spec import DEFAULT_DTYPE, Dtype, check_dtype
 from evenflow.train.job import Job
+from evenflow.train.records import DAMAGED, Written, free_name, read_written, write_written
 from evenflow.train.shards import hash_file
 
 CHECKPOINT_VERSION = 5
 _MANIFEST = "manifest.json"
 _MOST_MANIFEST_BYTES = 2**26
 _PARTIAL = "partial-"
-_DAMAGED = "damaged-"
+_DROPPED = "dropped-"
 _READERS = 4  # files hashed at once
 
 Setting = str | int | float | bool | None
@@ -49,12 +52,14 @@ class RunState:
         step: the last step whose update is in the weights; learning rate, samples and dropout follow from it.
         tokens: trained on so far.
         settings: those that make the run what it is, by the key of the job file.
+        beside: what the run's other files were then, by name; a checkpoint of an older evenflow does not say.
     """
 
     model: str
     step: int
     tokens: int
     settings: Mapping[str, Setting]
+    beside: Mapping[str, Written] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,9 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
         InputError: there are some, and all are damaged: the newest is named, and how.
     """
     damaged: list[str] = []
-    for folder in sorted((path.parent for path in (run / "checkpoints").glob(f"step-*/{_MANIFEST}")), reverse=True):
+    for folder in sorted((path for path in (run / "checkpoints").glob("step-*") if path.is_dir()), reverse=True):
+        if not (folder / _MANIFEST).exists() and _step_of(folder) is None:
+            continue  # somebody's own
         try:
             state, files = _read_manifest(folder / _MANIFEST)
             if state.step != _step_of(folder):
@@ -170,9 +177,10 @@ class Checkpoints:
         return any((self._run / "checkpoints").glob(f"step-*/{_MANIFEST}"))
 
     def clear(self) -> None:
-        """Remove what runs before were writing when they ended."""
-        for folder in (self._run / "checkpoints").glob(f"{_PARTIAL}*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove what runs before were writing, or removing, when they ended."""
+        for kind in (_PARTIAL, _DROPPED):
+            for folder in (self._run / "checkpoints").glob(f"{kind}*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def take(self, rank: int, message: Mapping[str, Any]) -> Taken | None:
         """Take a rank's report of a shard, on the disk or not; what came of the checkpoint once all have reported.
@@ -234,11 +242,12 @@ class Checkpoints:
             "tokens": state.tokens,
             "settings": dict(state.settings),
             "files": files,
+            "beside": write_written(state.beside),
         }
         write_json(partial / _MANIFEST, {**manifest, "hash": manifest_hash(manifest)})
         final = self._run / "checkpoints" / f"step-{step:08d}"
         if final.exists():  # a run goes on from its newest whole one, so this one is damaged
-            final.rename(_free_name(final.with_name(f"{_DAMAGED}{step:08d}")))
+            final.rename(free_name(final.with_name(f"{DAMAGED}{step:08d}")))
         partial.rename(final)
         sync_folder(final.parent)
         return final
@@ -249,9 +258,11 @@ class Checkpoints:
             step = _step_of(folder)
             if folder == newest or (self._keep_every and step is not None and step % self._keep_every == 0):
                 continue
+            dropped = folder.with_name(_DROPPED + folder.name.partition("-")[2])
             with suppress(OSError):
-                (folder / _MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not count
-            shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(dropped, ignore_errors=True)
+                folder.rename(dropped)  # first: half a checkpoint would be taken for a damaged one
+                shutil.rmtree(dropped, ignore_errors=True)
 
 
 _BEFORE = {"dtype": DEFAULT_DTYPE}  # what runs had when there was no such key yet
@@ -298,8 +309,11 @@ def _read_manifest(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:
             raise InputError(f"{path} has format_version {version}; this evenflow reads {CHECKPOINT_VERSION}")
         if facts.pop("hash", None) != manifest_hash(facts):
             raise InputError(f"{path} is damaged: it does not have its own hash")
-        state = RunState(facts["model"], int(facts["step"]), int(facts["tokens"]), dict(facts["settings"]))
+        beside = read_written(facts.get("beside", {}))
+        state = RunState(facts["model"], int(facts["step"]), int(facts["tokens"]), dict(facts["settings"]), beside)
         files = {str(name): {"bytes": int(own["bytes"]), "xxh3": own["xxh3"]} for name, own in facts["files"].items()}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, which says what belongs to the checkpoint") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error!r})") from None
     return state, files
@@ -340,10 +354,3 @@ def _hash_of(path: Path) -> str:
 def _step_of(folder: Path) -> int | None:
     digits = folder.name.partition("-")[2]
     return int(digits) if digits.isdecimal() else None
-
-
-def _free_name(path: Path) -> Path:
-    names: Iterator[Path] = (
-        path if number == 1 else path.with_name(f"{path.name}-{number}") for number in range(1, 10**6)
-    )
-    return next(name for name in names if not name.exists())

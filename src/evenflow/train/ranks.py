@@ -109,6 +109,7 @@ def _train(
     executor, held, optimizer, reductions = assemble(payload, plan, program, transport, mesh, device)
     executor.gauge = meter.held_bytes
     executor.heartbeat = channel.heartbeat
+    executor.refuses_nan = payload["stop_on_nan"]
     sequences = _sequences(Path(payload["tokens"]), payload, plan)
     trained, held_out = _divide(sequences, payload, plan)
     evaluator = Evaluator(executor, mesh, held_out, payload["hidden_size"], device) if held_out else None
@@ -125,6 +126,8 @@ def _train(
     step = _take_steps(
         channel, payload, plan, _Working(at, host, executor, evaluator, saver, sequences, trained, meter, device)
     )
+    if step is None:
+        return
     set_gloo_timeouts(host, gloo_timeout_s(plan.predicted.step_s, None))
     _compare_clocks(channel, host, rank, axes.processes)
     channel.doing("saving its state")
@@ -149,8 +152,11 @@ class _Working:
     device: torch.device
 
 
-def _take_steps(channel: Channel, payload: dict[str, Any], plan: Plan, own: _Working) -> int:
-    """Take one step after another until the last, or until a rank was asked to stop; returns the newest step."""
+def _take_steps(channel: Channel, payload: dict[str, Any], plan: Plan, own: _Working) -> int | None:
+    """Take one step after another until the last, or until a rank was asked to stop; returns the newest step.
+
+    None where its numbers are none any more: it is told of, and nothing more is done; whoever hears it ends the run.
+    """
     rates, first = LrSchedule(**payload["rates"]), payload["done_steps"] + 1
     at, executor, saver = own.at, own.executor, own.saver
     names_samples = 0 in executor.runners and at.tp == 0
@@ -163,9 +169,14 @@ def _take_steps(channel: Channel, payload: dict[str, Any], plan: Plan, own: _Wor
         draw = draw_of(payload["seed"], step)
         result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
         report = {**_step_report(step, result, rate), "peak": own.meter.peak_bytes(), "tokens": batch.tokens}
-        if own.evaluator and _is_evaluated(step, payload):
+        if result.refused:
+            _tell(channel, saver.finish())  # of a step that was good, and heard of before the run ends
+        elif own.evaluator and _is_evaluated(step, payload):
             report["eval_loss"] = own.evaluator.loss(lambda what: channel.doing(what, timed=True))
         channel.send({**report, "samples": batch.samples() if names_samples else []})
+        if result.refused:
+            _all_idle(own.host, saver)  # nobody leaves before all have told theirs
+            return None
         _tell(channel, saver.done())
         if step == first:
             set_gloo_timeouts(own.host, gloo_timeout_s(plan.predicted.step_s, result.end_s - result.begin_s))
@@ -193,6 +204,7 @@ def _all_idle(host: Transport, saver: Saver) -> bool:
 def _write_model(channel: Channel, held: tuple[Stage, ...], folder: Path, at: Coordinates, ranks: int) -> None:
     """Write this rank's shard of the model; that it cannot be is told, so that no rank is ended while it saves."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)  # only now: a run may start while the disk is full
         sizes = write_weights(held, folder, at.pp, ranks)
     except (OSError, SafetensorError) as error:
         channel.send({"kind": "unwritten", "why": first_line(error)})

@@ -15,6 +15,7 @@ from evenflow.plan import Coordinates, Plan
 from evenflow.program import Program
 from evenflow.runtime import ClockOffset
 from evenflow.timeline import RankTimeline, Timeline
+from evenflow.train.records import Lines, Written
 
 # The first steps allocate and fault pages in; of the others the newest are kept to choose a typical one.
 _WARM_UP_STEPS = 2
@@ -63,6 +64,8 @@ class Recorder:
         samples_path: where its samples are.
         metrics: all steps so far, those before a resume included.
         done_before: how many of them that is.
+        after: the step that is gone on from.
+        tokens: trained on so far, which a checkpoint says of the steps before, whatever became of their metrics.
         samples: those of the newest step.
         busy_s: of each process, what it computed in the newest step.
     """
@@ -73,6 +76,8 @@ class Recorder:
     samples_path: Path
     metrics: list[StepMetrics] = field(default_factory=list)
     done_before: int = 0
+    after: int = 0
+    tokens: int = 0
     samples: tuple[int, ...] = ()
     busy_s: tuple[float, ...] = ()
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
@@ -82,6 +87,10 @@ class Recorder:
     _trouble: str | None = None
     _told: str | None = None
     _kept: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
+    _lines: dict[str, Lines] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._lines = {path.name: Lines(path) for path in (self.samples_path, self.metrics_path)}
 
     def take_clock(self, rank: int, report: dict[str, Any]) -> None:
         """Take what a rank found its clock to be from rank 0's: before its first step, and after its last."""
@@ -97,7 +106,7 @@ class Recorder:
         del self._reports[step]
         timeline = self._timeline(reports)
         self.busy_s = tuple(self._busy[process] for process in range(self.plan.axes.processes))
-        warm_up = self.done_before + _WARM_UP_STEPS
+        warm_up = self.after + _WARM_UP_STEPS
         if step > warm_up or not self._kept:
             if self._kept and self._kept[0].step <= warm_up:
                 self._kept.clear()
@@ -105,12 +114,13 @@ class Recorder:
         tokens: int = report["tokens"]
         # FLOPs of microbatches that are shorter than the plan's are taken to be fewer as their tokens are.
         worked = tokens / (self.plan.global_batch_size * self.plan.seq_length)
+        self.tokens += tokens
         metrics = StepMetrics(
             step=step,
             loss=report["loss"],
             grad_norm=report["grad_norm"],
             lr=report["lr"],
-            tokens=tokens + (self.metrics[-1].tokens if self.metrics else 0),
+            tokens=self.tokens,
             tokens_per_s=tokens / timeline.step_s,
             step_s=timeline.step_s,
             idle_fraction=timeline.idle_fraction,
@@ -122,7 +132,10 @@ class Recorder:
         samples = [sample for own in sorted(reports) for sample in reports[own].get("samples", ())]
         self.samples = tuple(samples)
         self.metrics.append(metrics)
-        self._unwritten.append((samples_line(step, samples), metrics_line(metrics) + "\n"))
+        lines = samples_line(step, samples), metrics_line(metrics) + "\n"
+        for own, line in zip(self._lines.values(), lines, strict=True):
+            own.add(step, line)
+        self._unwritten.append(lines)
         try:
             self.write()
         except EvenflowError as error:
@@ -155,6 +168,10 @@ class Recorder:
     def tokens_after(self, step: int) -> int:
         """Tokens trained on once `step` was done, which all ranks have reported."""
         return next(own.tokens for own in reversed(self.metrics) if own.step == step)
+
+    def written_after(self, step: int) -> dict[str, Written]:
+        """By name, what its files are once all lines up to `step` are in them."""
+        return {name: own.after(step) for name, own in self._lines.items()}
 
     def typical(self) -> tuple[int, Timeline] | None:
         """The kept step whose length is the median, with its number, all moments on rank 0's clock."""

@@ -25,7 +25,7 @@ from evenflow.plan import Axes, Plan
 from evenflow.search import check_request, find_out, make_plan, plan_timeline
 from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Batch, Cluster, Model
 from evenflow.timeline import Comparison, Timeline, compare
-from evenflow.train.attempt import PARTIAL_MODEL, Attempt, Prepared, Watcher
+from evenflow.train.attempt import PARTIAL_MODEL, PLAN, TOKENS, Attempt, Prepared, Watcher
 from evenflow.train.checkpoint import Checkpoint, RunState, check_resumable, choose_dtype, config_hash
 from evenflow.train.checks import check_apart, check_model
 from evenflow.train.folder import RunFolder
@@ -50,6 +50,7 @@ from evenflow.train.prepare import (
 )
 from evenflow.train.progress import Progress, Silent
 from evenflow.train.recorder import Recorder
+from evenflow.train.records import why_damaged
 from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
 from evenflow.train.supervise import go_on_from, see_through
@@ -123,7 +124,7 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
         launcher.check_shared(job.out, () if job.from_scratch else source.weight_files)
         ready = _prepare(job, source, progress, signals, launcher)
         _say_weights(job, ready, progress)
-        save_plan(ready.plan, job.out / "plan.json")
+        save_plan(ready.plan, job.out / PLAN)
         progress.planned(ready.plan, ready.model)
         for warning in _preflight(job, ready, launcher):
             progress.said(warning)
@@ -184,6 +185,7 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         checkpoint = go_on_from(job.out, progress)
         if checkpoint is None:
             raise InputError(f"--resume: {job.out} has no complete checkpoint; a new --out starts a new run")
+        _check_beside(job, checkpoint, progress)
     else:
         check_data(job, source)
     if job.plan is not None:
@@ -216,6 +218,25 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
     check_model(job, source, plan.axes, progress)
     signals.check()
     return Prepared(source, model, plan, text, checkpoint)
+
+
+def _check_beside(job: Job, checkpoint: Checkpoint, progress: Progress) -> None:
+    """Name files that are not what the checkpoint was trained with, before anything is made of them.
+
+    Raises:
+        InputError: tokens are: with others it would be another run.
+    """
+    beside = checkpoint.state.beside
+    found = {name: why_damaged(job.out / name, beside[name]) for name in (PLAN, *TOKENS) if name in beside}
+    for name in TOKENS:
+        if (why := found.get(name)) is not None:
+            raise InputError(f"{why}; the file as it was, from a copy of {job.out}, would do")
+    why = found.get(PLAN)
+    if why is None:
+        return
+    follows = job.plan is not None and job.plan.resolve() == (job.out / PLAN).resolve()
+    then = "it is followed as it is, since --plan says so" if follows else "the plan of this start takes its place"
+    progress.said(f"warning: {why}, unless a later start that saved nothing left it; {then}")
 
 
 def _cluster_and_batch(

@@ -6,10 +6,11 @@ none, memory that does not suffice, an error in the code) would come again, so i
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from evenflow.errors import FaultError, InputError, RankLostError
+from evenflow.errors import EvenflowError, FaultError, InputError, RankLostError
 from evenflow.launch import Launcher
 from evenflow.train.attempt import Attempt, Prepared, Watcher
 from evenflow.train.checkpoint import Checkpoint, newest_checkpoint
@@ -40,6 +41,8 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
                 raise _last_word(error, job, restarts) from None
             restarts += 1
             watcher.progress.said(f"fault: {error}")
+            with suppress(EvenflowError):  # a full disk may take now what it has not: nobody else has these lines
+                attempt.recorder.write()
             checkpoint = go_on_from(job.out, watcher.progress, error)
             ready = replace(ready, checkpoint=checkpoint)
             where = f"from {checkpoint.folder}" if checkpoint else "from the beginning, since nothing was saved yet"
