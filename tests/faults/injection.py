@@ -41,6 +41,8 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
                 time.sleep(600)
             case "slow":
                 time.sleep(6)
+            case "pause":
+                time.sleep(1.5)
             case "hold":  # the interpreter, with all its threads
                 ctypes.PyDLL(None).sleep(600)
             case "memory":

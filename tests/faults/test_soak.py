@@ -83,7 +83,7 @@ class Begins(Hears):
 
 
 def soak(whole: tuple[Job, RunResult], faults: Faults, out: Path, seconds: float, every_s: float) -> tuple[float, str]:
-    """A run in trouble against one without; returns its goodput, and what happened."""
+    """A run in trouble against one without; returns its goodput, by the steps of the latter, and what happened."""
     job = replace(whole[0], out=out, steps=10**6, save_every=20, restarts=10**6)
     trouble = Trouble(out, faults, seconds, every_s, seed=11)
     hears = Begins(trouble.began)
@@ -93,17 +93,19 @@ def soak(whole: tuple[Job, RunResult], faults: Faults, out: Path, seconds: float
     assert stopped.value.exit_code == 143
     wall_s = time.time() - hears.steps[0][0]
     metrics = load_metrics(out / "metrics.jsonl")
-    goodput = sum(own.step_s for own in metrics[1:]) / wall_s
     last = metrics[-1].step
     assert [own.step for own in metrics] == list(range(1, last + 1))
     assert not alive(pids_of(out))
     quiet = out.with_name("quiet")
     evenflow.train(replace(job, out=quiet, stop_at=last, save_every=None))
+    untroubled = load_metrics(quiet / "metrics.jsonl")
+    # What the steps take where nothing happens: a step in which a rank was slowed or stopped is not all good.
+    goodput = sum(own.step_s for own in untroubled[1:]) / wall_s
     for part in (f"checkpoints/step-{last:08d}", "model"):
         one, other = tensors_of(out / part), tensors_of(quiet / part)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one), f"{part} differs"
-    assert [own.loss for own in metrics] == [own.loss for own in load_metrics(quiet / "metrics.jsonl")]
+    assert [own.loss for own in metrics] == [own.loss for own in untroubled]
     restarts = len(hears.starting("restart "))
     assert restarts == len(hears.starting("fault: "))
     said = ", ".join(f"{number} {kind}" for kind, number in trouble.done.items())

@@ -201,7 +201,7 @@ def test_a_mistake_is_one_line_with_its_key(tmp_path, change, said):
         ("{", "is not JSON: line 1"),
         ('{\n"model": }', "is not JSON: line 2"),
         ("[]", "should be one JSON object"),
-        ('{"format_version": NaN}', "is not JSON: NaN is not a number"),
+        ('{"format_version": NaN}', "format_version: is NaN; this evenflow reads"),
         ('{"model": "a", "model": "b"}', "model: is there twice"),
         ("[" * 100_000, "is not a file of ours: it nests too deeply"),
     ],

@@ -75,6 +75,9 @@ def test_two_hosts_train_bitwise_as_one(
     assert [rank.host for rank in load_ranks(two / "ranks.json")] == ["host-a", "host-b"]
     assert "step 4/4" in said[0][1]
     assert "step" not in "".join(said[1])  # one host tells the story
+    warning = " ".join("".join(said[0]).split())
+    assert "warning: the ranks talk over " in warning
+    assert "(10.77.0.1): PyTorch's traffic between hosts is neither encrypted nor authenticated" in warning
     AutoModelForCausalLM.from_pretrained(two / "model")
 
 

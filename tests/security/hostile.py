@@ -1,12 +1,14 @@
-"""Opens hostile files under an audit hook, in a process of its own, and prints what happened as JSON."""
+"""Gives hostile folders to the command line under an audit hook, in a process of its own; prints it all as JSON."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ LLAMA = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 HUGE = 10 * 2**30
+COMMANDS = ("describe", "plan", "check", "train")
+WRONG_CONFIGS = (
+    "unknown-with-code", "config-link", "config-pipe", "huge-config", "deep-config", "generation-link",
+)  # fmt: skip
 REMOTE = {"AutoConfig": "modeling_evil.Config", "AutoModelForCausalLM": "modeling_evil.Model"}
 
 
@@ -27,6 +33,8 @@ class Cases:
         self.marker = folder / "code-ran"
         self.secret = folder / "secret"
         self.secret.write_text("the secret")
+        self.text = folder / "text.txt"
+        self.text.write_text("some text to train on\n" * 100)
         self.code = f"open({str(self.marker)!r}, 'w').write('ran')\n"
         self.pickle = b"cbuiltins\nexec\n(V" + self.code.encode().replace(b"\n", b"\\u000a") + b"tR."
 
@@ -38,6 +46,14 @@ class Cases:
         (folder / "modeling_evil.py").write_text(self.code)
         (folder / "tokenization_evil.py").write_text(self.code)
         (folder / "__init__.py").write_text(self.code)
+        return folder
+
+    def accepted(self) -> Path:
+        """A known model that brings code for all of it: nothing is wrong with it, and none of that runs."""
+        folder = self.folder / "accepted"
+        self.model(str(folder), {**LLAMA, "auto_map": REMOTE, "trust_remote_code": True})
+        for name in ("setup", "sitecustomize", "configuration_llama", "modeling_llama"):
+            (folder / f"{name}.py").write_text(self.code)
         return folder
 
     def models(self) -> None:
@@ -95,62 +111,101 @@ class Cases:
 
 
 def main() -> None:
-    """Open each, and tell: what was said, how long it took, and which forbidden things were done."""
+    """Give each to the commands, and tell: what was said, how long it took, and which forbidden things were done."""
     cases = Cases(Path(sys.argv[1]))
     cases.models()
     cases.checkpoints()
-    done: list[str] = []
-    below = (str(cases.folder / "models"), str(cases.folder / "runs"))
-
-    def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        match event:
-            case "pickle.find_class" | "os.system" | "subprocess.Popen" | "os.exec" | "socket.connect":
-                done.append(f"{event} {arguments}")
-            case "compile" | "exec":
-                name = getattr(arguments[0], "co_filename", None) or str(arguments[-1])
-                if name.startswith(below):
-                    done.append(f"{event} {name}")
-            case "open" if os.fspath(arguments[0]) == str(cases.secret) if isinstance(arguments[0], str) else False:
-                done.append(f"open {arguments[0]}")
-
-    sys.addaudithook(audit)
+    tried = Tried(cases)
+    good = cases.folder / "good"
+    good.mkdir()
+    (good / "config.json").write_text(json.dumps(LLAMA))
+    for command in COMMANDS:  # imports what it needs, and the fork server, before seconds are counted
+        tried.command(command, good)
+    sys.addaudithook(tried.audit)
     results = {}
     for folder in sorted((cases.folder / "models").iterdir()):
-        arguments = [str(folder), "--data", str(cases.secret), "--out", str(cases.folder / "out"), "--no-check"]
-        results[f"model {folder.name}"] = tried(lambda given=arguments: train(given), done)
+        results[f"train {folder.name}"] = tried(tried.command, "train", folder)
+        if folder.name in WRONG_CONFIGS:
+            for command in ("describe", "plan", "check"):
+                results[f"{command} {folder.name}"] = tried(tried.command, command, folder)
     for folder in sorted((cases.folder / "runs").iterdir()):
-        results[f"checkpoint {folder.name}"] = tried(lambda run=folder: newest_checkpoint(run), done)
-    print(json.dumps({"results": results, "ran": cases.marker.exists()}))
+        results[f"checkpoint {folder.name}"] = tried(tried.checkpoint, folder)
+    accepted = cases.accepted()
+    for command in COMMANDS:
+        results[f"accepted {command}"] = tried(tried.command, command, accepted)
+    steps = (cases.folder / "out" / "metrics.jsonl").read_text().count("\n")
+    print(json.dumps({"results": results, "ran": cases.marker.exists(), "steps": steps}))
 
 
-def train(arguments: list[str]) -> None:
-    job = Job(model=arguments[0], data=Path(arguments[2]), out=Path(arguments[4]), check=False)
-    source = find_model(job.model)
-    source.check_weights()
-    find_tokenizer(Path(arguments[0]))
-    raise AssertionError("not refused")
+class Tried:
+    """Tries hostile folders, and takes down what they got done."""
 
+    def __init__(self, cases: Cases) -> None:
+        self.cases = cases
+        self.done: list[str] = []
+        self._below = tuple(str(cases.folder / name) for name in ("models", "runs", "accepted"))
 
-def tried(what: Callable[[], Any], done: list[str]) -> dict[str, Any]:
-    done.clear()
-    began = time.perf_counter()
-    try:
-        what()
-        said = "not refused"
-    except EvenflowError as error:
-        said = f"{type(error).__name__}: {error}"
-    except BaseException as error:
-        said = f"traceback: {error!r}"
-    return {"said": said, "seconds": time.perf_counter() - began, "done": [*done]}
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        match event:
+            case "pickle.find_class" | "os.system" | "subprocess.Popen" | "os.exec" | "socket.connect":
+                self.done.append(f"{event} {arguments}")
+            case "compile" | "exec":
+                name = getattr(arguments[0], "co_filename", None) or str(arguments[-1])
+                if name.startswith(self._below):
+                    self.done.append(f"{event} {name}")
+            case "open" if isinstance(arguments[0], str | bytes | os.PathLike):
+                if os.fsdecode(arguments[0]) == str(self.cases.secret):
+                    self.done.append(f"open {arguments[0]!r}")
+
+    def command(self, command: str, folder: Path) -> tuple[int, str]:
+        """The command line's exit code and what it said."""
+        shape = ["--seq-length", "32", "--micro-batch-size", "2"]
+        plan, text = str(self.cases.folder / "plan.json"), str(self.cases.text)
+        given = {
+            "describe": shape,
+            "plan": [*shape, "--global-batch-size", "4", "--pp", "2", "--out", plan],
+            "check": [],
+            "train": [
+                *("--plan", plan, "--data", text, "--out", str(self.cases.folder / "out")),
+                *("--steps", "2", "--no-check"),
+            ],
+        }[command]
+        if command == "train" and folder.name == "good":
+            given[given.index(text)] = str(self.cases.folder / "no text")
+        said = io.StringIO()
+        with redirect_stderr(said), redirect_stdout(io.StringIO()):
+            code = evenflow([command, str(folder), *given])
+        return code, said.getvalue()
+
+    def checkpoint(self, run: Path) -> tuple[int, str]:
+        try:
+            newest_checkpoint(run)
+        except EvenflowError as error:
+            return error.exit_code, f"{error}\n"
+        return 0, ""
+
+    def __call__(self, what: Callable[..., tuple[int, str]], *arguments: Any) -> dict[str, Any]:
+        """Tries once, and where that took long once more, since the machine may have been busy."""
+        self.done.clear()
+        for _ in range(2):
+            began = time.perf_counter()
+            try:
+                code, said = what(*arguments)
+            except BaseException as error:
+                code, said = -1, f"traceback: {error!r}"
+            seconds = time.perf_counter() - began
+            if seconds < 1 or not code:
+                break
+        return {"code": code, "said": said, "seconds": seconds, "done": [*self.done]}
 
 
 if __name__ == "__main__":
+    from evenflow.cli import main as evenflow
     from evenflow.errors import EvenflowError
-    from evenflow.models import find_model
-    from evenflow.train import Job
+    from evenflow.launch import shared_server
     from evenflow.train.checkpoint import CHECKPOINT_VERSION as VERSION
     from evenflow.train.checkpoint import manifest_hash, newest_checkpoint
     from evenflow.train.shards import hash_file
-    from evenflow.train.tokenizer import find_tokenizer
 
+    shared_server()
     main()

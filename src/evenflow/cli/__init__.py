@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from evenflow.errors import EvenflowError, FaultError
+from evenflow.errors import EvenflowError, FaultError, InputError
 
 COMMANDS = {
     "demo": "everything on this machine, on text that is already here",
@@ -27,6 +28,9 @@ COMMANDS = {
     "launch": "the script that starts a job on several nodes",
     "rehearse": "one rank of a plan alone on this device: its real time and memory",
 }
+
+
+_LONGEST_WORD = 400  # of an error: paths are shorter, and a name that is not has been mistyped
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -63,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _top_parser().print_help()
         return 0
     except EvenflowError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
@@ -74,8 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{name}: the system refused: {error.strerror or error}{where}", file=sys.stderr)
-        return FaultError.exit_code
+        print(f"{name}: the system refused: {_one_line(f'{error.strerror or error}{where}')}", file=sys.stderr)
+        return (InputError if error.errno == errno.ENAMETOOLONG else FaultError).exit_code
+
+
+def _one_line(text: str) -> str:
+    """What is wrong, without what a file or a name in it may hold: line ends, a terminal's orders, endless words."""
+    words = (word if len(word) <= _LONGEST_WORD else f"{word[:_LONGEST_WORD]}..." for word in text.split())
+    shown = " ".join(words)
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
 
 
 def _run(command: str, arguments: list[str]) -> int:

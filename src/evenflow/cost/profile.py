@@ -85,15 +85,24 @@ class Profile:
             InputError: what differs, with both values.
         """
         pairs = [
-            ("microbatch", f"{self.micro_batch_size} x {self.seq_length}", _shape(model)),
-            ("model" if model.tp == 1 else f"model at tp {model.tp}", self.fingerprint, model.fingerprint),
+            (
+                "microbatch (micro_batch_size x seq_length)",
+                f"{self.micro_batch_size} x {self.seq_length}",
+                _shape(model),
+            ),
+            (
+                "model (fingerprint)" if model.tp == 1 else f"model (fingerprint) at tp {model.tp}",
+                self.fingerprint,
+                model.fingerprint,
+            ),
+            ("number of layers", len(self.layers), len(model.layers)),
             ("number of processes", self.processes, cluster.devices),
             ("number of threads", self.threads, cluster.threads),
         ]
         if self.cluster != cluster.name:
             raise InputError(
-                f"the profile was measured on {self.machine.processor}, which says nothing about {cluster.name}; "
-                "without --profile its costs come from FLOPs"
+                f"the profile was measured on {self.machine.processor} (cluster {self.cluster}), which says nothing "
+                f"about {cluster.name}; without --profile its costs come from FLOPs"
             )
         if cluster.is_local:
             pairs.insert(0, ("machine", self.machine, this_machine()))

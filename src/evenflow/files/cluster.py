@@ -19,7 +19,7 @@ from evenflow.spec.cluster import NodeGroup, grouped_cluster, in_nodes, parse_cl
 from evenflow.units import parse_bytes
 
 _GIGA, _TERA = 1e9, 1e12
-Positive = Annotated[float, Field(gt=0, le=1e9)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e9)]  # a kilobyte a second is slower than any link
 
 
 class NodesPart(Part):
@@ -46,7 +46,7 @@ class DevicePart(Part):
 
     like: str | None = None
     file: str | None = None
-    half_tflops: Positive | None = None
+    half_tflops: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
     memory: str | None = None
     memory_gbytes_per_s: Positive | None = None
 

@@ -73,10 +73,11 @@ def parse_json(text: str, where: str) -> object:
     """Read JSON; `where` names the file (and line) in the error.
 
     Raises:
-        InputError: it is not JSON, says one key twice or has a number that is not finite.
+        InputError: it is not JSON, or says one key twice. A number that is not finite is left to the schema, which
+            names its key.
     """
     try:
-        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant, parse_int=_whole_number)
+        return json.loads(text, object_pairs_hook=_no_key_twice, parse_int=_whole_number)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: is not JSON: line {error.lineno}: {error.msg}") from None
     except RecursionError:
@@ -269,10 +270,6 @@ class _LongNumber:
 def _whole_number(text: str) -> int | _LongNumber:
     digits = len(text.lstrip("-"))
     return int(text) if digits <= _MOST_DIGITS else _LongNumber(digits)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"is not JSON: {name} is not a number; a finite one would be")
 
 
 def _one_line(data: object) -> str:

@@ -32,29 +32,31 @@ class Batch:
         if min(self.global_batch_size, self.micro_batch_size, self.replicas) < 1:
             raise InputError("batch sizes start at 1")
         if self.seq_length < 2:
-            raise InputError("a sequence needs at least 2 tokens: one to read and one to predict")
+            raise InputError(
+                f"--seq-length {self.seq_length}: a sequence needs at least 2 tokens: one to read and one to predict"
+            )
         if self.global_batch_size % self.replicas:
             raise InputError(
-                f"a global batch of {self.global_batch_size} does not divide over {self.replicas} replicas (--dp); "
-                f"{_nearest(self.global_batch_size, self.replicas)} would do"
+                f"--global-batch-size: a global batch of {self.global_batch_size} does not divide over {self.replicas} "
+                f"replicas (--dp); {_nearest(self.global_batch_size, self.replicas)} would do"
             )
         own = self.global_batch_size // self.replicas
         if own % self.micro_batch_size and self.replicas > 1:
             raise InputError(
-                f"a global batch of {self.global_batch_size} leaves {own} sequences to each of {self.replicas} "
-                f"replicas (--dp), which do not divide into microbatches of {self.micro_batch_size}; "
-                f"{_listed(divisors(own))} would do"
+                f"--global-batch-size: a global batch of {self.global_batch_size} leaves {own} sequences to each of "
+                f"{self.replicas} replicas (--dp), which do not divide into microbatches of {self.micro_batch_size}; "
+                f"{_listed(divisors(own))} would do as --micro-batch-size"
             )
         if self.global_batch_size % self.micro_batch_size:
             raise InputError(
-                f"a global batch of {self.global_batch_size} does not divide into microbatches of "
-                f"{self.micro_batch_size}; {_listed(divisors(self.global_batch_size))} would do"
+                f"--global-batch-size: a global batch of {self.global_batch_size} does not divide into microbatches of "
+                f"{self.micro_batch_size}; {_listed(divisors(self.global_batch_size))} would do as --micro-batch-size"
             )
 
         if self.microbatches > MOST_MICROBATCHES:
             raise InputError(
                 f"{self.microbatches} microbatches in a step are too many; {MOST_MICROBATCHES} would be the most, "
-                "so a larger microbatch or a smaller global batch would do"
+                "so a larger --micro-batch-size or a smaller --global-batch-size would do"
             )
 
     @property

@@ -38,8 +38,8 @@ def choose_cluster(
     if len({group.accelerator for group in whole.groups}) > 1:
         kinds = ", ".join(f"{group.devices} {group.accelerator.name}" for group in whole.groups)
         raise InputError(
-            f"{text} has devices of several kinds ({kinds}), over which presets are planned, such as llama-2-7b; a "
-            "file with nodes of one kind would do"
+            f"{text} has devices of several kinds ({kinds}), by name, memory or links, over which presets are planned, "
+            "such as llama-2-7b; a file with nodes of one kind would do"
         )
     others = (tp or 1) * (dp or 1)
     here = (pp or max(whole.devices // others, 1)) * others if whole.is_local else whole.devices

@@ -18,7 +18,7 @@ from evenflow.train.progress import Progress
 from evenflow.train.sampler import hold_out
 from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore, build_store
-from evenflow.train.tokenizer import check_vocabulary, end_of_text_id, find_tokenizer, train_bpe
+from evenflow.train.tokenizer import check_tokenizer, check_vocabulary, end_of_text_id, find_tokenizer, train_bpe
 from evenflow.units import format_count
 
 _TOKENIZER = "tokenizer.json"
@@ -61,12 +61,14 @@ def open_corpus(job: Job, source: ModelSource, path: Path | None = None) -> Corp
 
 
 def check_data(job: Job, source: ModelSource) -> None:
-    """Say at once that there is nothing to read.
+    """Say at once that there is nothing to read, or nothing to read it with.
 
     Raises:
-        InputError: nothing is there, or it cannot be read.
+        InputError: nothing is there, or it cannot be read, or the tokenizer beside the model is not to be used.
     """
     open_corpus(job, source)
+    if source.folder is not None:
+        check_tokenizer(source.folder)
     if job.eval_data is not None:
         _evaluated(job, lambda path: open_corpus(job, source, path))
 

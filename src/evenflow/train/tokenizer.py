@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from evenflow.errors import InputError, first_line
@@ -19,6 +20,7 @@ _END_NAMES = (END_OF_TEXT, "</s>")
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _VOCABULARY_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+_ADVICE = "a tokenizer.json there, as the tokenizer's own `save_pretrained` writes, would do"
 _BESIDE = ("merges.txt", "added_tokens.json")  # which transformers reads with a vocabulary
 _COPIED = (_CONFIG, "special_tokens_map.json", "chat_template.jinja")
 
@@ -40,10 +42,8 @@ def find_tokenizer(model_dir: Path) -> Tokenizer | None:
     Raises:
         InputError: there is one that cannot be read, only by running code that came with it, or elsewhere.
     """
+    check_tokenizer(model_dir)
     path = model_dir / _FILE
-    for name in (_FILE, *_VOCABULARY_FILES, *_BESIDE, *_COPIED):
-        if (model_dir / name).exists():
-            check_inside(model_dir, model_dir / name)
     if path.is_file():
         try:
             return Tokenizer.from_file(str(path))
@@ -54,6 +54,25 @@ def find_tokenizer(model_dir: Path) -> Tokenizer | None:
     if any((model_dir / name).is_file() for name in (*_VOCABULARY_FILES, _CONFIG)):
         return _convert_tokenizer(model_dir)
     return None
+
+
+def check_tokenizer(model_dir: Path) -> None:
+    """Refuse a tokenizer by the looks of its files, before anything is imported to read it.
+
+    Raises:
+        InputError: a file leads out of the folder, or only code that came with it could read it.
+    """
+    for name in (_FILE, *_VOCABULARY_FILES, *_BESIDE, *_COPIED):
+        if (model_dir / name).exists():
+            check_inside(model_dir, model_dir / name)
+    settings = {} if (model_dir / _FILE).is_file() else _settings(model_dir)
+    kind, code = settings.get("tokenizer_class"), settings.get("auto_map")
+    own = isinstance(kind, str) and {kind, kind.removesuffix("Fast")}.isdisjoint(dir(transformers))
+    if own and isinstance(code, dict) and "AutoTokenizer" in code:
+        raise InputError(
+            f"the tokenizer in {model_dir} is read by code that came with it ({_CONFIG} has tokenizer_class {kind!r} "
+            f"and an auto_map), which is never run; {_ADVICE}"
+        )
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -161,19 +180,18 @@ def save_tokenizer(tokenizer: Tokenizer, model_dir: Path | None, out_dir: Path) 
 def _convert_tokenizer(model_dir: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # seconds to import, and most models need it not
 
-    advice = "a tokenizer.json there, as the tokenizer's own `save_pretrained` writes, would do"
     try:
         loaded = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # anything: it parses files of a dozen formats
-        raise InputError(f"the tokenizer in {model_dir} cannot be read ({first_line(error)}); {advice}") from None
+        raise InputError(f"the tokenizer in {model_dir} cannot be read ({first_line(error)}); {_ADVICE}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if isinstance(backend, Tokenizer):
         # Without its vocabulary transformers makes one of special tokens only, and says nothing.
         special = {str(token) for token in loaded.all_special_tokens}
         if not backend.get_vocab(with_added_tokens=True).keys() <= special:
             return backend
-        raise InputError(f"the tokenizer in {model_dir} has no vocabulary; {advice}")
-    raise InputError(f"{type(loaded).__name__} in {model_dir} works without the tokenizers library; {advice}")
+        raise InputError(f"the tokenizer in {model_dir} has no vocabulary; {_ADVICE}")
+    raise InputError(f"{type(loaded).__name__} in {model_dir} works without the tokenizers library; {_ADVICE}")
 
 
 def _sample(documents: Iterable[str]) -> list[str]:
@@ -194,13 +212,18 @@ def _sample(documents: Iterable[str]) -> list[str]:
     return kept
 
 
+def _settings(model_dir: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says; nothing where it is none."""
+    try:
+        found = json.loads((model_dir / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _configured_end(model_dir: Path) -> str | None:
     """The end-of-text token's name in `tokenizer_config.json`."""
-    try:
-        settings = json.loads((model_dir / _CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return None
-    named = settings.get("eos_token") if isinstance(settings, dict) else None
+    named = _settings(model_dir).get("eos_token")
     if isinstance(named, dict):
         named = named.get("content")
     return named if isinstance(named, str) else None
