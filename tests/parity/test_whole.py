@@ -77,7 +77,7 @@ MIXTRAL = {**WIDE, "model_type": "mixtral", "num_local_experts": 4, "num_experts
 @pytest.mark.parity
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_mixture_of_experts_equals_transformers(run_split: Callable[..., SplitRun], ranks: int) -> None:
-    """Which expert a token goes to is a matter of a few bits, so a split that is off in the last ones may route anew."""
+    """To which expert a token goes may hang on the last bits, so a split that is off in them routes it elsewhere."""
     torch.set_num_threads(1)
     loss, gradients = whole_model(MIXTRAL, 3, 4, (2, 16))
     run = run_split(MIXTRAL, cut(8, ranks))
