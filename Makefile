@@ -47,8 +47,8 @@ gpu: $(STAMP)  ## the tests that need a CUDA device
 	if [ "$$cuda" != True ]; then echo "no CUDA device here: the GPU tests are skipped"; exit 0; fi; \
 	$(PYTEST) -m gpu $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no GPU test matches"; }
 
-parity: $(STAMP)  ## every split of every layout against the whole model
-	@$(PYTEST) tests/parity $(ARGS)
+parity: $(STAMP)  ## every split of every layout against the whole model, and all else that CI leaves out
+	@$(PYTEST) -m "(parity or full) and not gpu" $(ARGS)
 
 soak: $(STAMP)  ## long runs: faults, memory growth, resumes
 	@$(PYTEST) -m soak $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no soak test matches"; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import LlamaForCausalLM as AddsEmbedding
 
 from evenflow.errors import InputError, NotEqualError
 from evenflow.execute import check_split
+from evenflow.execute.runner import StageRunner
 from evenflow.execute.shrink import shrink
 from evenflow.models import build_stage, dropouts
 
@@ -89,6 +91,33 @@ def test_a_difference_that_no_rule_foresees_is_found(monkeypatch: pytest.MonkeyP
     config.rms_norm_eps = 2.5e-6  # another model, which is dissected anew
     with pytest.raises(NotEqualError, match="differs from the whole"):
         check_split(config)
+
+
+def _twice_the_share(plain: Callable[..., None]) -> Callable[..., None]:
+    return lambda runner, predicted: plain(runner, predicted // 2)
+
+
+def _the_last_microbatch_alone(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def backward(runner: StageRunner, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+        for parameter in runner.stage.parameters():
+            parameter.grad = None
+        return plain(runner, microbatch, gradient)
+
+    return backward
+
+
+@pytest.mark.parametrize(
+    ("method", "broken"), [("begin_step", _twice_the_share), ("backward", _the_last_microbatch_alone)]
+)
+def test_an_error_that_whole_and_stages_have_alike_is_found(
+    monkeypatch: pytest.MonkeyPatch, method: str, broken: Callable[..., Any]
+) -> None:
+    """A loss of twice its share, and gradients that are not added up: stages then equal the whole all the same."""
+    monkeypatch.setattr(StageRunner, method, broken(getattr(StageRunner, method)))
+    with pytest.raises(NotEqualError, match=r"unsplit, \S+ differs from plain transformers' by \d\.\de[-+]\d\d "):
+        check_split(AutoConfig.for_model("gpt2"))  # which drops out, so that is what is compared without
+    monkeypatch.setattr("evenflow.execute.check._against_plain", lambda *_: (0.0, "loss"))
+    assert check_split(AutoConfig.for_model("llama")).worst_error <= 1e-6
 
 
 def test_shrinking_keeps_quirks() -> None:

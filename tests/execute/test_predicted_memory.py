@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig
 
 from evenflow.cost import MemoryModel
@@ -24,10 +26,22 @@ from evenflow.models import (
     share_out,
     tp_plan_of,
 )
-from evenflow.program import Program, peak_bytes, stages_of
-from evenflow.runtime import ImaginedTensorGroup, InMemoryNetwork, LiveBytes, Optimizer, OptimizerSettings
+from evenflow.plan import Axes, Coordinates
+from evenflow.program import Program, lower, peak_bytes, stages_of
+from evenflow.runtime import (
+    ImaginedTensorGroup,
+    InMemoryNetwork,
+    LiveBytes,
+    Mesh,
+    Optimizer,
+    OptimizerSettings,
+    Reductions,
+    reductions,
+)
+from evenflow.runtime.reductions import MESSAGE_BYTES
 from evenflow.spec import Dtype, Model, Recomputes
 from tests.conftest import TINY_LLAMA
+from tests.execute.messages import peak_with_messages
 from tests.parity.ranks import program_of
 from tests.parity.test_whole import cut, place_stages
 
@@ -98,10 +112,12 @@ def _measured_peak(
     recompute: Recomputes,
     tp: int = 1,
     dtype: Dtype = "fp32",
+    zero: int | None = None,
 ) -> int:
     """The most bytes of tensors that a rank holds in the second step, whose moments and buffers are there.
 
-    Under tp it is one of those that share the rank's stages: what it holds does not depend on what the others send.
+    Under tp it is one of those that share the rank's stages, with `zero` one of two replicas: what it holds does not
+    depend on what the others send.
     """
     settings = dict(MODELS[name])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -124,13 +140,31 @@ def _measured_peak(
             live.count([*stage.parameters(), *stage.buffers()])
         parameters = {key: own for stage in stages.values() for key, own in stage.named_model_parameters().items()}
         names = next(iter(stages.values())).anatomy.parameters
-        optimizer = Optimizer(parameters, names, OptimizerSettings())
+        mesh = adds = None
+        if zero is not None:
+            mesh = Mesh(Axes(pp=len(program.ranks), dp=2), Coordinates(rank), dp=cast(dist.ProcessGroup, object()))
+            held = {number: stage.named_model_parameters() for number, stage in stages.items()}
+            adds = Reductions(program, mesh, held, shares=zero == 1)
+        updated = parameters if adds is None else adds.updated
+        optimizer = Optimizer(updated, names, OptimizerSettings())
         boundary = (batch, seq, config.hidden_size)
-        executor = Executor(program, rank, stages, network.transport(rank), optimizer, boundary, crossing=dtype)
-        executor.run_step(tokens, 1e-3)
+        transport = network.transport(rank)
+        executor = Executor(
+            program,
+            rank,
+            stages,
+            transport,
+            optimizer,
+            boundary,
+            reductions=adds,
+            mesh=mesh,
+            crossing=dtype,
+        )
+        predicted = (1 if zero is None else 2) * MICROBATCHES * batch * (seq - 1)
+        executor.run_step(tokens, 1e-3, predicted=predicted)
         live.mark()
         left = live.now
-        executor.run_step(tokens, 1e-3)
+        executor.run_step(tokens, 1e-3, predicted=predicted)
         assert live.now == left, f"the second step left {live.now - left} bytes"
         return live.peak
 
@@ -231,6 +265,63 @@ def test_the_predicted_peak_in_bf16(folder: Path, name: str, schedule: str, rank
     for rank, own in enumerate(measured):
         predicted = peak_bytes(program, memory, rank)
         assert abs(predicted / own - 1) <= TOLERANCE, f"rank {rank}: predicted {predicted}, measured {own}"
+
+
+class _Sum:
+    """A sum over replicas that is there at once: what a rank holds does not hang on what others send."""
+
+    def wait(self) -> None:
+        """Nothing is under way."""
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "zero", "message_bytes"),
+    [
+        ("mid", "1f1b", 0, MESSAGE_BYTES),  # all gradients of a stage in one message
+        ("mid", "1f1b", 0, 3 << 20),  # in several: what counts is the largest
+        ("mid", "1f1b", 0, 1 << 10),  # each parameter alone
+        ("mid", "1f1b", 1, MESSAGE_BYTES),
+        ("mid", "zb-v", 1, MESSAGE_BYTES),
+        ("long", "gpipe", 0, MESSAGE_BYTES),  # activations are most, and the message is none beside them
+    ],
+)
+def test_what_sums_over_replicas_hold_is_one_message(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, schedule: str, zero: int, message_bytes: int
+) -> None:
+    """Beside the gradients, while the first of them move into it; under ZeRO 1 it has all of a stage's."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(reductions, "MESSAGE_BYTES", message_bytes)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    for kind in ("all_reduce", "reduce_scatter_single", "all_gather_single"):
+        monkeypatch.setattr(dist, kind, lambda *_, **__: _Sum())
+    alone = program_of(schedule, place_stages(schedule, "own", 2), MICROBATCHES)
+    program = lower(alone.compute_order(), alone.stage_rank, MICROBATCHES, reduces=True)
+    model = _described(folder, name)
+    split = cut(len(model.layers), program.stages)
+    memory = MemoryModel(model, shares=2 if zero else 1).stages(split)
+    messages = [own.gradient_bytes if zero else _largest_message(name, split[at]) for at, own in enumerate(memory)]
+    network = InMemoryNetwork(2, timeout_s=60)
+    with ThreadPoolExecutor(2) as pool:
+        measured = list(
+            pool.map(lambda rank: _measured_peak(name, program, split, rank, network, "none", zero=zero), range(2))
+        )
+    for rank, own in enumerate(measured):
+        predicted = peak_with_messages(program, memory, rank, messages)
+        assert abs(predicted / own - 1) <= TOLERANCE, f"rank {rank}: predicted {predicted}, measured {own}"
+
+
+def _largest_message(name: str, layers: Sequence[int]) -> int:
+    """Bytes of the largest message of a stage's gradients."""
+    settings = dict(MODELS[name])
+    stage = build_stage(AutoConfig.for_model(settings.pop("model_type"), **settings), layers)
+    largest = together = 0
+    for parameter in stage.named_model_parameters().values():
+        if together + parameter.nbytes > reductions.MESSAGE_BYTES:
+            together = 0
+        together += parameter.nbytes
+        largest = max(largest, together)
+    return largest
 
 
 def test_what_is_counted_is_what_is_alive() -> None:

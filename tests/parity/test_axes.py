@@ -99,7 +99,7 @@ def test_any_product_equals_one_process(
         _ALONE[tied] = run_split(config, cut(8, 1), steps=STEPS, microbatches=MICROBATCHES)
     alone = _ALONE[tied]
     assert run.losses == pytest.approx(alone.losses, rel=1e-5)
-    assert run.norms == pytest.approx(alone.norms, rel=1e-4)
+    assert run.norms == pytest.approx(alone.norms, rel=1e-6 if dp == 1 else 1e-4)
     assert run.weights.keys() == alone.weights.keys()
     assert run.moments.keys() == alone.moments.keys()
     for name, copies in run.copies.items():

@@ -76,3 +76,19 @@ def test_what_cannot_be_is_refused_with_numbers(job: Job, asked: dict[str, int],
     with pytest.raises(InputError, match=says):
         evenflow.train(replace(job, **asked))
     assert not job.out.exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_norms_that_1_2_and_4_processes_print_agree(
+    job: Job, make_model: Callable[..., Path], tmp_path: Path, tied: bool
+) -> None:
+    """Of every step, in `metrics.jsonl`: a tied weight that counts twice, or not at all, is off by tenths."""
+    job = replace(job, model=str(make_model(tie_word_embeddings=tied)))
+    norms: dict[int, list[float]] = {}
+    for pp in (1, 2, 4):
+        out = tmp_path / f"pp-{pp}"
+        evenflow.train(replace(job, out=out, pp=pp, processes=pp))
+        norms[pp] = [json.loads(line)["grad_norm"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(norms[1]) == job.steps
+    for pp in (2, 4):
+        assert norms[pp] == pytest.approx(norms[1], rel=1e-6)

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import evenflow
-from evenflow.cli import demo
 from evenflow.errors import InputError
 from evenflow.files import save_plan
 from evenflow.train import Job
@@ -55,28 +54,6 @@ def test_tp_2_x_pp_2_has_the_loss_curve_of_one_process_also_across_resumes(job: 
                 assert torch.linalg.vector_norm(found[name] - value) <= 1e-4 * torch.linalg.vector_norm(value), name
     model = AutoModelForCausalLM.from_pretrained(last.out / "model")
     assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1800)
-def test_tp_2_x_pp_2_has_the_loss_curve_of_one_process_on_the_demos_data(job: Job, tmp_path: Path) -> None:
-    """The demo's model, data, batch and learning rate, and as many steps."""
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo/config.json").write_text(json.dumps(demo.DEMO_CONFIG))
-    settings = {
-        "model": str(tmp_path / "demo"),
-        "data": demo._standard_library(tmp_path / "library"),
-        "steps": demo._STEPS,
-        "global_batch_size": demo._GLOBAL_BATCH,
-        "micro_batch_size": demo._MICRO_BATCH,
-        "seq_length": demo._SEQ_LENGTH,
-        "learning_rate": demo._LEARNING_RATE,
-    }
-    alone = evenflow.train(replace(job, **settings, out=tmp_path / "alone", processes=1))
-    shared = evenflow.train(replace(job, **settings, pp=2, tp=2))
-    errors = [abs(own.loss / other.loss - 1) for own, other in zip(shared.metrics, alone.metrics, strict=True)]
-    print(f"losses {alone.metrics[0].loss:.4f} to {alone.metrics[-1].loss:.4f}, worst relative error {max(errors):.1e}")
-    assert max(errors) <= 1e-5
 
 
 def test_a_plan_for_tp_is_followed_and_one_that_splits_the_backward_is_not(job: Job, tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
         show_json(facts)
     else:
         show(
-            f"{arguments.model} splits: {len(result.cuts)} cuts of a small copy into 2 and 3 stages equal the whole "
-            f"in loss and every gradient (worst relative error {result.worst_error:.1e}, {result.worst_tensor})"
+            f"{arguments.model} splits: {len(result.cuts)} cuts of a small copy into 2 and 3 stages equal the whole, "
+            "and that plain transformers, in loss and every gradient "
+            f"(worst relative error {result.worst_error:.1e}, {result.worst_tensor})"
         )
         if shares is not None:
             show(
