@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from evenflow.execute import Executor, StepResult
-from evenflow.launch import Channel
+from evenflow.launch import Channel, pack
 from evenflow.models import Microbatch, Stage, build_stage, draw_weights
 from evenflow.program import Norm, Program, Step, WeightBackward, build_program, default_stage_rank, stages_of, verify
 from evenflow.program.actions import Backward, Forward, InputBackward
 from evenflow.runtime import HostClock, MemoryMeter, Optimizer, OptimizerSettings, Transfer, Transport, connect
+from evenflow.train.ranks import MEMORY_EVERY
 
 _COMPUTE = (Forward, Backward, InputBackward, WeightBackward, Norm, Step)
 SHAPE = (1, 64)
@@ -81,6 +82,8 @@ class TimedClock:
         self.clock = HostClock()
         self.meter = meter
         self.taken_s = 0.0
+        self.memory_s = 0.0
+        self.report_s = 0.0
 
     def mark(self) -> None:
         """Note the time."""
@@ -99,16 +102,16 @@ class TimedClock:
         """The memory held now."""
         begin = time.perf_counter()
         held = self.meter.held_bytes()
-        self.taken_s += time.perf_counter() - begin
+        self.memory_s += time.perf_counter() - begin
         return held
 
     def report(self, result: StepResult, channel: Channel) -> None:
         """Tell of a step as a training rank does."""
         begin = time.perf_counter()
-        spans = [moment for span in result.spans for moment in span]
+        spans = pack(moment for span in result.spans for moment in span)
         told = {"kind": "step", "spans": spans, "memory": list(result.memory), "peak": self.meter.peak_bytes()}
         channel.send(told)
-        self.taken_s += time.perf_counter() - begin
+        self.report_s += time.perf_counter() - begin
 
 
 class NoClock:
@@ -179,8 +182,9 @@ def _step(
         "waiting": transport.waiting_s,
         "posting": transport.posting_s,
         "overhead": overhead,
-        "loop": overhead - transport.posting_s - (clock.taken_s if clock else 0.0),
-        "recorder": clock.taken_s if clock else 0.0,
+        "loop": overhead - transport.posting_s - (clock.taken_s + clock.memory_s + clock.report_s if clock else 0.0),
+        "marks": (clock.taken_s + clock.memory_s / MEMORY_EVERY) if clock else 0.0,
+        "report": clock.report_s if clock else 0.0,
     }
 
 

@@ -18,9 +18,9 @@ def test_the_parts_of_a_step_add_up(capsys: pytest.CaptureFixture[str], schedule
     result = json.loads(capsys.readouterr().out)
     parts = result["parts_s"]
     # Medians of parts need not add up exactly; each is there, and none is more than the whole.
-    assert set(parts) == {"wall", "compute", "waiting", "overhead", "posting", "loop", "recorder"}
+    assert set(parts) == {"wall", "compute", "waiting", "overhead", "posting", "loop", "marks", "report"}
     assert all(0 < parts[name] <= parts["wall"] for name in parts)
-    for name in ("overhead", "posting", "between_actions", "loop", "recorder", "recorder_step"):
+    for name in ("overhead", "posting", "between_actions", "loop", "marks", "recorder", "recorder_step"):
         assert result[name]["low"] <= result[name]["median"] <= result[name]["high"]
     assert result["loop"]["median"] <= result["between_actions"]["median"] <= result["overhead"]["median"]
     with mock.patch("sys.argv", options[:3]), pytest.MonkeyPatch.context() as patch:

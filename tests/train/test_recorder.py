@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evenflow.files import load_timelines, save_timelines
+from evenflow.launch import pack, unpack
 from evenflow.plan import Axes
 from evenflow.program import build_program
 from evenflow.simulate import simulate
@@ -39,7 +40,7 @@ def report(rank: int, step: int) -> dict[str, Any]:
         "lr": 0.1,
         "tokens": 32,
         "begin": shown(rank, begin + own.begin_s),
-        "spans": spans,
+        "spans": pack(spans),
         "peak": 1,
         "memory": [],
     }
@@ -111,7 +112,8 @@ def test_of_replicas_the_slowest_is_kept_and_the_most_memory(tmp_path: Path) -> 
     for process in range(6):
         at = plan.axes.coordinates(process)
         own = report(at.pp, 1)
-        own["spans"] = [own["begin"] + (moment - own["begin"]) * (1 + at.dp) for moment in own["spans"]]
+        spans = unpack(own["spans"])
+        own["spans"] = pack(own["begin"] + (moment - own["begin"]) * (1 + at.dp) for moment in spans)
         own["peak"] = 10 * at.pp + (5 if at.dp == 0 else 1)
         metrics = recorder.take(process, own)
         assert (metrics is None) == (process < 5)

@@ -2,7 +2,7 @@
 
 from evenflow.launch.address import address_of, interface_of, is_loopback, own_address
 from evenflow.launch.agent import Agent
-from evenflow.launch.channel import Channel, Message
+from evenflow.launch.channel import Channel, Message, pack, unpack
 from evenflow.launch.client import ForkServer, shared_server
 from evenflow.launch.group import Group
 from evenflow.launch.heartbeat import Heartbeat, action_note
@@ -34,5 +34,7 @@ __all__ = [
     "listen",
     "notice_torchrun",
     "own_address",
+    "pack",
     "shared_server",
+    "unpack",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evenflow.files import load_plan
-from evenflow.launch import Channel
+from evenflow.launch import Channel, pack
 from evenflow.models import draw_of, read_config
 from evenflow.plan import Coordinates, Plan
 from evenflow.program import verify_plan
@@ -72,7 +72,7 @@ def _rehearse(
     for step in range(1, payload["steps"] + 1):
         channel.doing(f"in step {step}")
         result = executor.run_step(tokens, predicted=tokens.predicted, draw=draw_of(_SEED, step))
-        moments = [moment for span in result.spans for moment in span]
+        moments = pack(moment for span in result.spans for moment in span)
         channel.send({"kind": "step", "step": step, "spans": moments, "peak": meter.peak_bytes()})
 
 

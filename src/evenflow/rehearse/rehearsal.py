@@ -13,7 +13,7 @@ from typing import Any
 from evenflow.cost import RankCost, StageCost
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.files import save_plan
-from evenflow.launch import Launcher, ThisHost
+from evenflow.launch import Launcher, ThisHost, unpack
 from evenflow.models import ModelSource, describe_model
 from evenflow.plan import LayerPlan, Plan
 from evenflow.program import (
@@ -214,7 +214,7 @@ def _payload(path: Path, source: ModelSource, model: Model, rank: int, steps: in
 
 def _summary(plan: Plan, rank: int, actions: Sequence[Action], reports: Sequence[dict[str, Any]]) -> Rehearsed:
     """One process's steps: medians over them, each stage's seconds the mean of the step's actions."""
-    steps = [_seconds(actions, own["spans"]) for own in reports]
+    steps = [_seconds(actions, unpack(own["spans"])) for own in reports]
     count = Counter(key for action in actions if (key := _part_of(action)) is not None)
     middle = {key: median(step[key] for step in steps) / number for key, number in count.items()}
     return Rehearsed(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from evenflow.errors import first_line
 from evenflow.execute import Executor, StepResult
 from evenflow.files import load_plan
-from evenflow.launch import Channel
+from evenflow.launch import Channel, pack
 from evenflow.models import (
     Stage,
     add_z_loss,
@@ -68,6 +68,7 @@ from evenflow.train.sequences import Sequences
 from evenflow.train.store import TokenStore
 from evenflow.units import format_bytes
 
+MEMORY_EVERY = 8  # steps: one of so many looks at the memory after each action, as do the first two
 _SLOW_DISK_S = 2.0  # that a save is waited for before the next one is left out
 
 
@@ -107,7 +108,6 @@ def _train(
     host, transport, mesh = _meet(rank, payload, plan, device)
     channel.doing("building its stage")
     executor, held, optimizer, reductions = assemble(payload, plan, program, transport, mesh, device)
-    executor.gauge = meter.held_bytes
     executor.heartbeat = channel.heartbeat
     executor.refuses_nan = payload["stop_on_nan"]
     sequences = _sequences(Path(payload["tokens"]), payload, plan)
@@ -167,6 +167,7 @@ def _take_steps(channel: Channel, payload: dict[str, Any], plan: Plan, own: _Wor
         samples = step_samples(payload["seed"], step, plan.global_batch_size, own.trained)
         batch = Batch(own.sequences, samples, plan.micro_batch_size, at.dp, plan.axes.dp, own.device)
         draw = draw_of(payload["seed"], step)
+        executor.gauge = own.meter.held_bytes if step <= first + 1 or (step - first) % MEMORY_EVERY == 0 else None
         result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
         report = {**_step_report(step, result, rate), "peak": own.meter.peak_bytes(), "tokens": batch.tokens}
         if result.refused:
@@ -304,7 +305,7 @@ def _step_report(step: int, result: StepResult, rate: float) -> dict[str, Any]:
         "grad_norm": result.grad_norm,
         "lr": rate,
         "begin": result.begin_s,
-        "spans": [moment for span in result.spans for moment in span],
+        "spans": pack(moment for span in result.spans for moment in span),
         "memory": list(result.memory),
     }
 

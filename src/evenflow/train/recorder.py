@@ -11,6 +11,7 @@ from typing import Any
 
 from evenflow.errors import EvenflowError
 from evenflow.files import StepMetrics, append_text, metrics_line, samples_line
+from evenflow.launch import unpack
 from evenflow.plan import Coordinates, Plan
 from evenflow.program import Program
 from evenflow.runtime import ClockOffset
@@ -83,6 +84,7 @@ class Recorder:
     _reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     _clocks: dict[int, list[ClockOffset]] = field(default_factory=dict)
     _busy: dict[int, float] = field(default_factory=dict)
+    _memory: dict[int, list[int]] = field(default_factory=dict)
     _unwritten: deque[tuple[str, str]] = field(default_factory=deque)  # lines of samples and metrics
     _trouble: str | None = None
     _told: str | None = None
@@ -101,6 +103,8 @@ class Recorder:
         step: int = report["step"]
         reports = self._reports.setdefault(step, {})
         reports[rank] = report
+        # Steps hold the same, so one that did not look is shown with what the newest that did has seen.
+        report["memory"] = self._memory[rank] = report["memory"] or self._memory.get(rank, [])
         if len(reports) < self.plan.axes.processes:
             return None
         del self._reports[step]
@@ -214,7 +218,7 @@ class Recorder:
         return Timeline("measured", self.program, ranks, clock_error_s=sum(errors[-2:]))
 
     def _rank(self, rank: int, report: dict[str, Any], clock: _Correction, zero: float) -> RankTimeline:
-        moments = [clock.correct(moment) - zero for moment in report["spans"]]
+        moments = [clock.correct(moment) - zero for moment in unpack(report["spans"])]
         return RankTimeline(
             begin_s=clock.correct(report["begin"]) - zero,
             end_s=moments[-1],
