@@ -17,7 +17,7 @@ from evenflow.runtime import InMemoryNetwork, Mesh, Reductions, reductions
 from tests.conftest import TINY_LLAMA
 from tests.execute.alone import SHAPE, make_executor
 
-SLOW_S = 1.5  # far more than a tiny model's step, so that who waits for a sum cannot be missed
+SLOW_S = 6.0  # far more than a tiny model's step, so that who waits for a sum cannot be missed
 RANKS, MICROBATCHES = 2, 4
 
 

@@ -44,7 +44,7 @@ def wait_for_save(run: Path, first: int) -> int:
         found = steps_of(run, "partial-")
         if found and found[-1] >= first:
             return found[-1]
-        time.sleep(0.0005)
+        time.sleep(0.002)
     raise AssertionError(f"no save after step {first} began in {_PATIENCE_S} s")
 
 
@@ -59,7 +59,7 @@ def save_s(run: Path, first: int) -> float:
             if whole and whole[-1] >= step and len(whole) <= _KEPT and not steps_of(run, "dropped-"):
                 break
             assert time.monotonic() < began + _PATIENCE_S, f"the save after step {step} does not end"
-            time.sleep(0.0005)
+            time.sleep(0.002)
         times.append(time.monotonic() - began)
     return median(times)
 
@@ -93,7 +93,8 @@ def kill_saves(whole: tuple[Job, RunResult], folder: Path, times: int) -> str:
                 base = step_in(command.hears("restart ", restarts))
                 newest = int(command.said("disk: ")[-1].split()[1])
             assert base == newest, f"{victim} was killed in the save after step {step}"
-            assert base >= step - 2, f"of {victim}'s, killed in the save after step {step}, older ones are lost"
+            slow = sum("slow" in line for line in command.said("warning: "))  # saves that were left out for that
+            assert base >= step - 2 - slow, f"of {victim}'s, killed in the save after step {step}, older ones are lost"
             assert not [line for line in command.said("warning: ") if "slow" not in line]
             done += base >= step
         command.hears("weights: ")

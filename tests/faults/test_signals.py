@@ -15,7 +15,7 @@ import torch
 import evenflow
 from evenflow.files import StepMetrics
 from evenflow.train import Job, RunResult
-from tests.faults.conftest import Hears
+from tests.faults.conftest import SAVE_EVERY, Hears
 from tests.faults.injection import Faults, alive, pids_of
 from tests.train.test_resume import tensors_of
 
@@ -81,7 +81,8 @@ def test_a_signal_saves_and_stops_within_a_step_and_a_save(
         return
     assert not alive(pids_of(job.out))
     last = max(step for _, step in sends.steps)
-    assert 3 <= last <= sends.under_way + 1
+    # Ranks may be a step further than what was heard of them; and steps go on beside a save, up to the next one.
+    assert 3 <= last <= sends.under_way + (1 + SAVE_EVERY if moment == "save" else 2)
     assert f"after step {last} of {STEPS}" in str(stopped.value)
     assert (job.out / "checkpoints" / f"step-{last:08d}").is_dir()
     if number == signal.SIGTERM:  # what is saved does not depend on which of them it was

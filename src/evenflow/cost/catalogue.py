@@ -37,18 +37,18 @@ def catalogue_costs(model: Model, device: Accelerator, pp: int, dp: int, rooflin
     """
     own = _Device(device, roofline or Roofline(), model.dtype == "fp32")
     fabric, tp = fabric_of(device, own.roofline), model.tp
-    leaves = pp * dp * tp > device.node_devices  # the slowest of a pipeline's edges is what it waits for
+    far = pp > 1 and pp * dp * tp > device.node_devices  # the slowest of a pipeline's edges is what it waits for
     return Costs(
         layers=tuple(own.layer(layer, tp, fabric) for layer in model.layers),
         stage_forward_s=0.0,
         stage_backward_s=0.0,
-        link=fabric.network if leaves and pp > 1 else fabric.node,
+        link=fabric.network if far else fabric.node,
         reduce_s=fabric.seconds("all-reduce", 8.0, pp * dp * tp),
         peak_flops=own.peak,
         origin={
             "layers": "analytic",
             "halves": "analytic",
-            "link": device.origin("network_bytes_per_s" if leaves else "node_bytes_per_s"),
+            "link": device.origin("network_bytes_per_s" if far else "node_bytes_per_s"),
             "optimizer": "analytic",
             "memory": "analytic",
         },
@@ -88,9 +88,9 @@ class _Device:
     def layer(self, layer: Layer, tp: int, fabric: Fabric) -> LayerCost:
         """A layer on one of the processes that share it."""
         computing = self.work(layer.forward_work)
-        forward = computing + _combined_s(fabric, tp, layer.forward_combined)
+        forward = computing + exchanged_s(fabric, tp, layer.forward_combined)
         inputs = self.work(layer.input_work, self.roofline.attention_backward)
-        inputs += _combined_s(fabric, tp, layer.backward_combined)
+        inputs += exchanged_s(fabric, tp, layer.backward_combined)
         weights = self.work(layer.weight_work) if layer.weight_flops else 0.0
         gradients = own_gradient_bytes(layer)
 
@@ -98,7 +98,7 @@ class _Device:
             part = layer.again(recompute)
             if part is None:
                 return 0.0
-            return computing * part.flops / layer.forward_flops + _combined_s(fabric, tp, part.combined)
+            return computing * part.flops / layer.forward_flops + exchanged_s(fabric, tp, part.combined)
 
         return LayerCost(
             forward_s=forward,
@@ -112,7 +112,8 @@ class _Device:
         )
 
 
-def _combined_s(fabric: Fabric, tp: int, asked: Iterable[Combined]) -> float:
+def exchanged_s(fabric: Fabric, tp: int, asked: Iterable[Combined]) -> float:
+    """Seconds of what the processes that share out a layer put together, neighbours that they are."""
     return sum(
         fabric.seconds("all-reduce", own.size, tp)
         if own.kind == "add"

@@ -4,7 +4,7 @@ from evenflow.models.anatomy import build_skeleton, count_layers
 from evenflow.models.cut import Cut
 from evenflow.models.describe import describe_model
 from evenflow.models.documents import find_leak
-from evenflow.models.dropout import draw_of, dropouts
+from evenflow.models.dropout import draw_of, dropouts, drops_out, silence
 from evenflow.models.microbatch import NOT_LEARNED, Microbatch
 from evenflow.models.precision import compute_in
 from evenflow.models.preset import preset_source
@@ -36,6 +36,7 @@ __all__ = [
     "draw_of",
     "draw_weights",
     "dropouts",
+    "drops_out",
     "find_leak",
     "find_model",
     "make_up_weights",
@@ -44,6 +45,7 @@ __all__ = [
     "read_weights",
     "share_out",
     "share_tied",
+    "silence",
     "tied_names",
     "tp_plan_of",
     "write_index",

@@ -34,6 +34,13 @@ def drops_out(model: nn.Module, config: PretrainedConfig) -> bool:
     )
 
 
+def silence(model: nn.Module) -> None:
+    """Have dropout modules, whose share no field of the configuration may name, drop nothing."""
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+
+
 def draw_of(*parts: int) -> int:
     """One seed of several numbers, as unlike its neighbours' as any."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=7).digest()

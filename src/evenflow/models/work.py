@@ -55,7 +55,7 @@ _COMPUTES: Mapping[str, Callable[..., list[LayerOperator]]] = {
 }
 # These start nothing on a device, beside views.
 _NOTHING = ("prim::", "aten::_unsafe_view", "aten::empty", "aten::new_empty")
-# These touch some rows of a tensor, however large it is.
+# These touch some rows of a tensor, however large it is, and move as many bytes as their other tensors have.
 _ROWS = ("aten::embedding", "aten::index", "aten::gather", "aten::scatter", "aten::slice_scatter")
 
 
@@ -99,8 +99,9 @@ def _operators(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result
         yield from _COMPUTES[name](*(own.shape if isinstance(own, Tensor) else own for own in args))
         return
     sizes = [own.nbytes for own in tree_leaves((args, kwargs, result)) if isinstance(own, Tensor)]
-    if name.startswith(_ROWS) and sizes:
-        sizes = 2 * [size for size in sizes if size < max(sizes)]
+    if name.startswith(_ROWS) and not name.endswith("_backward") and sizes:
+        most = max(sizes)
+        sizes = 2 * ([size for size in sizes if size < most] or [most])
     if sum(sizes):
         yield Traffic(sum(sizes))
 

@@ -5,19 +5,21 @@ What a rank takes alone was measured; transfers, reductions and what shards of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 
 import torch
 
-from evenflow.cost import TIMED_PARTS, LayerCost, LinkCost, Profile, RankCost, StageCost, combined_s, spread_s
+from evenflow.cost import TIMED_PARTS, LayerCost, Profile, RankCost, StageCost, combined_s, spread_s
+from evenflow.cost.catalogue import exchanged_s
+from evenflow.cost.pinned import fabric_of
+from evenflow.cost.roofline import Roofline
 from evenflow.plan import Plan, StagePlan
 from evenflow.program import WeightBackward, plan_program
 from evenflow.rehearse.rehearsal import Rehearsed, layer_kind
-from evenflow.spec import Model, this_machine
+from evenflow.spec import Combined, Model, this_machine
 from evenflow.spec.accelerators import ACCELERATORS
-from evenflow.spec.cluster import device_of
 
 
 def tensor_sums(plan: Plan, model: Model) -> tuple[StageCost, ...]:
@@ -26,24 +28,25 @@ def tensor_sums(plan: Plan, model: Model) -> tuple[StageCost, ...]:
     They are in a plan's costs and not in what is rehearsed.
     """
     found: list[StageCost] = []
-    link = _tensor_link(plan)
+    seconds = _exchange(plan)
     for stage in plan.stages:
         layers = [model.layers[layer] for layer in stage.layers]
-        forward_s = sum(combined_s(link, plan.axes.tp, layer.forward_combined) for layer in layers)
-        backward_s = sum(combined_s(link, plan.axes.tp, layer.backward_combined) for layer in layers)
+        forward_s = sum(seconds(layer.forward_combined) for layer in layers)
+        backward_s = sum(seconds(layer.backward_combined) for layer in layers)
         for layer, number in zip(layers, stage.layers, strict=True):
             again = layer.again(plan.layers[number].recompute)
-            backward_s += combined_s(link, plan.axes.tp, again.combined) if again is not None else 0.0
+            backward_s += seconds(again.combined) if again is not None else 0.0
         found.append(StageCost(forward_s, backward_s, backward_s, 0.0))
     return tuple(found)
 
 
-def _tensor_link(plan: Plan) -> LinkCost:
-    """What shards of a stage talk over: a node of the catalogue's device; where that is not there, the plan's link."""
+def _exchange(plan: Plan) -> Callable[[Iterable[Combined]], float]:
+    """How long shards of a stage talk: over the links of the catalogue's device, or, if it has none, the plan's."""
+    tp = plan.axes.tp
     if plan.device not in ACCELERATORS:
-        return plan.link
-    device = device_of(ACCELERATORS[plan.device])
-    return LinkCost(device.link_latency_s, device.link_bytes_per_s)
+        return lambda asked: combined_s(plan.link, tp, asked)
+    fabric = fabric_of(ACCELERATORS[plan.device], Roofline())
+    return lambda asked: exchanged_s(fabric, tp, asked)
 
 
 def predicted_compute_s(plan: Plan, model: Model, rank: int) -> float:

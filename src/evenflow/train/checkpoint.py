@@ -14,8 +14,10 @@ own: samples, drawn weights and dropout are functions of the seed and the step.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +101,12 @@ def state_hash(tensors: Mapping[str, str]) -> str:
 def manifest_hash(facts: Mapping[str, Any]) -> str:
     """What a manifest says of itself, from all that it says beside: a damaged step would be believed."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _sync_lines(path: Path) -> None:
+    """See to it that a file's lines are on the disk; one that could not be made yet has none."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def shard_file(rank: int) -> str:
@@ -234,6 +242,9 @@ class Checkpoints:
         partial = partial_folder(self._run, step)
         state = self._state(step)
         written = self._files.pop(step)
+        for name in state.beside:
+            if name.endswith(".jsonl"):  # what the manifest says of them has to be true after a power cut too
+                _sync_lines(self._run / name)
         files = {written[rank]["name"]: _file_facts(written[rank]) for rank in sorted(written)}
         manifest = {
             "format_version": CHECKPOINT_VERSION,

@@ -171,6 +171,9 @@ def _take_steps(channel: Channel, payload: dict[str, Any], plan: Plan, own: _Wor
         result = executor.run_step(batch, rate, want_stop, predicted=batch.predicted, draw=draw, lengths=batch.lengths)
         report = {**_step_report(step, result, rate), "peak": own.meter.peak_bytes(), "tokens": batch.tokens}
         if result.refused:
+            channel.doing("ending", timed=False)
+            while not _all_idle(own.host, saver):
+                pass  # it has waited for a while, as before the last save
             _tell(channel, saver.finish())  # of a step that was good, and heard of before the run ends
         elif own.evaluator and _is_evaluated(step, payload):
             report["eval_loss"] = own.evaluator.loss(lambda what: channel.doing(what, timed=True))

@@ -18,6 +18,7 @@ from evenflow.files import refuse_place
 
 DAMAGED = "damaged-"
 _PART_BYTES = 2**24
+_MOST_STEPS = 10**5  # that a save may take: of steps before those nobody asks any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Lines:
         self._digest.update(data)
         self._size += len(data)
         self._after[step] = Written(self._size, self._digest.hexdigest())
+        if len(self._after) > _MOST_STEPS:
+            del self._after[next(iter(self._after))]
 
     def after(self, step: int) -> Written:
         """The file once a step of this start was done."""
