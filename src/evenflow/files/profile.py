@@ -10,8 +10,11 @@ from pydantic import Field
 from evenflow.cost import TIMED_PARTS, LayerCost, Origin, Profile
 from evenflow.errors import InputError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
-from evenflow.files.parts import MOST_LAYERS, Bytes, Count, LinkPart, Rate, Seconds, Speed, no_time
+from evenflow.files.parts import MOST_LAYERS, MOST_SECONDS, Bytes, Count, LinkPart, Rate, Seconds, Speed, no_time
 from evenflow.spec import Machine
+
+# A plan adds up what its layers take, and that are still seconds as a file has them.
+LayerSeconds = Annotated[float, Field(ge=0, le=MOST_SECONDS / (8 * MOST_LAYERS))]
 
 
 class MachinePart(Part):
@@ -26,14 +29,14 @@ class MachinePart(Part):
 class LayerPart(Part):
     """Seconds of one layer."""
 
-    forward_s: Seconds
-    backward_s: Seconds
-    input_s: Seconds
-    weight_s: Seconds
-    norm_s: Seconds
-    optimizer_s: Seconds
-    recompute_s: Seconds
-    selective_s: Seconds
+    forward_s: LayerSeconds
+    backward_s: LayerSeconds
+    input_s: LayerSeconds
+    weight_s: LayerSeconds
+    norm_s: LayerSeconds
+    optimizer_s: LayerSeconds
+    recompute_s: LayerSeconds
+    selective_s: LayerSeconds
 
 
 class ProfileDocument(Document):
@@ -48,8 +51,8 @@ class ProfileDocument(Document):
     processes: Count
     threads: Count
     layers: Annotated[list[LayerPart], Field(min_length=1, max_length=MOST_LAYERS)]
-    stage_forward_s: Seconds
-    stage_backward_s: Seconds
+    stage_forward_s: LayerSeconds
+    stage_backward_s: LayerSeconds
     link: LinkPart
     reduce_s: Seconds
     peak_flops: Rate
