@@ -60,6 +60,15 @@ def same_bytes(one: Path, other: Path, pattern: str) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
+def manifests(out: Path) -> list[dict[str, Any]]:
+    """What checkpoints say, but of files that hold seconds, which no two runs have alike."""
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("checkpoints/*/manifest.json"))]
+    assert found, f"{out} has no checkpoint"
+    for facts in found:
+        del facts["hash"], facts["beside"]["metrics.jsonl"]
+    return found
+
+
 @pytest.mark.slow
 def test_two_hosts_train_bitwise_as_one(
     one_host: Path, make_model: Callable[..., Path], text: Path, tmp_path: Path, torchrun: Start
@@ -70,8 +79,9 @@ def test_two_hosts_train_bitwise_as_one(
     assert facts(two) == facts(one_host)
     assert len(facts(two)) == 4
     assert (two / "plan.json").read_bytes() == plan.read_bytes()
-    for pattern in ("model/*.safetensors", "model/*.json", "checkpoints/*/*", "tokens/tokens.bin"):
+    for pattern in ("model/*.safetensors", "model/*.json", "checkpoints/*/*.safetensors", "tokens/tokens.bin"):
         assert same_bytes(one_host, two, pattern)
+    assert manifests(one_host) == manifests(two)
     assert [rank.host for rank in load_ranks(two / "ranks.json")] == ["host-a", "host-b"]
     assert "step 4/4" in said[0][1]
     assert "step" not in "".join(said[1])  # one host tells the story

@@ -20,6 +20,7 @@ class Attempts:
     def __init__(self, saves: list[bool]) -> None:
         self.saves = saves
         self.starts = 0
+        self.recorder = SimpleNamespace(write=lambda: None)
 
     def __call__(self, *_: object) -> Attempts:
         return self
