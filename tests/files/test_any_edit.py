@@ -33,6 +33,7 @@ from evenflow.files import (
 )
 from evenflow.search import make_plan, reschedule
 from evenflow.spec import Batch, Cluster, Device
+from tests.files.mutations import places
 from tests.files.samples import sample_metrics, sample_model, sample_plan, sample_profile, sample_timelines
 
 LITERALS = (
@@ -42,17 +43,6 @@ LITERALS = (
     "[[1e308]]", "{}", "true",
 )  # fmt: skip
 MARK = "\N{SNOWMAN}"
-
-
-def places(data: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Every place of a JSON value; of a list the first entry and the last."""
-    yield path
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from places(value, (*path, key))
-    if isinstance(data, list):
-        for index in sorted({0, len(data) - 1} & set(range(len(data)))):
-            yield from places(data[index], (*path, index))
 
 
 def edited(data: Any, path: tuple[str | int, ...], literal: str) -> str:
@@ -81,7 +71,7 @@ def survivors(
 
     Of all of them each `every`-th is tried, a prime, so that the literals take turns at every kind of place.
     """
-    for number, (path, literal) in enumerate(product(places(data), LITERALS)):
+    for number, (path, literal) in enumerate(product([(), *(path for path, _ in places(data))], LITERALS)):
         if number % every:
             continue
         text = edited(data, path, literal)

@@ -104,6 +104,21 @@ def test_metrics_need_no_common_clock(tmp_path: Path) -> None:
     assert [step.idle_fraction for step in recorder.metrics] == pytest.approx([TRUE.idle_fraction] * STEPS, rel=1e-4)
 
 
+def test_a_step_that_did_not_look_at_memory_is_shown_with_what_was_seen_before(tmp_path: Path) -> None:
+    predicted = SimpleNamespace(mfu=0.5, step_s=1.0)
+    plan = SimpleNamespace(axes=Axes(pp=3), ranks=[None] * 3, global_batch_size=4, seq_length=8, predicted=predicted)
+    recorder = Recorder(plan, PROGRAM, tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl")
+    for step in range(1, STEPS + 1):
+        for rank in range(3):
+            looked = [7] * len(TRUE.ranks[rank].actions) if step == 1 else []
+            recorder.take(rank, {**report(rank, step), "memory": looked})
+    found = recorder.typical()
+    assert found is not None
+    step, timeline = found
+    assert step > 1
+    assert all(set(rank.memory) == {7} for rank in timeline.ranks)
+
+
 def test_of_replicas_the_slowest_is_kept_and_the_most_memory(tmp_path: Path) -> None:
     predicted = SimpleNamespace(mfu=0.5, step_s=1.0)
     plan = SimpleNamespace(axes=Axes(pp=3, dp=2), global_batch_size=4, seq_length=8, predicted=predicted)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from evenflow.errors import EvenflowError, InputError, PeerLostError, RankError, first_line
 from evenflow.execute.buffers import BufferPool
+from evenflow.execute.notes import notes_of
 from evenflow.execute.runner import StageRunner
-from evenflow.execute.step import RunningStep, StepResult, Tokens
-from evenflow.launch import Heartbeat, action_note
+from evenflow.execute.step import RunningStep, StepResult, Tokens, as_microbatch
+from evenflow.launch import Heartbeat
 from evenflow.models import Microbatch, Stage, draw_of
 from evenflow.program import (
     Action,
@@ -135,13 +136,8 @@ class Executor:
         self.heartbeat = heartbeat or Heartbeat()
         self._finished = time.perf_counter()
         self._bound = tuple(
-            (
-                action,
-                self._bind(action),
-                action_note(action_text(action), self._waits(action)),
-                isinstance(action, _COMPUTE),
-            )
-            for action in self.actions
+            (action, self._bind(action), note, isinstance(action, _COMPUTE))
+            for action, note in zip(self.actions, notes_of(program, rank), strict=True)
         )
 
     def run_step(
@@ -186,8 +182,8 @@ class Executor:
         action: Action | None = None
         try:
             with self._evaluating() if evaluates else nullcontext():
-                for action, do, text, computes in self._bound:  # noqa: B007 - the message of a failure names it
-                    note(text)
+                for action, do, own_note, computes in self._bound:  # noqa: B007 - the message of a failure names it
+                    note(own_note)
                     do(running)
                     mark()
                     if gauge is not None:
@@ -212,23 +208,13 @@ class Executor:
         """
         if predicted is None:
             assert self._replicas == 1, "a replica does not know what the others predict"
-            predicted = sum(_microbatch(tokens(own)).predicted for own in range(self.program.microbatches))
+            predicted = sum(as_microbatch(tokens(own)).predicted for own in range(self.program.microbatches))
         if predicted < 1:
             raise InputError(
                 f"all labels of the step's {self.program.microbatches} microbatches are masked, so there is nothing to "
                 "learn from; a batch with at least one label that is not -100 would do"
             )
         return predicted
-
-    def _waits(self, action: Action) -> bool:
-        """Whether an action may begin by waiting for another rank: the heartbeat tells them from those that work."""
-        match action:
-            case Forward(stage):
-                return stage > 0 and stage - 1 not in self._here
-            case Backward(stage) | InputBackward(stage):
-                return stage < self._last_stage and stage + 1 not in self._here
-            case _:
-                return isinstance(action, ReleaseForward | ReleaseBackward | Norm | Step)
 
     def _has_input(self) -> None:
         """What an action waited for is here: it computes from now on."""
@@ -288,7 +274,7 @@ class Executor:
                 assert_never(action)
 
     def _do_forward(self, stage: int, microbatch: int, running: RunningStep) -> None:
-        batch = self._tokens(microbatch, running)
+        batch = running.microbatch(microbatch)
         hidden = batch.ids if stage == 0 else self._input(stage, microbatch)
         self._has_input()
         self._forward(stage, microbatch, hidden, batch, running.draw)
@@ -335,15 +321,6 @@ class Executor:
         assert len(lengths) == self.program.microbatches, f"{len(lengths)} lengths of {self.program.microbatches}"
         assert max(lengths) <= longest, f"a microbatch of {max(lengths)} tokens where {longest} are the most"
         return [(batch, length, width) for length in lengths]
-
-    def _tokens(self, microbatch: int, running: RunningStep) -> Microbatch:
-        batch, shape = _microbatch(running.tokens(microbatch)), running.shapes[microbatch][:-1]
-        if batch.ids.shape != shape:
-            raise InputError(
-                f"microbatch {microbatch} is {list(batch.ids.shape)}, and was to be {list(shape)}; run_step takes "
-                "another `shape`, or `lengths`, which all ranks have to be given"
-            )
-        return batch
 
     def _input(self, stage: int, microbatch: int) -> Tensor:
         """A later stage's input: what was received, or the output of the stage before on this rank."""
@@ -467,7 +444,3 @@ class Executor:
             raise error
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise RankError(f"{self._name} failed in {where}: {cause}") from error
-
-
-def _microbatch(given: Microbatch | Tensor) -> Microbatch:
-    return Microbatch(given) if isinstance(given, Tensor) else given

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from evenflow.errors import InputError
 from evenflow.models import Microbatch
 
 Tokens = Callable[[int], Microbatch | Tensor]  # plain token ids are a microbatch of which all is learned
@@ -57,9 +58,28 @@ class RunningStep:
     grad_norm: float = 0.0
     refused: bool = False
 
+    def microbatch(self, number: int) -> Microbatch:
+        """One that a stage is to compute.
+
+        Raises:
+            InputError: it has not the shape that this step's were said to have.
+        """
+        batch, shape = as_microbatch(self.tokens(number)), self.shapes[number][:-1]
+        if batch.ids.shape != shape:
+            raise InputError(
+                f"microbatch {number} is {list(batch.ids.shape)}, and was to be {list(shape)}; run_step takes another "
+                "`shape`, or `lengths`, which all ranks have to be given"
+            )
+        return batch
+
     def result(self, begin_s: float, end_s: float, moments: Sequence[float], memory: Sequence[int]) -> StepResult:
         """What the step came to; `moments` has start and end of each action in turn."""
         spans = tuple(zip(moments[::2], moments[1::2], strict=True))
         return StepResult(
             self.loss, self.grad_norm, self.stop, begin_s, end_s, spans, self.losses, tuple(memory), self.refused
         )
+
+
+def as_microbatch(given: Microbatch | Tensor) -> Microbatch:
+    """Plain token ids as a microbatch of which all is learned."""
+    return Microbatch(given) if isinstance(given, Tensor) else given
