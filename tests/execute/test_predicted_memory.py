@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig
 
-from evenflow.cost import MemoryModel
+from evenflow.cost import MESSAGE_BYTES, MemoryModel
 from evenflow.execute import Executor
 from evenflow.models import (
     build_skeleton,
@@ -24,9 +24,11 @@ from evenflow.models import (
     draw_weights,
     find_model,
     share_out,
+    share_tied,
+    tied_names,
     tp_plan_of,
 )
-from evenflow.plan import Axes, Coordinates
+from evenflow.plan import Axes, Coordinates, tied_stages
 from evenflow.program import Program, lower, peak_bytes, stages_of
 from evenflow.runtime import (
     ImaginedTensorGroup,
@@ -38,10 +40,8 @@ from evenflow.runtime import (
     Reductions,
     reductions,
 )
-from evenflow.runtime.reductions import MESSAGE_BYTES
 from evenflow.spec import Dtype, Model, Recomputes
 from tests.conftest import TINY_LLAMA
-from tests.execute.messages import peak_with_messages
 from tests.parity.ranks import program_of
 from tests.parity.test_whole import cut, place_stages
 
@@ -89,7 +89,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "attn_pdrop": 0.0,
     },
 }
-SHAPES = {"tiny": (2, 16), "mid": (2, 64), "biased": (1, 48), "gpt2": (2, 32), "postnorm": (2, 48), "long": (8, 128)}
+# Most of it is one weight, which the first and the last stage share.
+MODELS["tied"] = {**TINY_LLAMA, "vocab_size": 16_000, "tie_word_embeddings": True}
+SHAPES = {
+    "tied": (1, 8),
+    "tiny": (2, 16),
+    "mid": (2, 64),
+    "biased": (1, 48),
+    "gpt2": (2, 32),
+    "postnorm": (2, 48),
+    "long": (8, 128),
+}
 
 
 @cache
@@ -138,13 +148,17 @@ def _measured_peak(
             draw_weights(stage, 0)
             compute_in(stage, dtype)
             live.count([*stage.parameters(), *stage.buffers()])
+        share_tied(list(stages.values()))
         parameters = {key: own for stage in stages.values() for key, own in stage.named_model_parameters().items()}
         names = next(iter(stages.values())).anatomy.parameters
         mesh = adds = None
-        if zero is not None:
-            mesh = Mesh(Axes(pp=len(program.ranks), dp=2), Coordinates(rank), dp=cast(dist.ProcessGroup, object()))
+        if zero is not None or program.tied:
+            group = cast(dist.ProcessGroup, object())
+            axes, at = Axes(pp=len(program.ranks), dp=1 if zero is None else 2), Coordinates(rank)
+            mesh = Mesh(axes, at, dp=None if zero is None else group, tied=(group,) * len(program.tied))
             held = {number: stage.named_model_parameters() for number, stage in stages.items()}
-            adds = Reductions(program, mesh, held, shares=zero == 1)
+            shared = tied_names(next(iter(stages.values())).anatomy)
+            adds = Reductions(program, mesh, held, shared, shares=zero == 1)
         updated = parameters if adds is None else adds.updated
         optimizer = Optimizer(updated, names, OptimizerSettings())
         boundary = (batch, seq, config.hidden_size)
@@ -274,6 +288,36 @@ class _Sum:
         """Nothing is under way."""
 
 
+def _sums_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    for kind in ("all_reduce", "reduce_scatter_single", "all_gather_single"):
+        monkeypatch.setattr(dist, kind, lambda *_, **__: _Sum())
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-v"])
+def test_copies_of_a_tied_weight_are_added_in_a_message_beside_its_gradient(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """On two ranks; where one has both stages nothing is sent."""
+    torch.set_num_threads(1)
+    _sums_at_once(monkeypatch)
+    ranks = place_stages(schedule, "own", 2)
+    alone = program_of(schedule, ranks, MICROBATCHES)
+    model = _described(folder, "tied")
+    tied = tied_stages(len(ranks), model.tied_bytes)
+    program = lower(alone.compute_order(), alone.stage_rank, MICROBATCHES, tied=tied)
+    split = cut(len(model.layers), program.stages)
+    memory = MemoryModel(model).stages(split, ranks)
+    assert memory[0].message_bytes == (model.tied_gradient_bytes if schedule == "1f1b" else 0)
+    network = InMemoryNetwork(2, timeout_s=60)
+    with ThreadPoolExecutor(2) as pool:
+        measured = list(pool.map(lambda rank: _measured_peak("tied", program, split, rank, network, "none"), range(2)))
+    for rank, own in enumerate(measured):
+        predicted = peak_bytes(program, memory, rank)
+        assert abs(predicted / own - 1) <= TOLERANCE, f"rank {rank}: predicted {predicted}, measured {own}"
+
+
 @pytest.mark.parametrize(
     ("name", "schedule", "zero", "message_bytes"),
     [
@@ -291,23 +335,23 @@ def test_what_sums_over_replicas_hold_is_one_message(
     """Beside the gradients, while the first of them move into it; under ZeRO 1 it has all of a stage's."""
     torch.set_num_threads(1)
     monkeypatch.setattr(reductions, "MESSAGE_BYTES", message_bytes)
-    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
-    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
-    for kind in ("all_reduce", "reduce_scatter_single", "all_gather_single"):
-        monkeypatch.setattr(dist, kind, lambda *_, **__: _Sum())
+    monkeypatch.setattr("evenflow.cost.memory.MESSAGE_BYTES", message_bytes)
+    _sums_at_once(monkeypatch)
     alone = program_of(schedule, place_stages(schedule, "own", 2), MICROBATCHES)
     program = lower(alone.compute_order(), alone.stage_rank, MICROBATCHES, reduces=True)
     model = _described(folder, name)
     split = cut(len(model.layers), program.stages)
-    memory = MemoryModel(model, shares=2 if zero else 1).stages(split)
-    messages = [own.gradient_bytes if zero else _largest_message(name, split[at]) for at, own in enumerate(memory)]
+    memory = MemoryModel(model, shares=2 if zero else 1, replicas=2).stages(split)
+    for own, layers in zip(memory, split, strict=True):
+        largest = own.gradient_bytes if zero else _largest_message(name, layers)
+        assert largest <= own.message_bytes <= max(1.5 * largest, largest + message_bytes)
     network = InMemoryNetwork(2, timeout_s=60)
     with ThreadPoolExecutor(2) as pool:
         measured = list(
             pool.map(lambda rank: _measured_peak(name, program, split, rank, network, "none", zero=zero), range(2))
         )
     for rank, own in enumerate(measured):
-        predicted = peak_with_messages(program, memory, rank, messages)
+        predicted = peak_bytes(program, memory, rank)
         assert abs(predicted / own - 1) <= TOLERANCE, f"rank {rank}: predicted {predicted}, measured {own}"
 
 

@@ -24,7 +24,6 @@ from evenflow.rehearse.rehearsal import _payload, check_model
 from evenflow.search import plan_timeline
 from evenflow.spec.cluster import local_cluster
 from evenflow.units import format_bytes
-from tests.execute.messages import peak_with_messages
 
 BIG = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "vocab_size": 2000}
 SHAPE = ["--seq-length", 64, "--micro-batch-size", 2]
@@ -59,7 +58,7 @@ def test_a_rank_alone_holds_what_the_plan_says(
         group = server.start("bytes", "tests.rehearse.ranks:counts_its_bytes", 1, payload)
         (found,) = [item[1] for item in group.messages() if item is not None]
         assert found["spans"] == len(plan_program(plan).ranks[rank])
-        assert found["peak"] == pytest.approx(_peak_with_messages(plan, rank), rel=0.05)
+        assert found["peak"] == pytest.approx(plan.ranks[rank].peak_bytes, rel=0.05)
         block = next(shape for name, shape in found["shapes"].items() if name.endswith("mlp.up_proj.weight"))
         assert block == [384, 128], "a DTensor knows the whole shape"
 
@@ -76,13 +75,7 @@ def test_sizes_of_a_plan_for_hundreds_are_those_of_its_shards(
     payload = _payload(path, source, check_model(plan, source), 3, 2, local_cluster())
     group = server.start("bytes", "tests.rehearse.ranks:counts_its_bytes", 1, payload)
     (found,) = [item[1] for item in group.messages() if item is not None]
-    assert found["peak"] == pytest.approx(_peak_with_messages(plan, 3), rel=0.05)
-
-
-def _peak_with_messages(plan: Plan, rank: int) -> int:
-    """What the plan says, and the message of a reduction beside the gradients that it is made of, which none counts."""
-    memory = [own.memory for own in plan.stages]
-    return peak_with_messages(plan_program(plan), memory, rank, [own.gradient_bytes for own in memory])
+    assert found["peak"] == pytest.approx(plan.ranks[3].peak_bytes, rel=0.05)
 
 
 def test_one_rank_from_the_command_line(

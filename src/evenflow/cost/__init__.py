@@ -4,11 +4,12 @@ from evenflow.cost.analytic import analytic_costs
 from evenflow.cost.collectives import all_reduce_s, combined_s, spread_s
 from evenflow.cost.costs import TIMED_PARTS, Costs, LayerCost, LinkCost, Origin
 from evenflow.cost.links import Edge, Links
-from evenflow.cost.memory import HasLayers, MemoryModel, StageMemory
+from evenflow.cost.memory import MESSAGE_BYTES, HasLayers, MemoryModel, StageMemory
 from evenflow.cost.profile import Profile
 from evenflow.cost.stage import RankCost, StageCost, at_speeds, rank_costs, stage_costs
 
 __all__ = [
+    "MESSAGE_BYTES",
     "TIMED_PARTS",
     "Costs",
     "Edge",

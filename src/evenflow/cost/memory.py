@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+MESSAGE_BYTES = 32 << 20  # of gradients that replicas add; enough that a message's own cost is nothing beside it
 _MOMENTS = 2  # of AdamW, each as large as the gradient
 
 
@@ -31,6 +32,8 @@ class StageMemory:
         first_input_peak_bytes: as `input_peak_bytes`, of a step's first, which makes those that W does not.
         master_bytes: fp32 copies that the optimizer keeps, of those parameters that are in less; a replica's share of
             them is in `state_bytes`.
+        message_bytes: the largest message that its gradients are added up in, over replicas or over copies of a tied
+            weight; it is laid out while the gradients that move into it are still there.
     """
 
     parameter_bytes: int
@@ -46,6 +49,7 @@ class StageMemory:
     first_backward_peak_bytes: int = 0
     first_input_peak_bytes: int = 0
     master_bytes: int = 0
+    message_bytes: int = 0
 
     @property
     def gradient_bytes(self) -> int:
@@ -120,6 +124,10 @@ class LayerBytes(Protocol):
         """Copies in fp32 of those parameters that are in less."""
 
     @property
+    def largest_gradient_bytes(self) -> int:
+        """Of the parameter that has most; 0 where nobody said."""
+
+    @property
     def state_bytes(self) -> int:
         """Parameters, gradients and optimizer state on one replica; 0 where that follows from the parameters."""
 
@@ -156,17 +164,19 @@ class MemoryModel:
         model: the layers.
         shares: how many replicas share out the optimizer's state (ZeRO 1); 1 where each has all of it.
         process_bytes: what a rank's process holds beside tensors, as measured.
+        replicas: over how many gradients are added.
     """
 
     model: HasLayers
     shares: int = 1
     process_bytes: int = 0
+    replicas: int = 1
 
-    def stage(self, layers: Sequence[int], has_embedding: bool = False) -> StageMemory:
+    def stage(self, layers: Sequence[int], has_both: bool = False) -> StageMemory:
         """The memory of a stage that holds `layers` (contiguous, in order; may be empty).
 
-        A head without the embedding has a copy of the weights that they share, unless `has_embedding` says that another
-        stage of its rank holds them.
+        A head without the embedding has a copy of the weights that they share, unless `has_both` says that one rank
+        holds both.
         """
         held = [self.model.layers[layer] for layer in layers]
         if not held:
@@ -176,7 +186,8 @@ class MemoryModel:
         input_bytes = self.model.layers[layers[0] - 1].output_bytes if layers[0] else 0
         is_last = layers[-1] == len(self.model.layers) - 1
         state_bytes = sum(layer.state_bytes for layer in held)
-        if is_last and layers[0] and not has_embedding:
+        parted = bool(is_last) != (layers[0] == 0) and not has_both  # from what it may share weights with
+        if is_last and parted:
             copied = self.model.tied_bytes
             copied_master = 2 * (self.model.tied_gradient_bytes - copied)
             state_bytes += self._state_bytes(copied, copied_master) if state_bytes else 0
@@ -193,8 +204,21 @@ class MemoryModel:
             forward_peak_bytes=forward_peak,
             weight_bytes=sum(layer.weight_bytes for layer in held),
             master_bytes=master_bytes,
+            message_bytes=max(self._message_bytes(held), self.model.tied_gradient_bytes if parted else 0),
             **_backward_peaks(held),
         )
+
+    def _message_bytes(self, held: Sequence[LayerBytes]) -> int:
+        """The largest message to other replicas: under ZeRO 1 all, as it ends as shares of all.
+
+        A preset says what its state comes to, messages included, in the trainer that it is planned for.
+        """
+        if self.replicas == 1 or any(layer.state_bytes for layer in held):
+            return 0
+        whole = sum(map(own_gradient_bytes, held))
+        if self.shares > 1:
+            return whole
+        return min(whole, max(MESSAGE_BYTES, *(layer.largest_gradient_bytes for layer in held)))
 
     def _state_bytes(self, parameter_bytes: int, master_bytes: int) -> int:
         """Parameters, gradients and optimizer state, of those that replicas share out this one's part."""
@@ -207,8 +231,9 @@ class MemoryModel:
     ) -> tuple[StageMemory, ...]:
         """The memory of each stage; `stage_rank[s]` is the rank that holds stage `s`, by default one of its own."""
         ranks = range(len(stages)) if stage_rank is None else stage_rank
+        has_both = ranks[0] == ranks[-1]
         return tuple(
-            self.on_rank(self.stage(layers, has_embedding=rank == ranks[0]), is_first=rank not in ranks[:number])
+            self.on_rank(self.stage(layers, has_both), is_first=rank not in ranks[:number])
             for number, (layers, rank) in enumerate(zip(stages, ranks, strict=True))
         )
 

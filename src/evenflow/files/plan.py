@@ -64,6 +64,7 @@ class StagePart(Part):
     first_backward_peak_bytes: Bytes
     first_input_peak_bytes: Bytes
     master_bytes: Bytes = 0
+    message_bytes: Bytes = 0
 
     @classmethod
     def of(cls, stage: StagePlan) -> StagePart:

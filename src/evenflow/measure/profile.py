@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from evenflow.cost import TIMED_PARTS, LayerCost, LinkCost, Profile
+from evenflow.cost import MESSAGE_BYTES, TIMED_PARTS, LayerCost, LinkCost, Profile
 from evenflow.errors import InputError
 from evenflow.files import load_profile, save_profile
 from evenflow.launch import Launcher, ThisHost
 from evenflow.models import ModelSource
-from evenflow.runtime import MESSAGE_BYTES
 from evenflow.spec import GRADIENT_BYTES, Cluster, Model, this_machine
 from evenflow.spec.gpus import visible_gpus
 

@@ -109,6 +109,7 @@ class _Parts:
             forward_combined=trace.forward_combined,
             backward_combined=trace.backward_combined,
             master_bytes=GRADIENT_BYTES * sum(map(self.numbers, narrow)),
+            largest_gradient_bytes=GRADIENT_BYTES * max(map(self.numbers, own), default=0),
             forward_work=forward,
             input_work=inputs,
             weight_work=weights,

@@ -6,7 +6,8 @@
 
 What is received lies in buffers that are used again and never given up: a rank holds as many as it ever needs at once.
 A stage's first B of a step makes the gradients of its parameters (its first I and W each make their part); the update
-frees them. A forward-only program keeps nothing: F frees its input.
+frees them. A reduction lays a message out beside the gradients that move into it. A forward-only program keeps nothing:
+F frees its input.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from evenflow.program.actions import (
 from evenflow.program.program import Program
 from evenflow.program.table import CODES, KINDS, Ints
 
-Passing = Literal["F", "B", "I", "first B", "first I"] | None  # which of a stage's peaks an action holds in passing
+# Which of a stage's peaks an action holds in passing.
+Passing = Literal["F", "B", "I", "first B", "first I", "message"] | None
 Unmade = Literal["all", "of W", "none"]  # which gradients of a stage's parameters are not there yet
 
 
@@ -74,8 +76,8 @@ _EFFECTS: dict[type[Action], _Effect] = {
     ReceiveBackward: _Effect(outputs=1),
     ReleaseForward: _Effect(outputs=-1),
     ReleaseBackward: _Effect(inputs=-1),
-    ReduceTied: _Effect(),
-    ReduceGrad: _Effect(),
+    ReduceTied: _Effect(passing="message"),
+    ReduceGrad: _Effect(passing="message"),
     Norm: _Effect(),
     Step: _Effect(),
 }
@@ -90,6 +92,7 @@ _PEAKS: dict[Passing, str] = {
     "I": "input_peak_bytes",
     "first B": "first_backward_peak_bytes",
     "first I": "first_input_peak_bytes",
+    "message": "message_bytes",
 }
 
 

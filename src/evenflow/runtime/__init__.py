@@ -21,7 +21,7 @@ from evenflow.runtime.optimizer import MOMENTS, WEIGHT, Optimizer, OptimizerSett
 from evenflow.runtime.out_of_memory import saying_what_lacks
 from evenflow.runtime.parts import differentiable, local, plain_part
 from evenflow.runtime.precision import TORCH_DTYPES, is_rounded
-from evenflow.runtime.reductions import MESSAGE_BYTES, Reductions
+from evenflow.runtime.reductions import Reductions
 from evenflow.runtime.rendezvous import open_store
 from evenflow.runtime.row_gradients import add_row_gradients
 from evenflow.runtime.staged import StagedTransport
@@ -37,7 +37,6 @@ from evenflow.runtime.transport import AloneTransport, Transfer, Transport, conn
 from evenflow.runtime.weight_gradients import WeightGradients
 
 __all__ = [
-    "MESSAGE_BYTES",
     "MOMENTS",
     "TORCH_DTYPES",
     "WEIGHT",

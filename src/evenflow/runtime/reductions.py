@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from evenflow.cost import MESSAGE_BYTES
 from evenflow.program import Program, ReduceGrad, ReduceTied, Reduction
 from evenflow.runtime.lost import naming_the_lost
 from evenflow.runtime.mesh import Mesh
 from evenflow.runtime.parts import is_sharded, like, local, plain_part
 from evenflow.runtime.precision import sum_gradients_in_fp32
 
-MESSAGE_BYTES = 32 << 20  # enough that a message's own cost is nothing beside it
 _FP32_BYTES = 4
 
 

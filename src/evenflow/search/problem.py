@@ -59,7 +59,7 @@ class Problem:
     @property
     def memory(self) -> MemoryModel:
         """The bytes of any run of its layers."""
-        return MemoryModel(self.model, self.costs.shares, self.costs.process_bytes)
+        return MemoryModel(self.model, self.costs.shares, self.costs.process_bytes, self.costs.replicas)
 
     @property
     def layers(self) -> int:

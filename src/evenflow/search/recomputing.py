@@ -136,7 +136,7 @@ def cheapest_fit(problem: Problem, model: Model, split: Split) -> Modes | None:
     program, where = searched_program(problem), problem.stage_rank
     layers = _Layers(list(model.layers), model.tied_bytes, model.tied_gradient_bytes)
     under = {own: model.under(own).layers for own in RECOMPUTES}
-    bytes_of = MemoryModel(layers, problem.costs.shares, problem.costs.process_bytes)
+    bytes_of = MemoryModel(layers, problem.costs.shares, problem.costs.process_bytes, problem.costs.replicas)
     memory = list(bytes_of.stages(split, where))
     halves = any(isinstance(action, InputBackward) for actions in program.ranks for action in actions)
     in_order = partial(_most_in_passing, model, halves)
@@ -148,7 +148,7 @@ def cheapest_fit(problem: Problem, model: Model, split: Split) -> Modes | None:
             for layer, own in zip(blocks, tried, strict=True):
                 modes[layer], layers.layers[layer] = own, under[own][layer]
             for stage in stages:
-                own_bytes = bytes_of.stage(split[stage], has_embedding=rank == where[0])
+                own_bytes = bytes_of.stage(split[stage], has_both=where[0] == where[-1])
                 memory[stage] = bytes_of.on_rank(own_bytes, is_first=stage == stages[0])
             if peak_bytes(program, memory, rank) <= problem.limit:
                 break

@@ -135,6 +135,7 @@ class Layer:
         backward_combined: what its backward does, recomputation not included.
         master_bytes: fp32 copies that the optimizer keeps, of those parameters that are in less.
         state_bytes: parameters, gradients and optimizer state on one replica; 0 where that follows from the parameters.
+        largest_gradient_bytes: of the parameter that has most; 0 of a preset's.
         forward_work: what its forward runs; None of a preset's, whose seconds are worked out from its dimensions.
         input_work: what the input half of its backward does.
         weight_work: what the weight half does.
@@ -164,6 +165,7 @@ class Layer:
     master_bytes: int = 0
     freed_input_bytes: int = 0
     state_bytes: int = 0
+    largest_gradient_bytes: int = 0
     forward_work: Work | None = None
     input_work: Work | None = None
     weight_work: Work | None = None
@@ -264,7 +266,7 @@ class Model:
         facts = asdict(self)
         del facts["name"], facts["tied_bytes"]  # the bytes follow from the layers and from what is tied
         for layer in facts["layers"]:  # as what they run does
-            del layer["forward_work"], layer["input_work"], layer["weight_work"]
+            del layer["forward_work"], layer["input_work"], layer["weight_work"], layer["largest_gradient_bytes"]
         if not any(layer.state_bytes for layer in self.layers):
             for layer in facts["layers"]:
                 del layer["state_bytes"]
