@@ -1,0 +1,137 @@
+"""Disks that the kernel really makes read-only or broken while a run saves; only root can have them so."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import evenflow
+from evenflow.files import load_metrics, load_samples
+from evenflow.train import Job, RunResult
+from tests.faults.conftest import STEPS, Hears, same_weights
+from tests.faults.injection import Faults
+from tests.faults.test_disks import names, warnings
+
+Whole = tuple[Job, RunResult]
+
+
+def _root(*command: object) -> str:
+    """Run what only root may; skip the test where that cannot be."""
+    try:
+        done = subprocess.run([str(own) for own in command], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"{command[0]} takes root: {error}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def _read_only(folder: Path) -> Iterator[None]:
+    """Within, the kernel lets nobody write below a folder."""
+    _root("mount", "--bind", folder, folder)
+    try:
+        _root("mount", "-o", "remount,bind,ro", folder)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class _Device:
+    """A file system on a block device that can lose its far part, and get it back with all that was in it."""
+
+    _STATUS, _SIZE_LIMIT, _GET, _SET = 232, 32, 0x4C05, 0x4C04  # struct loop_info64 of linux/loop.h
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self._size, image = folder, size, folder.with_suffix(".image")
+        folder.mkdir()
+        image.touch()
+        os.truncate(image, size)
+        _root("mkfs.ext2", "-q", "-F", "-b", 4096, image)
+        self._loop = _root("losetup", "--find", "--show", image)
+        _root("mount", self._loop, folder)
+
+    def lose(self) -> None:
+        """From now on what is written beyond what was taken, and a little, is an error of the device."""
+        os.sync()
+        free = os.statvfs(self.folder)
+        self._limit(self._size - free.f_bfree * free.f_bsize + (64 << 10))
+
+    def find(self) -> None:
+        """All of the device is there again."""
+        self._limit(0)
+
+    def _limit(self, size: int) -> None:
+        device = os.open(self._loop, os.O_RDWR)
+        status = bytearray(self._STATUS)
+        fcntl.ioctl(device, self._GET, status)
+        struct.pack_into("Q", status, self._SIZE_LIMIT, size)
+        fcntl.ioctl(device, self._SET, bytes(status))
+        os.close(device)
+
+    def close(self) -> None:
+        """Give everything back."""
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
+        subprocess.run(["losetup", "--detach", self._loop], check=False)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[_Device]:
+    own = _Device(tmp_path / "disk", 48 << 20)
+    yield own
+    own.close()
+
+
+class _FailsAWhile(Hears):
+    """Has the disk fail from when a first checkpoint is whole, until it is said that the next one is not."""
+
+    def __init__(self, fails: Callable[[], object], works: Callable[[], object]) -> None:
+        super().__init__()
+        self._fails, self._works = fails, works
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        super().saved(checkpoint, write_s, hash_s)
+        if len(self.saves) == 1:
+            self._fails()
+
+    def said(self, text: str) -> None:
+        super().said(text)
+        if " is not saved: " in text:
+            self._works()
+
+
+def _goes_on(whole: Whole, faults: Faults, out: Path, hears: _FailsAWhile, error: str) -> None:
+    """Every step is done, the failure is said once, and the checkpoint before stays."""
+    job = whole[0]
+    faults.plan(0, "optimizer", 10**6, "hang")  # never, but ranks wait for their writes then, however slow the disk is
+    evenflow.train(replace(job, out=out, keep_last=9), hears)
+    assert len(hears.steps) == STEPS
+    (failed,) = [line for line in warnings(hears) if "is not saved" in line]
+    assert error in failed
+    assert re.search(r"the state after step 6 is not saved: .* tried again after step 9$", failed)
+    assert names(out) == ["step-00000003", "step-00000009", "step-00000012"]
+    assert same_weights(out, job.out)
+    assert [own.step for own in load_metrics(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert load_samples(out / "samples.jsonl") == load_samples(job.out / "samples.jsonl")
+
+
+@pytest.mark.parametrize("below", ["checkpoints", "."], ids=["checkpoints", "the whole run"])
+def test_a_disk_that_the_kernel_makes_read_only_costs_no_step(
+    whole: Whole, faults: Faults, tmp_path: Path, below: str
+) -> None:
+    out = tmp_path / "run"
+    with ExitStack() as mounted:
+        hears = _FailsAWhile(lambda: mounted.enter_context(_read_only(out / below)), mounted.close)
+        _goes_on(whole, faults, out, hears, "Read-only file system")
+
+
+def test_a_device_that_the_kernel_cannot_write_to_costs_no_step(whole: Whole, faults: Faults, device: _Device) -> None:
+    hears = _FailsAWhile(device.lose, device.find)
+    _goes_on(whole, faults, device.folder / "run", hears, "Input/output error")
