@@ -111,7 +111,7 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
 
     def settled(saver):
         # Else what is lost by a fault outside a save would depend on how fast the disk is.
-        if plan and plan[0] and plan[0]["point"] != "save":
+        if plan and plan[0] and plan[0]["settles"]:
             saver.idle(30)
         return done(saver)
 
@@ -141,10 +141,15 @@ class Faults:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "fault"
 
-    def plan(self, rank: int, point: str, call: int, what: int | str) -> None:
-        """Have a rank do something at its `call`-th pass of a point: send itself a signal, or hang."""
+    def plan(self, rank: int, point: str, call: int, what: int | str, settles: bool = True) -> None:
+        """Have a rank do something at its `call`-th pass of a point: send itself a signal, or hang.
+
+        Outside a save the writes of one are waited for in its step, so that what is lost does not depend on how fast
+        the disk is, unless it is not to settle.
+        """
         self.clear()
-        self.file.write_text(json.dumps({"rank": rank, "point": point, "call": call, "what": what}))
+        fault = {"rank": rank, "point": point, "call": call, "what": what, "settles": settles and point != "save"}
+        self.file.write_text(json.dumps(fault))
 
     def at(self) -> float:
         """When it happened."""

@@ -29,7 +29,7 @@ Whole = tuple[Job, RunResult]
 class Breaks(Hears):
     """Does something to the disk when a step is done."""
 
-    def __init__(self, doings: dict[int, Callable[[], None]]) -> None:
+    def __init__(self, doings: dict[int, Callable[[], object]]) -> None:
         super().__init__()
         self.doings = doings
 

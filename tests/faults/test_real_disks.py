@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -19,7 +21,7 @@ from evenflow.files import load_metrics, load_samples
 from evenflow.train import Job, RunResult
 from tests.faults.conftest import STEPS, Hears, same_weights
 from tests.faults.injection import Faults
-from tests.faults.test_disks import names, warnings
+from tests.faults.test_disks import Breaks, names, warnings
 
 Whole = tuple[Job, RunResult]
 
@@ -67,6 +69,11 @@ class _Device:
     def find(self) -> None:
         """All of the device is there again."""
         self._limit(0)
+
+    def hold(self, seconds: float) -> None:
+        """Let whoever writes wait so long."""
+        _root("fsfreeze", "--freeze", self.folder)
+        Timer(seconds, subprocess.run, [["fsfreeze", "--unfreeze", str(self.folder)]]).start()
 
     def _limit(self, size: int) -> None:
         device = os.open(self._loop, os.O_RDWR)
@@ -135,3 +142,59 @@ def test_a_disk_that_the_kernel_makes_read_only_costs_no_step(
 def test_a_device_that_the_kernel_cannot_write_to_costs_no_step(whole: Whole, faults: Faults, device: _Device) -> None:
     hears = _FailsAWhile(device.lose, device.find)
     _goes_on(whole, faults, device.folder / "run", hears, "Input/output error")
+
+
+def test_a_run_whose_numbers_are_none_waits_for_a_save_on_a_slow_disk(
+    whole: Whole, faults: Faults, device: _Device, tmp_path: Path
+) -> None:
+    """That after step 3 is still being written when step 6 ends the run."""
+    out = tmp_path / "run"
+    (device.folder / "lost+found").rmdir()
+
+    def slows() -> None:
+        (out / "checkpoints").mkdir()
+        _root("mount", "--bind", device.folder, out / "checkpoints")
+        device.hold(8.0)
+
+    faults.plan(1, "backward", 22, "inf gradient", settles=False)
+    hears = Breaks({1: slows})
+    try:
+        with pytest.raises(evenflow.FaultError, match=r"^step 6 came to a loss of "):
+            evenflow.train(replace(whole[0], out=out), hears)
+        assert hears.steps[-1][1] == 6
+        assert names(out) == ["step-00000003"]
+        assert evenflow.train(replace(whole[0], out=out, resume=True)).metrics[0].step == 1
+    finally:
+        subprocess.run(["umount", "--lazy", str(out / "checkpoints")], check=True)
+
+
+class _Waited(Breaks):
+    """Has the disk work again once it is said that it is waited for."""
+
+    def __init__(self, doings: dict[int, Callable[[], object]], works: Callable[[], object]) -> None:
+        super().__init__(doings)
+        self._works = works
+
+    def said(self, text: str) -> None:
+        super().said(text)
+        if "goes on once it can be" in text:
+            self._works()
+
+
+def test_a_rank_that_is_lost_while_the_disk_is_read_only_is_started_again(
+    whole: Whole, faults: Faults, tmp_path: Path
+) -> None:
+    """In step 7: the run waits until the steps after its newest checkpoint can be cut off its files."""
+    job, out = whole[0], tmp_path / "run"
+    faults.plan(1, "forward", 26, signal.SIGKILL)
+    with ExitStack() as mounted:
+        hears = _Waited({5: lambda: mounted.enter_context(_read_only(out))}, mounted.close)
+        evenflow.train(replace(job, out=out), hears)
+    assert hears.starting("warning: ")[-1].endswith(
+        "metrics.jsonl: cannot be written: Read-only file system. Training goes on once it can be, within 600 s"
+    )
+    (restart,) = hears.starting("restart 1 of 3: ")
+    assert "after step 3 " in restart
+    assert same_weights(out, job.out)
+    assert [own.step for own in load_metrics(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert load_samples(out / "samples.jsonl") == load_samples(job.out / "samples.jsonl")

@@ -1,11 +1,13 @@
 """Sees a run through: a rank that is lost costs the steps since the newest complete checkpoint, not the run.
 
 A rank is lost where it dies without a word, falls silent or gets stuck. What a rank names itself (a number that is
-none, memory that does not suffice, an error in the code) would come again, so it ends the run.
+none, memory that does not suffice, an error in the code) would come again, so it ends the run. A disk that fails when a
+rank is lost is waited for, as what the run's files say of steps that are taken again has to be cut off first.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,9 @@ from evenflow.train.attempt import Attempt, Prepared, Watcher
 from evenflow.train.checkpoint import Checkpoint, newest_checkpoint
 from evenflow.train.job import Job
 from evenflow.train.progress import Progress
+
+_DISK_S = 600.0  # for a disk to work again: a file server is back in minutes
+_DISK_TRIED_S = 0.5
 
 
 def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher) -> Attempt:
@@ -30,8 +35,8 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
         StoppedError: a second signal came.
     """
     restarts = 0
+    attempt = Attempt(job, ready, watcher)
     while True:
-        attempt = Attempt(job, ready, watcher)
         try:
             attempt.run(launcher)
         except RankLostError as error:
@@ -49,8 +54,28 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
             watcher.progress.said(
                 f"restart {restarts} of {job.restarts}: {where}, after step {ready.done_steps} of {job.steps}"
             )
+            attempt = _once_the_disk_works(job, ready, watcher)
         else:
             return attempt
+
+
+def _once_the_disk_works(job: Job, ready: Prepared, watcher: Watcher) -> Attempt:
+    """The next attempt.
+
+    Raises:
+        FaultError: the disk does not let the run's files be cut back; for long, or a signal came.
+    """
+    deadline, told = time.monotonic() + _DISK_S, False
+    while True:
+        try:
+            return Attempt(job, ready, watcher)
+        except FaultError as error:
+            if time.monotonic() > deadline or watcher.signals.received is not None:
+                raise FaultError(f"{error}; once it can be, --resume goes on from the newest checkpoint") from None
+            if not told:
+                told = True
+                watcher.progress.said(f"warning: {error}. Training goes on once it can be, within {_DISK_S:g} s")
+            time.sleep(_DISK_TRIED_S)
 
 
 def go_on_from(out: Path, progress: Progress, fault: FaultError | None = None) -> Checkpoint | None:
