@@ -47,6 +47,10 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
                 ctypes.PyDLL(None).sleep(600)
             case "memory":
                 torch.empty(2**50)
+            case str(cgroup) if cgroup.startswith("/"):  # takes more memory than its processes may have
+                with open(cgroup + "/cgroup.procs", "w") as file:
+                    file.write(str(os.getpid()))
+                torch.ones(2**28)
             case str(bad):  # such as "nan output": what the runner makes next has such a number in it
                 kind, _, _ = bad.partition(" ")
                 runner, made = rest[0], wholes[fault["point"]]

@@ -45,19 +45,3 @@ def test_a_run_that_is_to_go_on_does(whole: tuple[Job, RunResult], faults: Fault
     result = evenflow.train(replace(job, out=tmp_path / "run", stop_on_nan=False))
     assert [own.step for own in result.metrics if not isfinite(own.loss)] == list(range(6, 13))
     assert [faults.counted(each, "step") for each in (0, 1)] == [12, 12]
-
-
-def test_out_of_memory_names_rank_stage_action_and_both_figures(
-    whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path
-) -> None:
-    """A petabyte is asked for, of the real allocator."""
-    job, _ = whole
-    faults.plan(1, "forward", 22, "memory")
-    says = (
-        r"^rank 1 \(process \d+\) failed while in step 6: out of memory, at 1F1, with stage 1 \(layers \d+-\d+\): .*; "
-        r"it held [\d.]+ \w+, the plan expects [\d.]+ \w+\. More processes"
-    )
-    hears = Hears()
-    with pytest.raises(evenflow.FaultError, match=says):
-        evenflow.train(replace(job, out=tmp_path / "run"), hears)
-    assert not hears.starting("restart")

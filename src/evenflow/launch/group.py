@@ -20,6 +20,7 @@ from evenflow.errors import (
 )
 from evenflow.launch.channel import Message
 from evenflow.launch.heartbeat import Pulse
+from evenflow.launch.oom import kills_for_memory
 from evenflow.launch.process import Process
 from evenflow.launch.watch import Watch
 
@@ -91,11 +92,14 @@ class Group:
         name: what the job is, for messages.
         ranks: the ranks, by number.
         watch: notices those that are alive and yet lost.
+        starved: the number of the rank that the kernel killed, where it did so for want of memory.
     """
 
     name: str
     ranks: list[RunningRank] = field(default_factory=list)
     watch: Watch = field(init=False)
+    starved: int | None = None
+    _kills_for_memory: int = field(default_factory=kills_for_memory)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.ranks)
@@ -219,7 +223,10 @@ class Group:
                     f"{rank.who} is lost: its host or the network to it is gone, or its worker there was killed, "
                     f"while {rank.doing}; the other ranks were ended"
                 )
-            if status is not None and status < 0:
+            if status == -signal.SIGKILL and kills_for_memory() > self._kills_for_memory:
+                self.starved = rank.number
+                how = "was killed by SIGKILL, by the kernel, as memory ran out,"
+            elif status is not None and status < 0:
                 how = f"was killed by {signal.Signals(-status).name}"
             else:
                 how = f"left without a word (status {status})"

@@ -19,6 +19,7 @@ from evenflow.spec.gpus import visible_gpus
 from evenflow.train.checkpoint import Checkpoint, Checkpoints, RunState, Taken, config_hash
 from evenflow.train.folder import RunFolder
 from evenflow.train.job import Job, lasting_settings
+from evenflow.train.lacking import held_and_planned, with_stages
 from evenflow.train.pace import Pace
 from evenflow.train.patience import first_patience, later_patience
 from evenflow.train.prepare import PreparedText, evaluation_request
@@ -26,6 +27,7 @@ from evenflow.train.progress import Progress
 from evenflow.train.recorder import Recorder
 from evenflow.train.records import take_back, written_file
 from evenflow.train.signals import StopSignals
+from evenflow.units import format_bytes
 
 # The name of what is being written: nothing in a run's folder has its own name before it is whole.
 PARTIAL_MODEL = "model.partial"
@@ -127,11 +129,22 @@ class Attempt:
             self._note_ranks(group)
             try:
                 self._follow(group)
-            except RankLostError:
-                raise  # it may be started again, and then takes its last steps again too
+            except RankLostError as error:  # it may be started again, and then takes its last steps again too
+                if group.starved is None:
+                    raise
+                raise RankLostError(f"{error}. {self._lacked(group.starved)}") from None
             except FaultError:
                 self.keep_last()
                 raise
+
+    def _lacked(self, process: int) -> str:
+        """What a process that the kernel killed for want of memory had, which it could not say itself."""
+        plan, steps = self._ready.plan, self.recorder.metrics[self.recorder.done_before :]
+        held = "more than there was"
+        if steps:
+            peak = steps[-1].peak_bytes[plan.axes.coordinates(process).pp]
+            held = f"{format_bytes(peak)} at most up to step {steps[-1].step}"
+        return f"Rank {process}, {with_stages(plan, process)}: {held_and_planned(plan, process, held)}"
 
     def _note_ranks(self, group: Group) -> None:
         """Write down who the ranks are; a disk that is full keeps no run from starting again for that."""

@@ -59,6 +59,7 @@ from evenflow.runtime import (
 )
 from evenflow.train.batches import Batch
 from evenflow.train.evaluation import Evaluator, HeldOut
+from evenflow.train.lacking import held_and_planned, with_stages
 from evenflow.train.lr_schedule import LrSchedule
 from evenflow.train.patience import gloo_timeout_s
 from evenflow.train.preflight import check_descriptors
@@ -82,13 +83,8 @@ def run(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
     meter = memory_meter(device)
 
     def lacks(error: str) -> str:
-        planned = plan.ranks[plan.axes.coordinates(rank).pp]
-        stages = " and ".join(f"{own} ({_layers_of(plan, own)})" for own in planned.stages)
-        return (
-            f", at {channel.heartbeat.action or 'its beginning'}, with stage {stages}: {error}; it held "
-            f"{_held(meter)}, the plan expects {format_bytes(planned.peak_bytes)}. More processes, a smaller "
-            "--micro-batch-size or --recompute full need less"
-        )
+        at = channel.heartbeat.action or "its beginning"
+        return f", at {at}, {with_stages(plan, rank)}: {error}; {held_and_planned(plan, rank, _held(meter))}"
 
     with saying_what_lacks(lacks):
         _train(rank, channel, payload, plan, meter, device)
@@ -346,11 +342,6 @@ def _build(number: int, payload: dict[str, Any], plan: Plan, mesh: Mesh, device:
     if stage.sharing is not None and mesh.tp is not None:
         stage.sharing.distribute(mesh.tp)
     return stage
-
-
-def _layers_of(plan: Plan, stage: int) -> str:
-    layers = plan.stages[stage].layers
-    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"
 
 
 def _held(meter: MemoryMeter | CudaMemoryMeter) -> str:
