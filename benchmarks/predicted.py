@@ -1,14 +1,14 @@
 """Predicted against measured on this machine: 12 different jobs, planned from a measured profile and then run.
 
-    python -m benchmarks.predicted            # about twenty minutes
-    python -m benchmarks.predicted --only 3   # the first three
+    python -m benchmarks.predicted                # half an hour
+    python -m benchmarks.predicted --jobs 0 6 11  # these
 
 Jobs differ in model, split, schedule, recomputation, microbatches and number of processes (1 to 4). Each is profiled
 anew, planned from that and trained for a few steps; nothing is fitted. A shared machine is faster now and slower a
-minute later, so each job is profiled, planned and run twice, and its figures are the means of both. The step is the
-median of those after the first two; memory is the fullest rank's peak above what its process held before the model was
-built. Errors are relative to what was measured. On two cores jobs of three and four processes share them, which the
-plan knows.
+minute later, so each job is profiled, planned and run three times, and the round is shown whose error of the step is
+the median of the three, with the errors of all. The step is the median of those after the first two; memory is the
+fullest rank's peak above what its process held before the model was built. Errors are relative to what was measured.
+On two cores jobs of three and four processes share them, which the plan knows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from evenflow.files import load_metrics
@@ -30,6 +30,7 @@ from evenflow.train import Job, Silent, train
 _STEPS = 9
 _SKIPPED = 2  # the first steps warm up
 _SEQ = 128
+_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +76,10 @@ CASES = (
 
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
-    """Profile, plan and train one job, twice; the means of what was predicted and of what was measured."""
-    both = [_once(case, folder / name) for name in ("first", "second")]
-    figures = {
-        name: fmean(own[name] for own in both)
-        for name in ("predicted_s", "measured_s", "predicted_bytes", "measured_bytes")
-    }
-    return {
-        **both[-1], **figures,
-        "step_time": figures["predicted_s"] / figures["measured_s"] - 1,
-        "memory": figures["predicted_bytes"] / figures["measured_bytes"] - 1,
-    }  # fmt: skip
+    """Profile, plan and train one job, some times over; the round whose error of the step is the median."""
+    rounds = [_once(case, folder / str(number)) for number in range(_ROUNDS)]
+    own = sorted(rounds, key=lambda own: float(own["step_time"]))[_ROUNDS // 2]
+    return {**own, "rounds": [one["step_time"] for one in rounds]}
 
 
 def _once(case: Case, folder: Path) -> dict[str, Any]:
@@ -101,13 +95,13 @@ def _once(case: Case, folder: Path) -> dict[str, Any]:
     steps = load_metrics(job.out / "metrics.jsonl")[_SKIPPED:]
     peak = max(max(own.peak_bytes) for own in steps)
     planned = max(rank.peak_bytes for rank in result.plan.ranks)
-    step = median(own.step_s for own in steps)
+    predicted, step = result.plan.predicted.step_s, median(own.step_s for own in steps)
     return {
         "family": case.family, "parameters": sum(one.memory.parameter_bytes for one in result.plan.stages) // 4,
         "processes": case.processes, "microbatches": result.plan.microbatches, **case.settings,
         "stages": [len(one.layers) for one in result.plan.stages],
-        "predicted_s": result.plan.predicted.step_s, "measured_s": step,
-        "predicted_bytes": planned, "measured_bytes": peak,
+        "predicted_s": predicted, "measured_s": step, "predicted_bytes": planned, "measured_bytes": peak,
+        "step_time": predicted / step - 1, "memory": planned / peak - 1,
     }  # fmt: skip
 
 
@@ -119,11 +113,12 @@ def _summary(rows: Sequence[dict[str, Any]], what: str) -> dict[str, float]:
 def main() -> None:
     """Print a line a job and the errors, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=int, help="so many of the jobs")
+    parser.add_argument("--jobs", type=int, nargs="+", choices=range(len(CASES)), default=range(len(CASES)))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for number, case in enumerate(CASES[: arguments.only]):
+    for number in arguments.jobs:
+        case = CASES[number]
         with tempfile.TemporaryDirectory(prefix="evenflow-") as name:
             rows.append(run(case, Path(name)))
         if not arguments.json:
@@ -132,7 +127,8 @@ def main() -> None:
             print(
                 f"{number:2} {case.family} {row['parameters'] / 1e6:.0f} M, {case.processes} processes, {kind}, "
                 f"{row['microbatches']} microbatches, stages {row['stages']}: "
-                f"step {row['predicted_s']:.3f} s of {row['measured_s']:.3f} s ({row['step_time']:+.1%}), "
+                f"step {row['predicted_s']:.3f} s of {row['measured_s']:.3f} s ({row['step_time']:+.1%}"
+                f" of {', '.join(f'{own:+.1%}' for own in row['rounds'])}), "
                 f"memory {row['predicted_bytes'] / 2**20:.0f} MiB of "
                 f"{row['measured_bytes'] / 2**20:.0f} MiB ({row['memory']:+.1%})",
                 flush=True,

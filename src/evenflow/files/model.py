@@ -56,6 +56,7 @@ def _layer_json(index: int, layer: Layer) -> dict[str, Any]:
         "weight_bytes": layer.weight_bytes,
         "master_bytes": layer.master_bytes,
         "freed_input_bytes": layer.freed_input_bytes,
+        "largest_gradient_bytes": layer.largest_gradient_bytes,
         "forward_combined": [asdict(own) for own in layer.forward_combined],
         "backward_combined": [asdict(own) for own in layer.backward_combined],
         "recomputed": {own.recompute: _again_json(own) for own in layer.recomputed},

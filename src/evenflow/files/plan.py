@@ -142,6 +142,7 @@ class LayerPart(Part):
     freed_input_bytes: Bytes = 0
     reduce_s: Seconds | None = None
     state_bytes: Bytes = 0
+    largest_gradient_bytes: Bytes = 0
 
     @classmethod
     def of(cls, layer: LayerPlan) -> LayerPart:

@@ -41,6 +41,7 @@ class LayerPlan:
     master_bytes: int = 0
     freed_input_bytes: int = 0
     state_bytes: int = 0
+    largest_gradient_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

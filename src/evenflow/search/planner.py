@@ -234,6 +234,7 @@ def layer_plans(model: Model, costs: Costs, recompute: tuple[Recompute, ...]) ->
             master_bytes=layer.master_bytes,
             freed_input_bytes=layer.freed_input_bytes,
             state_bytes=layer.state_bytes,
+            largest_gradient_bytes=layer.largest_gradient_bytes,
         )
         for layer, cost, own in zip(model.layers, costs.layers, recompute, strict=True)
     )
