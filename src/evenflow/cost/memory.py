@@ -204,21 +204,22 @@ class MemoryModel:
             forward_peak_bytes=forward_peak,
             weight_bytes=sum(layer.weight_bytes for layer in held),
             master_bytes=master_bytes,
-            message_bytes=max(self._message_bytes(held), self.model.tied_gradient_bytes if parted else 0),
+            message_bytes=self._message_bytes(held, self.model.tied_gradient_bytes if parted else 0),
             **_backward_peaks(held),
         )
 
-    def _message_bytes(self, held: Sequence[LayerBytes]) -> int:
-        """The largest message to other replicas: under ZeRO 1 all, as it ends as shares of all.
+    def _message_bytes(self, held: Sequence[LayerBytes], tied: int) -> int:
+        """The largest message, of a tied weight's gradient or to other replicas: under ZeRO 1 of all, as shares of all.
 
-        A preset says what its state comes to, messages included, in the trainer that it is planned for.
+        A preset says what its state comes to in the trainer that it is planned for, which adds gradients where they lie.
         """
-        if self.replicas == 1 or any(layer.state_bytes for layer in held):
+        if any(layer.state_bytes for layer in held):
             return 0
+        if self.replicas == 1:
+            return tied
         whole = sum(map(own_gradient_bytes, held))
-        if self.shares > 1:
-            return whole
-        return min(whole, max(MESSAGE_BYTES, *(layer.largest_gradient_bytes for layer in held)))
+        largest = max(MESSAGE_BYTES, *(layer.largest_gradient_bytes for layer in held))
+        return max(tied, whole if self.shares > 1 else min(whole, largest))
 
     def _state_bytes(self, parameter_bytes: int, master_bytes: int) -> int:
         """Parameters, gradients and optimizer state, of those that replicas share out this one's part."""
