@@ -211,7 +211,7 @@ class MemoryModel:
     def _message_bytes(self, held: Sequence[LayerBytes], tied: int) -> int:
         """The largest message, of a tied weight's gradient or to other replicas: under ZeRO 1 of all, as shares of all.
 
-        A preset says what its state comes to in the trainer that it is planned for, which adds gradients where they are.
+        A preset says what its state comes to in the trainer that it is planned for, which adds gradients in place.
         """
         if any(layer.state_bytes for layer in held):
             return 0
