@@ -84,9 +84,9 @@ def test_wrong_input_is_refused_in_the_words_of_the_readme(clone: Path, capfd: p
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_demo_and_everything_after_it(clone: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Section by section, in one folder."""
+    """Section by section, in one folder; minutes."""
     shutil.rmtree(clone / "runs" / "demo")
     _works("Commands", capfd)
     _make_own_model(clone, capfd)

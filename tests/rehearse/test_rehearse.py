@@ -179,6 +179,8 @@ def test_ranks_that_do_the_same_are_rehearsed_once(make_model: Callable[..., Pat
         ([], 2, "which rank to rehearse is missing; --rank R for one, or --all"),
         (["--all", "--rank", "0"], 2, "--rank and --all are both there"),
         (["--rank", "0", "--out", "f.json"], 2, "with --all it would work"),
+        (["--all", "--out", "nowhere/f.json"], 2, "--out nowhere/f.json cannot be written; a file's path"),
+        (["--all", "--out", "/"], 2, "--out / cannot be written; a file's path, in a folder that is there"),
         (["--rank", "0", "--model", "nowhere"], 2, "there is no model 'nowhere'"),
     ],
 )

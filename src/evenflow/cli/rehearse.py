@@ -93,6 +93,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"{both}; --rank R for one, or --all for each distinct one, would do")
     if arguments.out and not arguments.all:
         raise InputError("--out writes a profile of all layers, which one rank does not have; with --all it would work")
+    if arguments.out and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):  # known before what takes long
+        raise InputError(f"--out {arguments.out} cannot be written; a file's path, in a folder that is there, would do")
 
 
 def _find(plan: Plan, arguments: argparse.Namespace) -> ModelSource:
