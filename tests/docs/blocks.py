@@ -30,13 +30,23 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        """Whether it can be run on the machine of a test."""
-        return not self.said.startswith("not run here")
+        """Whether it can be run on the machine of a test, in seconds."""
+        return not (self.said.startswith("not run here") or self.is_long)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether CI leaves it to `make parity`."""
+        return self.said.startswith("run by make parity")
 
     @property
     def is_output(self) -> bool:
         """Whether it is just what the command before it prints."""
         return self.kind == "text" and self.said == "what it prints"
+
+    @property
+    def is_excerpt(self) -> bool:
+        """Whether each of its lines is one that the command before it prints."""
+        return self.kind == "text" and self.said == "among what it prints"
 
     @property
     def exit_code(self) -> int:

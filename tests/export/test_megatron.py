@@ -158,3 +158,20 @@ def test_the_file_is_bash_that_gives_the_same_words(tmp_path: Path) -> None:
     layout = words[words.index("--pipeline-model-parallel-layout") + 1]
     assert read_layout(layout) == plan_of().stage_layers
     assert read_megatron(export.files)[0] == plan_of().stage_layers
+
+
+@pytest.mark.parametrize(
+    ("trainer", "axes", "seq_length", "would"),
+    [("megatron", {"tp": 4}, 130, 128), ("megatron", {"tp": 2, "cp": 2}, 132, 128), ("evenflow", {"cp": 4}, 132, 128)],
+)
+def test_sequences_that_megatron_cannot_cut_are_refused(
+    trainer: str, axes: dict[str, int], seq_length: int, would: int
+) -> None:
+    plan = replace(plan_of(**axes), trainer=trainer, seq_length=seq_length)
+    with pytest.raises(ImpossibleError, match=f"have {seq_length} tokens; --seq-length {would} would do"):
+        export_plan(plan, "megatron")
+    export_plan(replace(plan, seq_length=would), "megatron")
+
+
+def test_without_sequence_parallelism_any_length_does() -> None:
+    export_plan(replace(plan_of(tp=4), seq_length=131), "megatron")

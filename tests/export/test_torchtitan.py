@@ -121,6 +121,36 @@ def test_what_torchtitan_cannot_run_is_refused_or_said() -> None:
         assert f'"mixed_precision_param": "{param}"' in text
 
 
+def test_what_its_transformers_backend_does_otherwise_is_said() -> None:
+    """Its `parallelize_hf_transformers` makes two weights of a tied one, also on one rank, and mixtures need a spec."""
+    one = replace(plan_of(ranks=1, dp=2), source="/models/own")
+    assert "share a weight" not in " ".join(export_plan(one, "torchtitan").notes)
+    tied = replace(one, tied_bytes=64)
+    assert "transformers backend trains one for each" in " ".join(export_plan(tied, "torchtitan").notes)
+    for name, is_said in (("mixtral-8x7b", True), ("qwen3-30b-a3b", False), ("llama-2-7b", False)):
+        notes = " ".join(export_plan(replace(plan_of(), model=name, source=name), "torchtitan").notes)
+        assert (f"the experts of {name} is yours to add" in notes) == is_said
+
+
+@pytest.mark.parametrize(
+    ("source", "axes", "seq_length", "would"),
+    [
+        ("/models/own", {}, 127, 126),
+        ("/models/own", {"tp": 4}, 132, 128),
+        ("llama-3.1-8b", {"tp": 4}, 130, 128),
+        ("llama-3.1-8b", {"tp": 2, "cp": 2}, 132, 128),
+        ("llama-3.1-8b", {"tp": 64}, 33, 64),
+    ],
+)
+def test_sequences_that_torchtitan_cannot_cut_are_refused(
+    source: str, axes: dict[str, int], seq_length: int, would: int
+) -> None:
+    plan = replace(plan_of(ranks=2, **axes), source=source, model=source.rpartition("/")[2], seq_length=seq_length)
+    with pytest.raises(ImpossibleError, match=f"have {seq_length} tokens; --seq-length {would} would do"):
+        export_plan(plan, "torchtitan")
+    export_plan(replace(plan, seq_length=would), "torchtitan")
+
+
 def test_a_directory_that_is_called_like_a_preset_is_none() -> None:
     """It may hold any model: torchtitan's registered one would be trained in its place."""
     plan = replace(plan_of(ranks=2, blocks=32), model="llama-3.1-8b", source="/models/llama-3.1-8b")

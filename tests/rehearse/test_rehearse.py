@@ -14,15 +14,18 @@ import pytest
 
 from evenflow.cli import main
 from evenflow.cost import RankCost, StageCost
+from evenflow.errors import InputError
 from evenflow.files import load_plan, load_profile, save_plan
 from evenflow.launch import ForkServer
 from evenflow.models import describe_model, find_model
-from evenflow.plan import Plan
+from evenflow.plan import Axes, Plan
 from evenflow.program import plan_program
 from evenflow.rehearse import Rehearsed, distinct_ranks, predicted_compute_s, rehearsed_plan, rehearsed_profile
 from evenflow.rehearse.rehearsal import _payload, check_model
 from evenflow.search import plan_timeline
+from evenflow.spec.architecture import Experts, Latent
 from evenflow.spec.cluster import local_cluster
+from evenflow.spec.presets import PRESETS
 from evenflow.units import format_bytes
 
 BIG = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "vocab_size": 2000}
@@ -169,6 +172,8 @@ def test_ranks_that_do_the_same_are_rehearsed_once(make_model: Callable[..., Pat
         ([], 2, "which rank to rehearse is missing; --rank R for one, or --all"),
         (["--all", "--rank", "0"], 2, "--rank and --all are both there"),
         (["--rank", "0", "--out", "f.json"], 2, "with --all it would work"),
+        (["--all", "--out", "nowhere/f.json"], 2, "--out nowhere/f.json cannot be written; a file's path"),
+        (["--all", "--out", "/"], 2, "--out / cannot be written; a file's path, in a folder that is there"),
         (["--rank", "0", "--model", "nowhere"], 2, "there is no model 'nowhere'"),
     ],
 )
@@ -211,6 +216,64 @@ def test_a_preset_has_no_profile_and_that_is_said_before_the_minutes_that_it_wou
     assert "takes none for presets" in line
     assert "is a plan of llama-2-7b; without --out" in line
     assert not profile.exists()
+
+
+@pytest.mark.parametrize(
+    ("axes", "has", "would"),
+    [
+        (Axes(pp=2, cp=4), "has cp 4, and", "--cp 1 would"),
+        (Axes(pp=2, ep=2), "has ep 2, and", "--ep 1 would"),
+        (Axes(pp=2, cp=2, ep=2), "has cp 2 and ep 2, and", "--cp 1 --ep 1 would"),
+    ],
+)
+def test_axes_that_no_rank_runs_are_refused_before_anything_is_described(
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    axes: Axes,
+    has: str,
+    would: str,
+) -> None:
+    path = make_plan(tmp_path, make_model(), "--pp", 2, "--global-batch-size", 4)
+    plan = replace(load_plan(path), axes=axes, trainer="megatron")
+    with pytest.raises(InputError) as refused:
+        check_model(plan, None)  # type: ignore[arg-type]  # it is not looked at
+    assert has in str(refused.value)
+    assert would in str(refused.value)
+
+
+SMALL = {"layers": 5, "hidden": 64, "ffn": 128, "heads": 4, "kv_heads": 4, "head_dim": 16, "vocab": 500}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "changes", "tp"),
+    [
+        ("bloom-176b", {"hidden": 256, "ffn": 1024, "head_dim": 64}, 2),
+        ("gpt-oss-120b", {"experts": Experts(4, 2, 64), "window": 16}, 1),
+        ("deepseek-v3", {"experts": Experts(4, 2, 64, 64, 3), "latent": Latent(32, 16, 16, 8, 16), "head_dim": 24}, 2),
+    ],
+)
+def test_presets_of_every_kind_are_rehearsed(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    changes: dict[str, object],
+    tp: int,
+) -> None:
+    """In small: what their blocks are made of is their own."""
+    monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], **{**SMALL, **changes}))
+    path = tmp_path / "plan.json"
+    command = ["plan", name, "--cluster", f"1x{2 * tp}xH100-80GB", "--pp", "2", "--tp", str(tp)]
+    command += ["--micro-batch-size", "2", "--global-batch-size", "8", "--seq-length", "64", "--schedule", "1f1b"]
+    assert main([*command, "--out", str(path), "--json"]) == 0
+    capfd.readouterr()
+    assert main(["rehearse", str(path), "--all", "--steps", "1", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [own["rank"] for own in found["ranks"]] == [0, 1]
+    assert all(own["measured"]["compute_s"] > 0 for own in found["ranks"])
+    whole = "as built, take" in found["note"]
+    assert whole == (name == "deepseek-v3" and tp > 1), "its projections into latents are whole on each process"
 
 
 def test_a_plan_that_cannot_be_rehearsed_is_one_line(

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_model,
         check_rank,
         distinct_ranks,
+        held_otherwise,
         rehearse_rank,
         rehearsed_plan,
         rehearsed_profile,
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     note = _NOTE if device == plan.device else f"{_NOTE}; the plan's seconds are those of {plan.device}, not {device}"
     if plan.trainer != OURS:
         note = f"{note}; the plan is for {plan.trainer}, and what ran is evenflow's own trainer"
+    note = "; ".join([note, *filter(None, (held_otherwise(plan, model, rank) for rank in found))])
     if not arguments.json:
         show(rehearsal_table(plan, figures, step_s, device, note))
     elif step_s is None:
@@ -91,6 +93,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"{both}; --rank R for one, or --all for each distinct one, would do")
     if arguments.out and not arguments.all:
         raise InputError("--out writes a profile of all layers, which one rank does not have; with --all it would work")
+    if arguments.out and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):  # known before what takes long
+        raise InputError(f"--out {arguments.out} cannot be written; a file's path, in a folder that is there, would do")
 
 
 def _find(plan: Plan, arguments: argparse.Namespace) -> ModelSource:

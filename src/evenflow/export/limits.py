@@ -64,6 +64,20 @@ def needs_recompute(plan: Plan, title: str, kinds: Collection[str]) -> None:
         )
 
 
+def needs_sequences(plan: Plan, title: str, pieces: int) -> None:
+    """Refuse sequences that cannot be cut into `pieces` equal ones, over tp and (in pairs) over cp.
+
+    Raises:
+        ImpossibleError: with the nearest length below that can.
+    """
+    if plan.seq_length % pieces:
+        would = max(plan.seq_length - plan.seq_length % pieces, pieces)
+        raise ImpossibleError(
+            f"{title} cuts sequences into {pieces} pieces for tp {plan.axes.tp} and cp {plan.axes.cp}, and the plan's "
+            f"have {plan.seq_length} tokens; --seq-length {would} would do"
+        )
+
+
 def recomputed_first(plan: Plan) -> int | None:
     """How many blocks every stage recomputes from its beginning on, those with fewer blocks all; None if it is not so.
 

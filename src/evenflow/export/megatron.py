@@ -15,7 +15,13 @@ from itertools import groupby
 
 from evenflow.errors import ImpossibleError
 from evenflow.export.exported import Export, Split, Target
-from evenflow.export.limits import needs_placement, needs_recompute, needs_schedule, recomputed_first
+from evenflow.export.limits import (
+    needs_placement,
+    needs_recompute,
+    needs_schedule,
+    needs_sequences,
+    recomputed_first,
+)
 from evenflow.plan import Plan
 from evenflow.spec.trainers import TRAINERS
 
@@ -35,6 +41,7 @@ def megatron_export(plan: Plan) -> Export:
     needs_placement(plan, _TITLE, ("one", "loop"))
     needs_recompute(plan, _TITLE, ("full", "selective"))
     _needs_whole_groups(plan)
+    needs_sequences(plan, _TITLE, _pieces(plan))
     arguments = _arguments(plan)
     rows = "".join(f"    {' '.join(shlex.quote(word) for word in row)}\n" for row in arguments)
     text = (
@@ -164,6 +171,15 @@ def _needs_whole_groups(plan: Plan) -> None:
             f"megatron interleaves microbatches in groups of {pp} (pp), and the plan has {plan.microbatches}; "
             f"{more} would do, which is a global batch of {more * plan.micro_batch_size * plan.axes.dp}"
         )
+
+
+def _pieces(plan: Plan) -> int:
+    """What sequences are cut into: over tp where it is sequence parallel, and over cp in pairs.
+
+    `padding_factor` in megatron/core/models/multimodal/context_parallel.py.
+    """
+    cut = ("--sequence-parallel",) in _trainer_arguments(plan)
+    return (plan.axes.tp if cut else 1) * (2 * plan.axes.cp if plan.axes.cp > 1 else 1)
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

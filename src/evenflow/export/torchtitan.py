@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from evenflow.errors import ImpossibleError
 from evenflow.export.constants import docstring_text, read_constants
 from evenflow.export.exported import Export, Split, Target
-from evenflow.export.limits import needs_placement, needs_recompute
+from evenflow.export.limits import needs_placement, needs_recompute, needs_sequences
 from evenflow.export.torch_script import CSV_FILE, compute_orders, needs_losses_in_order, own_class_of
 from evenflow.plan import Plan
 from evenflow.program import order_csv, placement_of
-from evenflow.spec.presets import is_preset
+from evenflow.spec.presets import find_preset, is_preset
 
 FILE = "evenflow_torchtitan.py"
 _TITLE = "torchtitan"
@@ -60,12 +60,19 @@ def torchtitan_export(plan: Plan) -> Export:
         )
     if len(plan.stages) > pp == 1:
         raise ImpossibleError(f"{_TITLE} pipelines over 2 or more ranks; a plan of one stage on one rank would do")
+    needs_sequences(plan, _TITLE, _pieces(plan))
     files = {FILE: _module(plan)}
     if pp > 1 and own_class_of(plan) is None:
         order = compute_orders(plan)
         needs_losses_in_order(order, len(plan.stages), _TITLE)
         files[CSV_FILE] = order_csv(order)
     return Export("torchtitan", files, _notes(plan))
+
+
+def _pieces(plan: Plan) -> int:
+    """What sequences are cut into: `Trainer.__init__`, and for its transformers backend `seq_len_divisor`."""
+    axes = plan.axes
+    return axes.tp * (2 * axes.cp if axes.cp > 1 or not _is_registered(plan) else 1)
 
 
 def read_torchtitan(files: Mapping[str, str]) -> tuple[Split, tuple[int, ...]]:
@@ -219,10 +226,18 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             "torchtitan has no config of its own for this model: it runs by its transformers backend, as HF_MODEL, "
             "which has to be a hub id or a directory"
         )
-    if plan.tied and plan.axes.pp > 1:
+        if is_preset(plan.source) and find_preset(plan.source).experts is not None:
+            notes.append(
+                f"that backend's config for mixtures (transformers_modeling_backend_full_moe) has the dimensions of "
+                f"qwen3-30b-a3b: {FILE} takes the one for dense models, and a model_spec with the experts of "
+                f"{plan.model} is yours to add"
+            )
+    if plan.tied_bytes:
         notes.append(
             "embedding and head share a weight, and torchtitan ties none between ranks: with its registered models it "
             "stops, by its transformers backend each rank trains a weight of its own"
+            if plan.axes.pp > 1
+            else "embedding and head share a weight, and torchtitan's transformers backend trains one for each"
         )
     if plan.zero:
         notes.append(

@@ -35,6 +35,7 @@ from evenflow.units import format_bytes
 
 WARM_UP_STEPS = 2  # the first steps allocate and fault pages in
 DEFAULT_STEPS = 5
+_ALIKE = 0.01  # sizes of weights that are taken to be equal
 
 _Part = tuple[int, str]  # a stage's number, or -1 for the rank itself, and the name of a cost
 
@@ -123,10 +124,13 @@ def check_model(plan: Plan, source: ModelSource) -> Model:
     Raises:
         InputError: it is for another one, or its axes are not run.
     """
-    if (plan.axes.cp, plan.axes.ep) != (1, 1):
+    not_run = {name: size for name in ("cp", "ep") if (size := getattr(plan.axes, name)) > 1}
+    if not_run:
+        has = " and ".join(f"{name} {size}" for name, size in not_run.items())
+        would = " ".join(f"--{name} 1" for name in not_run)
         raise InputError(
-            f"the plan has cp {plan.axes.cp} and ep {plan.axes.ep}; a rank is rehearsed with pp, tp and dp, so 1 for "
-            "both would do"
+            f"the plan has {has}, and evenflow's ranks, which are what is rehearsed, share out neither sequences (cp) "
+            f"nor experts (ep); a plan made with {would} would do"
         )
     model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp, plan.dtype)
     same = len(model.layers) == len(plan.layers) if source.is_preset else model.fingerprint == plan.fingerprint
@@ -136,6 +140,22 @@ def check_model(plan: Plan, source: ModelSource) -> Model:
             f"{source.name} as it is now ({len(model.layers)} layers, {model.fingerprint}); `evenflow plan` makes one"
         )
     return model
+
+
+def held_otherwise(plan: Plan, model: Model, rank: int) -> str:
+    """What is to be said where a rank's weights, as built, are not as large as the plan takes them to be; else nothing.
+
+    A preset's plan shares out every matrix over tp; the type that it is built as may leave some whole.
+    """
+    layers = [layer for stage in plan.ranks[rank].stages for layer in plan.stages[stage].layers]
+    built = sum(model.layers[layer].parameter_bytes for layer in layers)
+    planned = sum(plan.layers[layer].parameter_bytes for layer in layers)
+    if plan.axes.tp == 1 or abs(built - planned) <= _ALIKE * planned:
+        return ""
+    return (
+        f"weights of rank {rank}, as built, take {format_bytes(built)} where the plan has {format_bytes(planned)}: not "
+        f"all is shared out over tp {plan.axes.tp} here"
+    )
 
 
 def check_rank(plan: Plan, rank: int) -> None:
