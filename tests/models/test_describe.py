@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evenflow.errors import InputError
 from evenflow.models import build_stage, describe_model, draw_weights, find_model
 from evenflow.models.stage import allocate
-from evenflow.models.trace import _Feed, _trace_stage
+from evenflow.models.trace import _Feed, _record_stage
 from evenflow.runtime import MemoryMeter
 
 BATCH, SEQ = 2, 32
@@ -95,7 +95,7 @@ def test_weight_flops_are_of_what_the_queue_makes() -> None:
     mlp.down_proj.__class__ = Own
     with FakeTensorMode(allow_non_fake_inputs=True):
         allocate(stage)
-        trace = _trace_stage(stage, _Feed((BATCH, SEQ, 64), torch.float32))
+        trace = _record_stage(stage, _Feed((BATCH, SEQ, 64), torch.float32)).trace()
     attention = 4 * 64 * 64
     assert trace.weight_flops == 2 * BATCH * SEQ * (attention + 64 * 128)
 

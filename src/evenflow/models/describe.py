@@ -1,7 +1,8 @@
 """Describe a model by tracing it: parameters, exact FLOPs and bytes of each layer, without allocating anything.
 
 A layer costs what a stage that holds it alone costs, less what a stage without layers costs. Layers with the
-same modules, shapes and settings do the same work and are traced once.
+same modules, shapes and settings do the same work and are traced once, and at another microbatch or sequence only where
+what is known does not tell (`models.functions`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from evenflow.errors import InputError
-from evenflow.models.anatomy import Anatomy, build_skeleton, dissect, hidden_width, part_of
+from evenflow.models.anatomy import Anatomy, ConfigKey, build_skeleton, dissect, hidden_width, part_of
 from evenflow.models.cut import Cut
+from evenflow.models.functions import stage_functions
 from evenflow.models.precision import parameter_dtypes
+from evenflow.models.recording import Trace, less
 from evenflow.models.source import ModelSource
 from evenflow.models.stage import has_tied_embeddings
 from evenflow.models.tied import tied_names
 from evenflow.models.tp_plan import check_tensor_parallel, find_cuts
-from evenflow.models.trace import Trace, less, trace_layers
 from evenflow.models.work import work_of
 from evenflow.spec import GRADIENT_BYTES, Activations, Dtype, Layer, LayerKind, Model, Operator
 
@@ -31,7 +33,7 @@ from evenflow.spec import GRADIENT_BYTES, Activations, Dtype, Layer, LayerKind, 
 def describe_model(
     source: ModelSource, micro_batch_size: int, seq_length: int, tp: int = 1, dtype: Dtype = "fp32"
 ) -> Model:
-    """Trace a model at one microbatch shape: whole, or what one of `tp` processes has of it that share every layer.
+    """Describe a model at one microbatch shape: whole, or what one of `tp` processes has of it that share every layer.
 
     Args:
         source: where it comes from.
@@ -128,12 +130,16 @@ class _Parts:
 def _traces(
     config: PretrainedConfig, signatures: Sequence[str], shape: tuple[int, int], tp: int, dtype: Dtype = "fp32"
 ) -> dict[str, Trace]:
-    """Each kind of layer, traced once."""
-    empty = trace_layers(config, (), *shape, tp, dtype)
+    """Each kind of layer, once."""
+    key = ConfigKey(config)
+
+    def trace(*layers: int) -> Trace:
+        return stage_functions(key, layers, tp, dtype).at(shape).trace()
+
+    empty = trace()
     first = {signature: layer for layer, signature in reversed(list(enumerate(signatures)))}
     return {
-        signature: less(trace_layers(config, (layer,), *shape, tp, dtype), empty)
-        for signature, layer in sorted(first.items(), key=lambda item: item[1])
+        signature: less(trace(layer), empty) for signature, layer in sorted(first.items(), key=lambda item: item[1])
     }
 
 

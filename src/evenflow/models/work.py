@@ -1,12 +1,14 @@
 """Records which operators a pass runs, with their shapes: what a device's seconds are worked out from.
 
 Products and attention are kept as they are. Whatever else runs is bound by memory, and kept as the bytes that it moves.
+A recorder notes shapes and sizes alone, and operators are read off those: so they can be read off at other shapes too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from evenflow.spec import Attention, LayerOperator, Matmul, Traffic, Work
 
-_Shapes = Sequence[Any]  # the shapes of an operator's tensors; other arguments as they are
+_Shapes = Sequence[int]  # of one tensor
 
 
 def _product(left: _Shapes, right: _Shapes) -> list[LayerOperator]:
@@ -59,12 +61,27 @@ _NOTHING = ("prim::", "aten::_unsafe_view", "aten::empty", "aten::new_empty")
 _ROWS = ("aten::embedding", "aten::index", "aten::gather", "aten::scatter", "aten::slice_scatter")
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator that reaches a device, as it was called.
+
+    Attributes:
+        name: without its overload.
+        shapes: of the tensors that it was given, where it is a product or attention.
+        sizes: bytes of each tensor that it was given or made, where it is neither.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...] = ()
+    sizes: tuple[int, ...] = ()
+
+
 class WorkRecorder(TorchDispatchMode):
     """Within, every operator that reaches a device is noted."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # no types
-        self._noted: list[LayerOperator] = []
+        self._noted: list[Call] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -72,13 +89,25 @@ class WorkRecorder(TorchDispatchMode):
         """Run it and note it; what only looks at a tensor in another way starts nothing."""
         result = func(*args, **(kwargs or {}))
         if not _is_view(func) and not func._schema.name.startswith(_NOTHING):
-            self._noted += _operators(func, args, kwargs or {}, result)
+            name = func._schema.name
+            if name in _COMPUTES:
+                self._noted.append(
+                    Call(name, shapes=tuple(tuple(own.shape) for own in args if isinstance(own, Tensor)))
+                )
+            else:
+                leaves = tree_leaves((args, kwargs, result))
+                self._noted.append(Call(name, sizes=tuple(own.nbytes for own in leaves if isinstance(own, Tensor))))
         return result
 
     @property
-    def operators(self) -> tuple[LayerOperator, ...]:
+    def calls(self) -> tuple[Call, ...]:
         """One after another."""
         return tuple(self._noted)
+
+
+def operators_of(calls: Iterable[Call]) -> tuple[LayerOperator, ...]:
+    """What was called, as a device sees it."""
+    return tuple(operator for call in calls for operator in _operators(call))
 
 
 def left_of(operators: Iterable[LayerOperator], others: Iterable[LayerOperator]) -> tuple[LayerOperator, ...]:
@@ -93,13 +122,12 @@ def work_of(operators: Sequence[LayerOperator]) -> Work:
     return Work((*computes, *([Traffic(moved)] if moved else [])), len(operators))
 
 
-def _operators(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Iterator[LayerOperator]:
-    name = func._schema.name
-    if name in _COMPUTES:
-        yield from _COMPUTES[name](*(own.shape if isinstance(own, Tensor) else own for own in args))
+def _operators(call: Call) -> Iterator[LayerOperator]:
+    if call.name in _COMPUTES:
+        yield from _COMPUTES[call.name](*call.shapes)
         return
-    sizes = [own.nbytes for own in tree_leaves((args, kwargs, result)) if isinstance(own, Tensor)]
-    if name.startswith(_ROWS) and not name.endswith("_backward") and sizes:
+    sizes: Sequence[int] = call.sizes
+    if call.name.startswith(_ROWS) and not call.name.endswith("_backward") and sizes:
         most = max(sizes)
         sizes = 2 * ([size for size in sizes if size < most] or [most])
     if sum(sizes):

@@ -34,7 +34,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._lock = threading.RLock()  # a tensor may be let go of in another thread than it was made in
         self._ignored = weakref.WeakSet(tensor.untyped_storage() for tensor in not_counted)
-        self._counted: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
+        self._counted: weakref.WeakKeyDictionary[UntypedStorage, None] = weakref.WeakKeyDictionary()
 
     def count(self, tensors: Iterable[Tensor]) -> None:
         """Count tensors that were made elsewhere."""
@@ -42,7 +42,7 @@ class LiveBytes(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage in self._counted or storage in self._ignored:
                 continue
-            self._counted.add(storage)
+            self._counted[storage] = None
             self._change(storage.nbytes())
             weakref.finalize(storage, self._change, -storage.nbytes())
 
@@ -50,9 +50,9 @@ class LiveBytes(TorchDispatchMode):
         """Start the peak afresh."""
         self.peak = self.now
 
-    def alive(self) -> weakref.WeakSet[UntypedStorage]:
-        """The memory that is counted now; what is let go of leaves it."""
-        return weakref.WeakSet(self._counted)
+    def alive(self) -> weakref.WeakKeyDictionary[UntypedStorage, None]:
+        """The memory that is counted now, in the order in which it was made; what is let go of leaves it."""
+        return weakref.WeakKeyDictionary(self._counted)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and count the memory that it made: not what it was given, and wrote to or looks at."""

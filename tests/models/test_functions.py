@@ -1,0 +1,135 @@
+"""What a layer does at a shape that was not traced: worked out from shapes that were, or traced, and the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evenflow.models import ModelSource, describe_model, find_model, functions
+from evenflow.models.functions import stage_functions
+from evenflow.models.recording import Recording
+from evenflow.spec import Batch, Dtype, Model
+from evenflow.spec.cluster import parse_cluster
+from evenflow.train import plan_model
+
+WINDOW = 32
+SMALL = {
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 56, "max_position_embeddings": 128,
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, object]] = {
+    "llama": SMALL | {"model_type": "llama"},
+    "gpt2": {"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4, "vocab_size": 56, "n_positions": 128},
+    "mixtral": SMALL | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gemma2": SMALL | {"model_type": "gemma2", "head_dim": 8, "sliding_window": WINDOW},
+}
+
+
+class Traced:
+    """Counts the stages that are traced."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        self._record = functions.record_layers
+        monkeypatch.setattr(functions, "record_layers", self._note)
+        stage_functions.cache_clear()
+
+    def _note(self, config: object, layers: object, batch: int, seq: int, *others: object) -> Recording:
+        self.shapes.append((batch, seq))
+        return self._record(config, layers, batch, seq, *others)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Traced:
+    return Traced(monkeypatch)
+
+
+def source_of(folder: Path, sizes: dict[str, object]) -> ModelSource:
+    (folder / "config.json").write_text(json.dumps(sizes))
+    return find_model(str(folder))
+
+
+def fresh(source: ModelSource, shape: tuple[int, int], tp: int = 1, dtype: Dtype = "fp32") -> Model:
+    """As if nothing were known."""
+    stage_functions.cache_clear()
+    return describe_model(source, *shape, tp, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "dtype"),
+    [("llama", 1, "fp32"), ("llama", 2, "bf16"), ("gpt2", 1, "fp32"), ("mixtral", 1, "bf16"), ("gemma2", 1, "fp32")],
+)
+def test_a_shape_that_follows_equals_its_trace(
+    tmp_path: Path, traced: Traced, name: str, tp: int, dtype: Dtype
+) -> None:
+    source = source_of(tmp_path, CONFIGS[name])
+    for shape in ((2, 8), (3, 8), (2, 12)):
+        describe_model(source, *shape, tp, dtype)
+    traced.shapes.clear()
+    further = 5, 18  # 90 tokens, which experts cannot share evenly
+    found = describe_model(source, *further, tp, dtype)
+    assert traced.shapes == []
+    assert found == fresh(source, further, tp, dtype)
+    assert traced.shapes
+
+
+def test_what_a_window_cuts_is_traced(tmp_path: Path, traced: Traced) -> None:
+    source = source_of(tmp_path, CONFIGS["gemma2"])
+    for shape in ((2, 8), (3, 8), (2, 12)):
+        describe_model(source, *shape)
+    traced.shapes.clear()
+    beyond = 2, WINDOW + 8
+    found = describe_model(source, *beyond)
+    assert set(traced.shapes) == {beyond}
+    assert found == fresh(source, beyond)
+
+
+def test_a_number_that_is_no_product_of_the_shape_is_not_guessed() -> None:
+    known = [(2, 8), (3, 8)]
+    assert functions._evaluate(known, [[5, 16, "mm"], [5, 24, "mm"]], (7, 8)) == [5, 56, "mm"]
+    assert functions._evaluate(known, [[16], [17]], (7, 8)) is None  # neither stays nor grows with the microbatch
+    assert functions._evaluate(known, [["mm"], ["bmm"]], (7, 8)) is None
+    assert functions._evaluate(known, [[16], [24]], (7, 9)) is None  # nobody said what the sequence does
+    assert functions._evaluate([(2, 8), (2, 12)], [[2 * 8 * 8 * 5], [2 * 12 * 12 * 5]], (3, 10)) is None  # nor batch
+    assert functions._evaluate([*known, (2, 12)], [[18], [27], [26]], (5, 10)) == [55]  # labels and one more
+
+
+def test_what_is_smaller_than_all_that_is_known_is_traced(tmp_path: Path, traced: Traced) -> None:
+    source = source_of(tmp_path, CONFIGS["llama"])
+    for batch in (2, 3):
+        describe_model(source, batch, 8)
+    traced.shapes.clear()
+    found = describe_model(source, 1, 8)
+    assert set(traced.shapes) == {(1, 8)}
+    assert found == fresh(source, (1, 8))
+
+
+def test_planning_many_microbatch_sizes_traces_few(tmp_path: Path, traced: Traced) -> None:
+    source = source_of(tmp_path, CONFIGS["llama"])
+    cluster = parse_cluster("2xA100-80GB")
+    plans = []
+    for size in (1, 2, 4, 8, 16, 32):
+        plans.append(plan_model(source, cluster, Batch(64, size, 16))[1])
+        if size == 4:
+            assert {batch for batch, _ in traced.shapes} <= {1, 2, 4}
+            traced.shapes.clear()
+    assert traced.shapes == []
+    stage_functions.cache_clear()
+    again = plan_model(source, cluster, Batch(64, 32, 16))[1]
+    assert traced.shapes
+    assert (plans[-1].predicted, plans[-1].ranks, plans[-1].fingerprint) == (
+        again.predicted, again.ranks, again.fingerprint,
+    )  # fmt: skip
+
+
+def test_types_and_tp_are_traced_apart(tmp_path: Path, traced: Traced) -> None:
+    source = source_of(tmp_path, CONFIGS["llama"])
+    for dtype in ("fp32", "bf16"):
+        for tp in (1, 2):
+            describe_model(source, 2, 8, tp, dtype)
+            assert traced.shapes
+            traced.shapes.clear()
+            describe_model(source, 2, 8, tp, dtype)
+            assert traced.shapes == []
