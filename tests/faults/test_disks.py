@@ -23,6 +23,7 @@ from tests.faults.conftest import STEPS, Hears, same_weights
 from tests.faults.injection import Faults
 from tests.train.test_resume import tensors_of
 
+pytestmark = pytest.mark.alone  # what a slow disk holds up shows in seconds
 Whole = tuple[Job, RunResult]
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from evenflow.files import load_ranks
 
+pytestmark = pytest.mark.alone  # killed processes have to be gone within seconds
 EVENFLOW = [sys.executable, "-m", "evenflow.cli"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -77,7 +78,7 @@ def gone(processes: list[psutil.Process], seconds: float = 5) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_killed_rank_ends_the_others_and_is_named(start: Start, tmp_path: Path, rank: int) -> None:
     process = start()
     pids = wait_for_step(tmp_path / "run", process)
@@ -93,7 +94,9 @@ def test_a_killed_rank_ends_the_others_and_is_named(start: Start, tmp_path: Path
     assert gone(everyone)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full)]
+)
 def test_a_signal_saves_and_stops(start: Start, tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = start()
     wait_for_step(tmp_path / "run", process)
