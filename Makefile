@@ -51,7 +51,7 @@ gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(PYTEST) -m gpu $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no GPU test matches"; }
 
 parity: $(STAMP)  ## every split of every layout against the whole model, and all else that CI leaves out
-	@$(PYTEST) -m "(parity or full) and not gpu" $(ARGS)
+	@EVENFLOW_TESTS_MANY=1 $(PYTEST) -m "(parity or full or many) and not gpu" $(ARGS)
 
 soak: $(STAMP)  ## long runs: faults, memory growth, resumes
 	@$(PYTEST) -m soak $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no soak test matches"; }

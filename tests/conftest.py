@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Only `make gpu` computes on GPUs: what other tests say of cores holds for ranks on processors."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of tests that compute by themselves: else workers' threads wait for cores
     if _hands_out(config):
         os.environ[TURNS] = tempfile.mkdtemp(prefix="evenflow-turns-")
 

@@ -23,7 +23,6 @@ from tests.faults.conftest import STEPS, Hears, same_weights
 from tests.faults.injection import Faults
 from tests.train.test_resume import tensors_of
 
-pytestmark = pytest.mark.alone  # what a slow disk holds up shows in seconds
 Whole = tuple[Job, RunResult]
 
 
@@ -199,6 +198,7 @@ def test_a_line_that_a_disk_takes_in_part_is_not_there(small_disk: Path) -> None
     assert path.read_text() == "whole\n"
 
 
+@pytest.mark.alone
 def test_a_disk_slower_than_the_steps_holds_up_none_of_them(whole: Whole, faults: Faults, tmp_path: Path) -> None:
     """Rank 1's writer is held for long: later saves are left out by all ranks, once said, and the run ends well."""
     job, _ = whole

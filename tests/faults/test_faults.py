@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 
 from evenflow.files import load_ranks
 
-pytestmark = pytest.mark.alone  # killed processes have to be gone within seconds
 EVENFLOW = [sys.executable, "-m", "evenflow.cli"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -78,6 +77,7 @@ def gone(processes: list[psutil.Process], seconds: float = 5) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_killed_rank_ends_the_others_and_is_named(start: Start, tmp_path: Path, rank: int) -> None:
     process = start()
@@ -94,6 +94,7 @@ def test_a_killed_rank_ends_the_others_and_is_named(start: Start, tmp_path: Path
     assert gone(everyone)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full)]
 )
@@ -112,6 +113,8 @@ def test_a_signal_saves_and_stops(start: Start, tmp_path: Path, number: signal.S
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
 
 
+@pytest.mark.alone
+@pytest.mark.usefixtures("measured_at_length")  # so that the signal comes in the middle of it
 def test_a_signal_before_the_first_step(start: Start, tmp_path: Path) -> None:
     process = start(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cold")})
     for line in process.stderr or []:
@@ -127,6 +130,7 @@ def test_a_signal_before_the_first_step(start: Start, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.alone
 def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     process = start()
     pids = wait_for_step(tmp_path / "run", process)
@@ -141,6 +145,7 @@ def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     assert gone(everyone)
 
 
+@pytest.mark.alone
 def test_a_killed_command_leaves_no_rank_behind(start: Start, tmp_path: Path) -> None:
     process = start()
     wait_for_step(tmp_path / "run", process)

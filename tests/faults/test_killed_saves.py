@@ -25,7 +25,6 @@ from tests.faults.commands import Command, commands, newest_whole
 from tests.faults.conftest import same_weights
 from tests.faults.injection import alive, pids_of
 
-pytestmark = pytest.mark.alone  # what is killed has to be gone within seconds
 VICTIMS = ("command", "rank 0", "rank 1")
 _KEPT = 2
 _TIMED = 5
