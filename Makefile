@@ -1,6 +1,7 @@
 # The verbs of this project. Each one sets up .venv by itself when it has to, and uses nothing else.
 #
 #   make test ARGS="-k partition"        more arguments for whatever the verb runs
+#   make test WORKERS=0 ARGS=--pdb       in one process, as a debugger needs
 #   make install PYTHON=python3.12       another interpreter
 #   make install TORCH="torch==2.12.0"   another torch
 
@@ -9,6 +10,8 @@ PYTHON ?= python3.11
 # pyproject.toml allows may come as a much larger build.
 TORCH  ?= torch==2.13.0
 ARGS   ?=
+# Processes that share out the tests of `make test`; 0 runs them in one, as a debugger needs.
+WORKERS ?= 2
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -28,7 +31,7 @@ demo: $(STAMP)  ## plan, predict, train and draw a small model on this machine
 	@$(BIN)/evenflow demo $(ARGS)
 
 test: $(STAMP)  ## the tests that CI runs
-	@$(PYTEST) -m "not soak and not gpu and not full" $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not soak and not gpu and not full" $(ARGS)
 
 lint: $(STAMP)  ## format, style, types, and who may import whom
 	@$(BIN)/ruff format --check .
@@ -48,7 +51,7 @@ gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(PYTEST) -m gpu $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no GPU test matches"; }
 
 parity: $(STAMP)  ## every split of every layout against the whole model, and all else that CI leaves out
-	@$(PYTEST) -m "(parity or full) and not gpu" $(ARGS)
+	@EVENFLOW_TESTS_MANY=1 $(PYTEST) -m "(parity or full or many) and not gpu" $(ARGS)
 
 soak: $(STAMP)  ## long runs: faults, memory growth, resumes
 	@$(PYTEST) -m soak $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no soak test matches"; }

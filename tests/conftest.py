@@ -1,10 +1,14 @@
-"""What tests share: tiny models, a little text, and one fork server for all ranks of a session."""
+"""What tests share: tiny models, a little text, one fork server for all ranks of a session, turns between workers."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,51 @@ TINY_LLAMA: dict[str, Any] = {
 }
 
 
+BRIEF = Path(__file__).with_name("brief")
+BRIEF_S = 0.5
+TURNS = "EVENFLOW_TESTS_TURNS"  # the folder whose locks the workers of one `pytest -n` take turns by
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Only `make gpu` computes on GPUs: what other tests say of cores holds for ranks on processors."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of tests that compute by themselves: else workers' threads wait for cores
+    if _hands_out(config):
+        os.environ[TURNS] = tempfile.mkdtemp(prefix="evenflow-turns-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _hands_out(config):
+        shutil.rmtree(os.environ.pop(TURNS, ""), ignore_errors=True)
+
+
+def _hands_out(config: pytest.Config) -> bool:
+    """Whether this is the process of `pytest -n` that runs no test itself; its workers inherit its environment."""
+    return bool(getattr(config.option, "numprocesses", None)) and "PYTEST_XDIST_WORKER" not in os.environ
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """A test marked `alone` runs while no other worker's does. First of all hooks, so that waiting is in no timeout."""
+    with ExitStack() as held:
+        if "PYTEST_XDIST_WORKER" in os.environ and (folder := os.environ.get(TURNS)):
+            alone = item.get_closest_marker("alone") is not None
+            # Whoever waits for the room holds the door: those inside could go in again before one who wants it alone.
+            with _locked(Path(folder) / "door", fcntl.LOCK_EX):
+                held.enter_context(_locked(Path(folder) / "room", fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+        return (yield)
+
+
+@contextmanager
+def _locked(file: Path, kind: int) -> Iterator[None]:
+    with file.open("a") as own:
+        fcntl.flock(own, kind)
+        try:
+            yield
+        finally:
+            fcntl.flock(own, fcntl.LOCK_UN)  # a process that the test forked may still have the file open
 
 
 @pytest.fixture(scope="session")
@@ -39,10 +84,25 @@ def server() -> ForkServer:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Profiles measured by tests stay out of the user's cache."""
+    """Profiles measured by tests are brief ones (`tests/brief`) and stay out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "measure-s").write_text(str(BRIEF_S))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("EVENFLOW_TESTS_MEASURE_S", str(folder / "measure-s"))
+        patch.syspath_prepend(BRIEF)  # the fork server is given this path
+        patch.setenv("PYTHONPATH", str(BRIEF), prepend=os.pathsep)  # and other processes this one
         yield
+
+
+@pytest.fixture
+def measured_at_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For what has to hold of seconds: layers are timed as long as for a user, and no brief profile is in the cache."""
+    file = Path(os.environ["EVENFLOW_TESTS_MEASURE_S"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file.write_text("")
+    yield
+    file.write_text(str(BRIEF_S))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_without_deepspeed_its_figure_is_null_and_says_why(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["gpipe", "zb-h1", "zb-v"])
+@pytest.mark.parametrize("schedule", ["gpipe", pytest.param("zb-h1", marks=pytest.mark.full), "zb-v"])
 def test_pytorch_runs_the_plans_own_order(capsys, schedule):
     result = _json_of(capsys, "--only", "evenflow", "torch_same_split", "--schedule", schedule)
     assert result["schedule"] == schedule

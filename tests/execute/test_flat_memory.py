@@ -24,6 +24,8 @@ from tests.execute.alone import SHAPE, is_empty, make_executor
 from tests.parity.ranks import program_of, tokens_of
 from tests.parity.test_whole import place_stages
 
+# What a rank holds by many microbatches it holds by a few more than there are ranks: CI takes those.
+MANY = pytest.mark.parametrize("many", [24, pytest.param(128, marks=pytest.mark.full)])
 SMALL = {**TINY_LLAMA, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
 
 
@@ -60,16 +62,18 @@ def test_the_count_sees_what_autograd_keeps_and_what_is_freed() -> None:
         assert live.peak > live.now
 
 
+@MANY
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_bytes_are_the_same_for_8_and_128_microbatches(schedule: str, rank: int) -> None:
-    few, many = (bytes_of(build_program(schedule, 2, count), rank) for count in (8, 128))
-    assert many == few
+def test_bytes_are_the_same_for_8_and_for_many_microbatches(schedule: str, rank: int, many: int) -> None:
+    few, more = (bytes_of(build_program(schedule, 2, count), rank) for count in (8, many))
+    assert more == few
 
 
-def test_a_middle_rank_of_four_is_flat_too() -> None:
-    few, many = (bytes_of(build_program("1f1b", 4, count), 2) for count in (8, 128))
-    assert many == few
+@MANY
+def test_a_middle_rank_of_four_is_flat_too(many: int) -> None:
+    few, more = (bytes_of(build_program("1f1b", 4, count), 2) for count in (8, many))
+    assert more == few
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-v"])
@@ -116,21 +120,23 @@ def test_gpipe_grows_by_nature() -> None:
     assert many[0] > few[0]
 
 
+@MANY
 @pytest.mark.parametrize("placement", ["loop", "v"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_evaluation_is_flat_and_keeps_nothing(placement: str, rank: int) -> None:
+def test_an_evaluation_is_flat_and_keeps_nothing(placement: str, rank: int, many: int) -> None:
     where = place(placement, 2, 4)
-    few, many = (bytes_of(evaluation_program(where, count), rank) for count in (8, 128))
-    assert many == few
+    few, more = (bytes_of(evaluation_program(where, count), rank) for count in (8, many))
+    assert more == few
     trained, _, _ = bytes_of(program_of("gpipe", where, 8), rank)
     assert few[0] < trained / 3
 
 
+@pytest.mark.parametrize("steps", [12, pytest.param(50, marks=pytest.mark.full)])
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-v"])
-def test_fifty_steps_leave_nothing(schedule: str) -> None:
+def test_steps_leave_nothing(schedule: str, steps: int) -> None:
     program = program_of(schedule, place_stages(schedule, "own", 2), 4)
     for rank in (0, 1):
-        bytes_of(program, rank, steps=50)  # holds every step against the first
+        bytes_of(program, rank, steps=steps)  # holds every step against the first
 
 
 @pytest.mark.soak

@@ -97,7 +97,7 @@ def test_the_script_trains_to_the_same_losses_as_evenflow(trained: Trained, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["zb-v", "interleaved"])
+@pytest.mark.parametrize("schedule", ["zb-v", pytest.param("interleaved", marks=pytest.mark.full)])
 def test_schedules_that_torch_is_told_action_by_action(trained: Trained, tmp_path: Path, schedule: str) -> None:
     plan = reschedule(load_plan(trained.plan), schedule)
     save_plan(plan, tmp_path / "plan.json")

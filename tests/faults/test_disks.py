@@ -198,6 +198,7 @@ def test_a_line_that_a_disk_takes_in_part_is_not_there(small_disk: Path) -> None
     assert path.read_text() == "whole\n"
 
 
+@pytest.mark.alone
 def test_a_disk_slower_than_the_steps_holds_up_none_of_them(whole: Whole, faults: Faults, tmp_path: Path) -> None:
     """Rank 1's writer is held for long: later saves are left out by all ranks, once said, and the run ends well."""
     job, _ = whole

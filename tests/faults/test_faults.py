@@ -77,7 +77,8 @@ def gone(processes: list[psutil.Process], seconds: float = 5) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.alone
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_killed_rank_ends_the_others_and_is_named(start: Start, tmp_path: Path, rank: int) -> None:
     process = start()
     pids = wait_for_step(tmp_path / "run", process)
@@ -93,7 +94,10 @@ def test_a_killed_rank_ends_the_others_and_is_named(start: Start, tmp_path: Path
     assert gone(everyone)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full)]
+)
 def test_a_signal_saves_and_stops(start: Start, tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = start()
     wait_for_step(tmp_path / "run", process)
@@ -109,6 +113,8 @@ def test_a_signal_saves_and_stops(start: Start, tmp_path: Path, number: signal.S
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
 
 
+@pytest.mark.alone
+@pytest.mark.usefixtures("measured_at_length")  # so that the signal comes in the middle of it
 def test_a_signal_before_the_first_step(start: Start, tmp_path: Path) -> None:
     process = start(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cold")})
     for line in process.stderr or []:
@@ -124,6 +130,7 @@ def test_a_signal_before_the_first_step(start: Start, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.alone
 def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     process = start()
     pids = wait_for_step(tmp_path / "run", process)
@@ -138,6 +145,7 @@ def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     assert gone(everyone)
 
 
+@pytest.mark.alone
 def test_a_killed_command_leaves_no_rank_behind(start: Start, tmp_path: Path) -> None:
     process = start()
     wait_for_step(tmp_path / "run", process)

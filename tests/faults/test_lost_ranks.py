@@ -22,6 +22,7 @@ from evenflow.train import Job, RunResult, patience
 from tests.faults.conftest import SAVE_EVERY, STEPS, Hears, same_weights
 from tests.faults.injection import POINTS, Faults, alive, pids_of
 
+pytestmark = pytest.mark.alone  # a rank is lost when it was silent for seconds
 Whole = tuple[Job, RunResult]
 # Passes of the point before it happens: within step 9, when all ranks have told of the save after step 6, and steps are
 # left; of a save, amid that after step 6, by the tensors of a shard.

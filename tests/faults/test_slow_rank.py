@@ -25,6 +25,7 @@ from evenflow.spec.cluster import local_cluster
 from evenflow.timeline import Findings, Timeline, blames
 from tests.faults.slowing import Slowed
 
+pytestmark = pytest.mark.alone  # who is slow is told by seconds
 RANKS, MICROBATCHES, STEPS = 3, 4, 10
 SLOW = Slowed(rank=2, forward_s=0.015, backward_s=0.025, more_s=0.1, quick_steps=(1, 2, 4, 7, 10))
 

@@ -23,6 +23,7 @@ from tests.faults.conftest import Hears
 from tests.faults.injection import Faults, alive, pids_of
 from tests.train.test_resume import tensors_of
 
+pytestmark = pytest.mark.alone  # who is lost or slow is told by seconds
 KINDS = ("kill", "stop", "disk", "slow")
 BAD_S = 3.0  # how long a disk fails, or a rank is slowed
 

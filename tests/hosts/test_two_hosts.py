@@ -21,6 +21,7 @@ from tests.faults.test_faults import wait_for_step
 from tests.faults.test_raising_rank import await_file, latest_end
 from tests.hosts.conftest import Start
 
+pytestmark = pytest.mark.alone  # both hosts have the same names and addresses in every test, and some have time limits
 OPTIONS = [
     *("--global-batch-size", 8, "--micro-batch-size", 2, "--seq-length", 32),
     *("--steps", 4, "--seed", 4, "--no-check"),
@@ -145,6 +146,7 @@ def test_a_folder_that_is_not_shared_is_refused_before_anything_is_done(
     assert not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.full  # in CI a worker dies there
 @pytest.mark.slow
 def test_a_raising_rank_on_the_other_host_stops_all_and_is_named(
     endless: list[object], tmp_path: Path, torchrun: Start
@@ -195,6 +197,7 @@ def test_a_cut_cable_is_noticed_at_both_ends(
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
+@pytest.mark.full  # in CI a worker dies there
 @pytest.mark.slow
 def test_a_signal_on_the_other_host_saves_and_stops_the_run(
     endless: list[object], tmp_path: Path, torchrun: Start

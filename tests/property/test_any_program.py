@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from evenflow.cost import LinkCost, Links, MemoryModel
@@ -43,8 +43,9 @@ from evenflow.timeline import idle_by_cause
 from tests.property.cases import random_costs, random_model, split_hardware
 from tests.property.machine import run
 from tests.property.strategies import any_program, seeds
+from tests.sweeps import examples
 
-modest = settings(deadline=None, max_examples=200)
+modest = examples(50, 200)
 
 
 @modest

@@ -21,13 +21,13 @@ from evenflow.simulate import Hardware, free_transfers, simulator, step_seconds
 from tests.property.cases import NO_MEMORY, NO_RANK_COST
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(6, 12))])
 def test_never_slower_than_the_best_named_schedule_under_the_same_cap(seed):
     case = uneven_case(seed, most_ranks=5)
     _hold(case)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(5, 10))])
 def test_never_slower_where_ranks_share_cores(seed):
     _hold(uneven_case(seed, most_ranks=6).crowded())
 

@@ -17,6 +17,7 @@ from evenflow.search import make_auto, order_bound_s, plan_work
 from evenflow.simulate import Hardware, step_seconds
 from tests.property.cases import NO_MEMORY, NO_RANK_COST
 from tests.property.strategies import random_order
+from tests.sweeps import sweep
 
 
 def _uneven_hardware(random, stage_rank):
@@ -51,9 +52,10 @@ def _uneven_hardware(random, stage_rank):
     )
 
 
-def test_no_order_at_all_is_faster():
+@sweep(range(600), 7)
+def test_no_order_at_all_is_faster(seeds):
     """Whole backwards and halves, microbatches in any order, under the very memory that the program needs."""
-    for seed in range(600):
+    for seed in seeds:
         random = Random(seed)
         stage_rank = place(random.choice(["loop", "v"]), random.randint(1, 3), random.randint(3, 5))
         microbatches = random.randint(1, 4)
@@ -67,9 +69,10 @@ def test_no_order_at_all_is_faster():
         assert step_seconds(program, hardware) >= bound * (1 - 1e-9), seed
 
 
-def test_no_listed_order_is_faster():
+@sweep(range(300), 7)
+def test_no_listed_order_is_faster(seeds):
     """Random list schedules, which come close to the bound, in any placement, with links of any direction."""
-    for seed in range(300):
+    for seed in seeds:
         chance = Random(seed)
         case = uneven_case(seed, most_ranks=5)
         ranks = len(case.caps)

@@ -69,6 +69,7 @@ class Looks(Silent):
                 self.places |= {(phase, own.status, own.laddr.ip) for own in found if own.laddr}
 
 
+@pytest.mark.usefixtures("measured_at_length")  # so that there is something to look at
 def test_no_socket_of_a_local_run_is_off_loopback(make_model: Callable[..., Path], text: Path, tmp_path: Path) -> None:
     shared_server()
     """Through all of the command: it is measured, checked, planned and trained anew."""

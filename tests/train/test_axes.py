@@ -78,7 +78,7 @@ def test_what_cannot_be_is_refused_with_numbers(job: Job, asked: dict[str, int],
     assert not job.out.exists()
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_the_norms_that_1_2_and_4_processes_print_agree(
     job: Job, make_model: Callable[..., Path], tmp_path: Path, tied: bool
 ) -> None:
