@@ -37,15 +37,16 @@ def test_a_family_that_hangs_or_dies_does_not_keep_the_others() -> None:
             time.sleep(60)
         if name == "dies":
             raise SystemExit(3)
-        return "equal", name
+        return families.Verdict("equal", name)
 
     began = time.monotonic()
     verdicts = families.judge_all(judge, ["hangs", "dies", "a", "b"], {}, processes=2, limit_s=2, quiet=True)
     assert time.monotonic() - began < 30
-    assert verdicts["a"] == ("equal", "a")
-    assert verdicts["b"] == ("equal", "b")
-    assert verdicts["hangs"] == ("refused", "not done after 2 s")
-    assert verdicts["dies"] == ("refused", "its process died")
+    assert verdicts["a"] == families.Verdict("equal", "a")
+    assert verdicts["b"] == families.Verdict("equal", "b")
+    assert verdicts["hangs"].status == "refused"
+    assert verdicts["hangs"].reason.startswith("not done after 2 s")
+    assert verdicts["dies"] == families.Verdict("refused", "its process died")
 
 
 def test_real_dimensions_are_traced(capsys: pytest.CaptureFixture[str]) -> None:
