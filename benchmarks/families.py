@@ -32,7 +32,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.settings import configured, parse_setting
+from benchmarks.settings import configured, parse_setting, said
 from benchmarks.tiny_configs import added, build_config, default_config, types, with_quirks
 from evenflow.errors import EvenflowError, InputError, NotEqualError, first_line
 from evenflow.execute import check_shares, check_split
@@ -223,9 +223,9 @@ def _work(judge: Callable[[str, dict[str, Any]], Verdict], name: str, changes: d
 
 
 def _verdict(error: EvenflowError, changes: Mapping[str, Any] = MappingProxyType({})) -> Verdict:
-    said = ", ".join(f"{field} = {value!r}" for field, value in changes.items())
     status = "wrong" if isinstance(error, NotEqualError) else "refused"
-    return Verdict(status, f"with {said}: {error}" if said else str(error))
+    reason = str(error).removesuffix("; --no-check goes on without")  # which would do for `evenflow train`
+    return Verdict(status, f"with {said(changes)}: {reason}" if changes else reason)
 
 
 def _config(name: str, changes: dict[str, Any]) -> PretrainedConfig:

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ def configured(name: str, settings: Mapping[str, Any]) -> PretrainedConfig:
     return _tried(type(config), wanted, settings, make)
 
 
+def said(settings: Mapping[str, Any]) -> str:
+    """Settings in a line, long values cut short."""
+    texts = {field: json.dumps(value, default=str) for field, value in settings.items()}
+    return ", ".join(
+        f"{field} = {text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'}"
+        for field, text in texts.items()
+    )
+
+
 def _of_type(name: str, settings: Mapping[str, Any]) -> PretrainedConfig:
     try:
         config = AutoConfig.for_model(name)
@@ -93,17 +102,15 @@ def _tried(kind: type, facts: Mapping[str, Any], settings: Mapping[str, Any], ma
     try:
         config: PretrainedConfig = make(facts)
     except Exception as error:  # any class may refuse its values in any way
-        culprit, reason = ", ".join(facts), error
+        culprits, reason = set(facts), error
         for field, value in facts.items():
             try:
                 make({field: value})
             except Exception as alone:  # the same
-                culprit, reason = field, alone
+                culprits, reason = {field}, alone
                 break
-        named = [own for own in settings if own.partition(".")[0] in culprit.split(", ")]
-        raise InputError(
-            f"{kind.__name__} does not take {', '.join(_said(own, settings[own]) for own in named)}: {_line(reason)}"
-        ) from None
+        named = {own: value for own, value in settings.items() if own.partition(".")[0] in culprits}
+        raise InputError(f"{kind.__name__} does not take {said(named)}: {_line(reason)}") from None
     return config
 
 
@@ -133,22 +140,17 @@ def _facts(config: PretrainedConfig, settings: Mapping[str, Any]) -> dict[str, A
     return facts
 
 
-@lru_cache(maxsize=None)
+@cache
 def _source(kind: type[PretrainedConfig]) -> str:
-    """The code that reads a configuration of a kind."""
-    model = inspect.getmodule(MODEL_FOR_CAUSAL_LM_MAPPING[kind])
-    return "\n".join(inspect.getsource(module) for module in (model, modeling_utils) if module is not None)
+    """The code that reads a configuration of a kind: its own, which may take what it does not keep, and its model's."""
+    own = map(inspect.getmodule, (kind, MODEL_FOR_CAUSAL_LM_MAPPING[kind]))
+    return "\n".join(inspect.getsource(module) for module in (*own, modeling_utils) if module is not None)
 
 
 def _text_part(config: PretrainedConfig) -> str | None:
     """The field under which a configuration of several parts has that of its language model."""
     text = config.get_text_config()
     return next((name for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is text), None)
-
-
-def _said(field: str, value: Any) -> str:
-    text = f"{field} = {json.dumps(value)}"
-    return text if len(text) <= _LONGEST_VALUE + len(field) else f"{text[: _LONGEST_VALUE + len(field)]}..."
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,9 @@ from transformers import AutoConfig
 
 from benchmarks import families
 from benchmarks.tiny_configs import default_config, quirks, types
+from evenflow.errors import InputError
+from evenflow.models import ModelSource
+from evenflow.spec import Model
 
 
 def test_it_counts_equal_and_refused_and_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -67,3 +70,31 @@ def test_quirks_are_what_is_at_rest() -> None:
     assert found["embedding_multiplier"] != 1.0
     assert dict(quirks(default_config("gemma2")))["tie_word_embeddings"] is False
     assert dict(quirks(default_config("falcon")))["alibi"] is True
+
+
+def test_a_setting_and_what_its_class_leaves_out_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert families.main(["dbrx", "--set", "attn_config.clip_qkv=0.5", "--processes", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["equal"] == ["dbrx"], result["refused"]
+    assert "attn_config.rope_theta" in result["filled"]["dbrx"]
+
+
+def test_a_setting_that_its_model_refuses_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert families.main(["llama", "--set", 'hidden_act="none-such"', "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"]["llama"].startswith('with hidden_act = "none-such": ')
+
+
+def test_what_is_traced_with_values_filled_in_is_marked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe(source: ModelSource, *_: int) -> Model:
+        if "rope_theta" not in vars(source.config.attn_config):
+            raise InputError("no rope_theta")
+        return small_model
+
+    small_model = Model("m", "M", 8, 8, False, 1, 1, ())
+    monkeypatch.setattr(families, "describe_model", describe)
+    assert families.main(["dbrx", "--trace"]) == 0
+    assert "1 traced (1 of them with values filled in)" in (said := capsys.readouterr().out)
+    assert "(filled in: " in said
+    assert "attn_config.rope_theta = 10000.0" in said

@@ -49,6 +49,11 @@ def test_a_field_of_a_part_leaves_its_others() -> None:
     assert part.attn_type == plain.attn_type
 
 
+def test_a_field_that_a_class_takes_and_does_not_keep_may_be_set() -> None:
+    config = configured("cohere2", {"sliding_window_pattern": 2, "num_hidden_layers": 4})
+    assert config.layer_types == ["sliding_attention", "full_attention"] * 2
+
+
 def test_a_field_that_only_the_models_code_names_may_be_set() -> None:
     assert configured("llama", {"loss_type": "ForCausalLM"}).loss_type == "ForCausalLM"
     with pytest.raises(InputError, match="LlamaConfig has no field residual_multiplier"):
