@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
     """What became of a family.
 
     Attributes:
-        status: equal, refused or wrong.
+        status: equal, traced, refused or wrong.
         reason: why, or how near.
         filled: the fields that its class leaves out and that had to have values, with them.
     """
@@ -78,20 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     judge = trace if options.trace else share if options.tp else check
     verdicts = judge_all(judge, names, changes, options.processes, options.limit, quiet=options.json)
+    good = "traced" if options.trace else "equal"
     result: dict[str, Any] = {
-        "equal": [name for name in names if verdicts[name][0] == "equal"],
-        "refused": {name: verdicts[name][1] for name in names if verdicts[name][0] == "refused"},
-        "wrong": [name for name in names if verdicts[name][0] == "wrong"],
-        "differences": {name: verdicts[name][1] for name in names if verdicts[name][0] == "wrong"},
+        good: [name for name in names if verdicts[name].status == good],
+        "refused": {name: verdicts[name].reason for name in names if verdicts[name].status == "refused"},
+        "wrong": [name for name in names if verdicts[name].status == "wrong"],
+        "differences": {name: verdicts[name].reason for name in names if verdicts[name].status == "wrong"},
         "filled": {name: verdicts[name].filled for name in names if verdicts[name].filled},
         "left_out": left_out,
     }
-    if options.trace:
-        result["traced"] = result.pop("equal")
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        good = "traced" if options.trace else "equal"
         print(
             f"{len(result[good])} {good} ({len(result['filled'])} of them with values filled in), "
             f"{len(result['refused'])} refused, {len(result['wrong'])} wrong "
@@ -165,7 +163,7 @@ def trace(name: str, changes: dict[str, Any]) -> Verdict:
             return _verdict(again, changes)
     flops = sum(layer.forward_flops for layer in model.layers)
     return Verdict(
-        "equal",
+        "traced",
         f"{model.parameters / 1e9:.2f} G parameters, {flops / 1e12:.2f} TFLOP forward of {_TRACED[1]} tokens",
         added(config, plain),
     )

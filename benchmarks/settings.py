@@ -7,7 +7,6 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +75,11 @@ def said(settings: Mapping[str, Any]) -> str:
 def _of_type(name: str, settings: Mapping[str, Any]) -> PretrainedConfig:
     try:
         config = AutoConfig.for_model(name)
-    except ValueError as error:
+    except Exception as error:  # a class may not do without values of its own
         if "Unrecognized model identifier" not in str(error):
-            raise
+            raise InputError(
+                f"{name}: its configuration has no defaults ({_line(error)}); a config.json that says them would do"
+            ) from error
         near = difflib.get_close_matches(name, transformers.CONFIG_MAPPING.keys())
         raise InputError(
             f"there is no model type {name!r} in transformers {transformers.__version__}, nor such a path"
@@ -140,7 +141,6 @@ def _facts(config: PretrainedConfig, settings: Mapping[str, Any]) -> dict[str, A
     return facts
 
 
-@cache
 def _source(kind: type[PretrainedConfig]) -> str:
     """The code that reads a configuration of a kind: its own, which may take what it does not keep, and its model's."""
     own = map(inspect.getmodule, (kind, MODEL_FOR_CAUSAL_LM_MAPPING[kind]))

@@ -45,7 +45,7 @@ def types() -> tuple[list[str], dict[str, str]]:
         try:
             config = default_config(name)
         except Exception as error:  # a class may not do without values of its own
-            left_out[name] = f"its configuration has no defaults ({type(error).__name__})"
+            left_out[name] = f"its configuration has no defaults ({type(error.__cause__ or error).__name__})"
             continue
         reason = _left_out(name, config)
         if reason is None:

@@ -25,6 +25,7 @@ from evenflow.errors import InputError
         (["llama", "--set", "vocab_size"], "FIELD=VALUE"),
         (["lama"], "llama"),
         (["clip"], "clip"),
+        (["musicgen"], "musicgen"),
     ],
 )
 def test_what_cannot_be_set_is_one_line_that_names_it(
