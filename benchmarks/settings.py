@@ -75,10 +75,11 @@ def said(settings: Mapping[str, Any]) -> str:
 def _of_type(name: str, settings: Mapping[str, Any]) -> PretrainedConfig:
     try:
         config = AutoConfig.for_model(name)
+        config.get_text_config()
     except Exception as error:  # a class may not do without values of its own
         if "Unrecognized model identifier" not in str(error):
             raise InputError(
-                f"{name}: its configuration has no defaults ({_line(error)}); a config.json that says them would do"
+                f"{name}: its configuration alone makes no language model ({_line(error)}); a config.json would do"
             ) from error
         near = difflib.get_close_matches(name, transformers.CONFIG_MAPPING.keys())
         raise InputError(
