@@ -2,13 +2,15 @@
 
     python -m benchmarks.families                 every type
     python -m benchmarks.families mixtral bloom   these; a path to a config.json or a model directory is a name too
-    python -m benchmarks.families llama --set num_key_value_heads=2 --set rope_parameters='{"rope_theta": 5.0}'
+    python -m benchmarks.families gemma2 --set sliding_window=4 --set final_logit_softcapping=null
+    python -m benchmarks.families mpt --set attn_config.alibi=false
     python -m benchmarks.families --trace         describes each at its real dimensions instead, without memory
     python -m benchmarks.families --tp            shares each out over tp 2 instead of splitting it
 
-Each type is checked as its class makes it, and with what can be switched on: `evenflow check` shrinks the config and
-compares loss and every gradient of the whole with those of its stages, at every cut. `equal`: at all cuts, in both
-forms. `refused`: by the construct that is named. `wrong`: split, and different.
+Each type is checked as its class makes it, and with what can be switched on; with `--set`, with those settings alone.
+`evenflow check` shrinks the config and compares loss and every gradient of the whole with those of its stages, at every
+cut. `equal`: at all cuts, in all forms. `refused`: by the construct that is named. `wrong`: split, and different.
+`filled`: of the equal or traced, those whose class leaves out what its model needs, with the values that were put in.
 """
 
 from __future__ import annotations
@@ -20,56 +22,77 @@ import multiprocessing
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.tiny_configs import build_config, default_config, types, with_quirks
+from benchmarks.settings import configured, parse_setting, said
+from benchmarks.tiny_configs import added, build_config, default_config, types, with_quirks
 from evenflow.errors import EvenflowError, InputError, NotEqualError, first_line
 from evenflow.execute import check_shares, check_split
-from evenflow.models import ModelSource, describe_model, dropouts, find_model
+from evenflow.models import ModelSource, describe_model, dropouts
 
-Verdict = tuple[str, str]  # equal, refused or wrong; why
 _TRACED = (1, 128)
 
 
+class Verdict(NamedTuple):
+    """What became of a family.
+
+    Attributes:
+        status: equal, traced, refused or wrong.
+        reason: why, or how near.
+        filled: the fields that its class leaves out and that had to have values, with them.
+    """
+
+    status: str
+    reason: str
+    filled: str = ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the counts; 1 where a family is wrong."""
+    """Print the counts; 1 where a family is wrong, 2 where a name or a setting is."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.families", description="which families split")
     parser.add_argument("names", nargs="*", metavar="NAME", help="model types, config.json files or model directories")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every config")
     parser.add_argument("--trace", action="store_true", help="trace at real dimensions instead")
     parser.add_argument("--tp", action="store_true", help="share out over tp 2 instead")
     parser.add_argument("--processes", type=int, default=2, help="families at a time")
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds for one family")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for one family")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
     _quiet()
-    taken, left_out = types()
-    names = options.names or taken
-    changes = dict(_change(text) for text in options.set)
+    taken, left_out = ([], {}) if options.names else types()
+    names = list(dict.fromkeys(options.names)) or taken
+    try:
+        changes = dict(map(parse_setting, options.set))
+        for name in names if options.names or changes else ():  # before any of them takes its minutes
+            _config(name, changes)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     judge = trace if options.trace else share if options.tp else check
     verdicts = judge_all(judge, names, changes, options.processes, options.limit, quiet=options.json)
+    good = "traced" if options.trace else "equal"
     result: dict[str, Any] = {
-        "equal": [name for name in names if verdicts[name][0] == "equal"],
-        "refused": {name: verdicts[name][1] for name in names if verdicts[name][0] == "refused"},
-        "wrong": [name for name in names if verdicts[name][0] == "wrong"],
-        "differences": {name: verdicts[name][1] for name in names if verdicts[name][0] == "wrong"},
-        "left_out": {} if options.names else left_out,
+        good: [name for name in names if verdicts[name].status == good],
+        "refused": {name: verdicts[name].reason for name in names if verdicts[name].status == "refused"},
+        "wrong": [name for name in names if verdicts[name].status == "wrong"],
+        "differences": {name: verdicts[name].reason for name in names if verdicts[name].status == "wrong"},
+        "filled": {name: verdicts[name].filled for name in names if verdicts[name].filled},
+        "left_out": left_out,
     }
-    if options.trace:
-        result["traced"] = result.pop("equal")
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        good = "traced" if options.trace else "equal"
         print(
-            f"{len(result[good])} {good}, {len(result['refused'])} refused, {len(result['wrong'])} wrong "
+            f"{len(result[good])} {good} ({len(result['filled'])} of them with values filled in), "
+            f"{len(result['refused'])} refused, {len(result['wrong'])} wrong "
             f"of {len(names)}; {len(result['left_out'])} types left out"
         )
         for name, reason in result["left_out"].items():
@@ -78,33 +101,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(name: str, changes: dict[str, Any]) -> Verdict:
-    """Whether a family splits, in both forms."""
-    config = _config(name, changes)
+    """Whether a family splits, in all forms; with changes, or as a file says, in that form alone."""
+    config = plain = _config(name, changes)
     try:
         worst = check_split(config).worst_error
     except InputError as error:
-        if Path(name).exists() or changes or isinstance(error, NotEqualError) or "cannot be tried" not in str(error):
-            return _verdict(error)
+        if Path(name).exists() or isinstance(error, NotEqualError) or "cannot be tried" not in str(error):
+            return _verdict(error, changes)
         config = build_config(name, changes, needed=True)
         try:
             worst = check_split(config).worst_error
         except InputError as again:
-            return _verdict(again)
-    if Path(name).exists():
-        return "equal", f"{worst:.0e}"
+            return _verdict(again, changes)
+    filled = added(config, plain)
+    if Path(name).exists() or changes:
+        return Verdict("equal", f"{worst:.0e}", filled)
     tried: list[str] = []
     for quirk, changed in with_quirks(config):
-        if quirk in changes:
-            continue
         try:
             worst = max(worst, check_split(changed).worst_error)
         except InputError as error:
             if "cannot be tried" in str(error):  # no model with this switch alone
                 continue
-            status, reason = _verdict(error)
-            return status, f"with {quirk} = {getattr(changed.get_text_config(), quirk)!r}: {reason}"
+            return _verdict(error, {quirk: getattr(changed.get_text_config(), quirk)})
         tried.append(quirk)
-    return "equal", f"{worst:.0e}{' with ' + ', '.join(tried) if tried else ''}"
+    return Verdict("equal", f"{worst:.0e}{' with ' + ', '.join(tried) if tried else ''}", filled)
 
 
 def share(name: str, changes: dict[str, Any]) -> Verdict:
@@ -121,25 +142,30 @@ def share(name: str, changes: dict[str, Any]) -> Verdict:
         result = check_shares(config, 2)
     except EvenflowError as error:
         return _verdict(error)
-    return "equal", f"{result.worst_error:.0e}, {result.cut} of {result.parameters} parameters cut"
+    filled = added(config, _config(name, changes))
+    return Verdict("equal", f"{result.worst_error:.0e}, {result.cut} of {result.parameters} parameters cut", filled)
 
 
 def trace(name: str, changes: dict[str, Any]) -> Verdict:
     """Whether a family is described at its own dimensions."""
-    config = _config(name, changes)
+    config = plain = _config(name, changes)
     try:
         model = describe_model(ModelSource(name, config, None), *_TRACED)
     except EvenflowError as error:
-        if Path(name).exists() or changes:
-            return _verdict(error)
+        if Path(name).exists():
+            return _verdict(error, changes)
+        config = build_config(name, changes, needed=True)
+        if not added(config, plain):
+            return _verdict(error, changes)
         try:
-            model = describe_model(ModelSource(name, build_config(name, changes, needed=True), None), *_TRACED)
-        except EvenflowError:
-            return _verdict(error)
+            model = describe_model(ModelSource(name, config, None), *_TRACED)
+        except EvenflowError as again:
+            return _verdict(again, changes)
     flops = sum(layer.forward_flops for layer in model.layers)
-    return (
-        "equal",
+    return Verdict(
+        "traced",
         f"{model.parameters / 1e9:.2f} G parameters, {flops / 1e12:.2f} TFLOP forward of {_TRACED[1]} tokens",
+        added(config, plain),
     )
 
 
@@ -170,9 +196,9 @@ def judge_all(
                 try:
                     verdict = pipe.recv()
                 except EOFError:
-                    verdict = "refused", "its process died"
+                    verdict = Verdict("refused", "its process died")
             elif time.monotonic() > until:
-                verdict = "refused", f"not done after {limit_s:.0f} s"
+                verdict = Verdict("refused", f"not done after {limit_s:.0f} s; a larger --limit may do")
             else:
                 continue
             process.kill()
@@ -181,7 +207,8 @@ def judge_all(
             del running[pipe]
             verdicts[name] = verdict
             if not quiet:
-                print(f"{verdict[0]:8} {name}: {verdict[1]}", flush=True)
+                filled = f" (filled in: {verdict.filled})" if verdict.filled else ""
+                print(f"{verdict.status:8} {name}: {verdict.reason}{filled}", flush=True)
     return verdicts
 
 
@@ -189,29 +216,18 @@ def _work(judge: Callable[[str, dict[str, Any]], Verdict], name: str, changes: d
     try:
         verdict = judge(name, changes)
     except Exception as error:  # whatever a model's code does, the others go on
-        verdict = "refused", f"{type(error).__name__}: {first_line(error)}"
+        verdict = Verdict("refused", f"{type(error).__name__}: {first_line(error)}")
     pipe.send(verdict)
 
 
-def _verdict(error: EvenflowError) -> Verdict:
-    return ("wrong" if isinstance(error, NotEqualError) else "refused"), str(error)
+def _verdict(error: EvenflowError, changes: Mapping[str, Any] = MappingProxyType({})) -> Verdict:
+    status = "wrong" if isinstance(error, NotEqualError) else "refused"
+    reason = str(error).removesuffix("; --no-check goes on without")  # which would do for `evenflow train`
+    return Verdict(status, f"with {said(changes)}: {reason}" if changes else reason)
 
 
 def _config(name: str, changes: dict[str, Any]) -> PretrainedConfig:
-    if not Path(name).exists():
-        return build_config(name, changes)
-    config = find_model(name).config
-    for field, value in changes.items():
-        setattr(config.get_text_config(), field, value)
-    return config
-
-
-def _change(text: str) -> tuple[str, Any]:
-    field, _, value = text.partition("=")
-    try:
-        return field, json.loads(value)
-    except json.JSONDecodeError:
-        return field, value
+    return configured(name, changes) if Path(name).exists() else build_config(name, changes)
 
 
 def _quiet() -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from benchmarks.settings import configured
 from evenflow.models import dropouts
 
 _MULTIPLIER = re.compile(r"(multiplier|multipliers|_scale|scaling|scaling_factor|scale_emb|residual_scale)$")
@@ -33,6 +34,7 @@ _SWITCHES = re.compile(
 )
 _SHARED = re.compile(r"(n|num)_shared_experts?$|^shared_intermediate_size$")
 _WINDOW = 8
+_LONGEST_TEXT = 40
 
 
 def types() -> tuple[list[str], dict[str, str]]:
@@ -43,7 +45,7 @@ def types() -> tuple[list[str], dict[str, str]]:
         try:
             config = default_config(name)
         except Exception as error:  # a class may not do without values of its own
-            left_out[name] = f"its configuration has no defaults ({type(error).__name__})"
+            left_out[name] = f"its configuration has no defaults ({type(error.__cause__ or error).__name__})"
             continue
         reason = _left_out(name, config)
         if reason is None:
@@ -54,22 +56,22 @@ def types() -> tuple[list[str], dict[str, str]]:
 
 
 def build_config(name: str, changes: Mapping[str, Any], needed: bool = False) -> PretrainedConfig:
-    """A type's defaults with fields changed; with `needed`, what is None though its model needs it has a value."""
-    config = default_config(name)
-    if needed:
-        config = filled(config)
-    for field, value in changes.items():
-        setattr(config.get_text_config(), field, value)
-    return config
+    """A type's defaults with fields changed; with `needed`, what is None though its model needs it has a value.
+
+    Raises:
+        InputError: there is no such type, or its class does not take a change.
+    """
+    config = configured(name, changes)
+    for part in (config, config.get_text_config()):
+        for field in dropouts(part):
+            if field not in changes:
+                setattr(part, field, 0.0)
+    return filled(config, changes) if needed else config
 
 
 def default_config(name: str) -> PretrainedConfig:
     """A type's own defaults, without dropout."""
-    config = AutoConfig.for_model(name)
-    for part in (config, config.get_text_config()):
-        for field in dropouts(part):
-            setattr(part, field, 0.0)
-    return config
+    return build_config(name, {})
 
 
 # What a class leaves None though its model cannot do without, by the names of fields.
@@ -88,12 +90,12 @@ _NEEDED: tuple[tuple[str, int], ...] = (
 )
 
 
-def filled(config: PretrainedConfig) -> PretrainedConfig:
-    """A configuration whose sizes that are None have numbers."""
+def filled(config: PretrainedConfig, given: Container[str] = ()) -> PretrainedConfig:
+    """A configuration whose sizes that are None have numbers; but not those that are `given` so."""
     changed = copy.deepcopy(config)
     for name, value in vars(changed.get_text_config()).items():
         size = next((size for pattern, size in _NEEDED if re.search(pattern, name)), None)
-        if value is None and size is not None and not name.startswith("_"):
+        if value is None and size is not None and not name.startswith("_") and name not in given:
             setattr(changed.get_text_config(), name, size)
     text = changed.get_text_config()
     kinds = getattr(text, "layer_types", ())
@@ -108,6 +110,23 @@ def filled(config: PretrainedConfig) -> PretrainedConfig:
     if isinstance(attention, PretrainedConfig) and getattr(attention, "clip_qkv", 0) is None:
         attention.clip_qkv = 8.0
     return changed
+
+
+def added(config: PretrainedConfig, plain: PretrainedConfig) -> str:
+    """The fields that a filled configuration has otherwise than `plain`, with their values."""
+    return ", ".join(_added(config.get_text_config().to_dict(), plain.get_text_config().to_dict(), ""))
+
+
+def _added(now: Mapping[str, Any], was: Mapping[str, Any], outer: str) -> Iterator[str]:
+    for name, value in now.items():
+        before = was.get(name)
+        if value == before:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict) and before:
+            yield from _added(value, before, f"{outer}{name}.")
+        else:
+            text = repr(value)
+            yield f"{outer}{name} = {text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + '...'}"
 
 
 def with_quirks(config: PretrainedConfig) -> Iterator[tuple[str, PretrainedConfig]]:

@@ -12,6 +12,9 @@ from transformers import AutoConfig
 
 from benchmarks import families
 from benchmarks.tiny_configs import default_config, quirks, types
+from evenflow.errors import InputError
+from evenflow.models import ModelSource
+from evenflow.spec import Model
 
 
 def test_it_counts_equal_and_refused_and_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -37,15 +40,16 @@ def test_a_family_that_hangs_or_dies_does_not_keep_the_others() -> None:
             time.sleep(60)
         if name == "dies":
             raise SystemExit(3)
-        return "equal", name
+        return families.Verdict("equal", name)
 
     began = time.monotonic()
     verdicts = families.judge_all(judge, ["hangs", "dies", "a", "b"], {}, processes=2, limit_s=2, quiet=True)
     assert time.monotonic() - began < 30
-    assert verdicts["a"] == ("equal", "a")
-    assert verdicts["b"] == ("equal", "b")
-    assert verdicts["hangs"] == ("refused", "not done after 2 s")
-    assert verdicts["dies"] == ("refused", "its process died")
+    assert verdicts["a"] == families.Verdict("equal", "a")
+    assert verdicts["b"] == families.Verdict("equal", "b")
+    assert verdicts["hangs"].status == "refused"
+    assert verdicts["hangs"].reason.startswith("not done after 2 s")
+    assert verdicts["dies"] == families.Verdict("refused", "its process died")
 
 
 def test_real_dimensions_are_traced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,3 +70,31 @@ def test_quirks_are_what_is_at_rest() -> None:
     assert found["embedding_multiplier"] != 1.0
     assert dict(quirks(default_config("gemma2")))["tie_word_embeddings"] is False
     assert dict(quirks(default_config("falcon")))["alibi"] is True
+
+
+def test_a_setting_and_what_its_class_leaves_out_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert families.main(["dbrx", "--set", "attn_config.clip_qkv=0.5", "--processes", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["equal"] == ["dbrx"], result["refused"]
+    assert "attn_config.rope_theta" in result["filled"]["dbrx"]
+
+
+def test_a_setting_that_its_model_refuses_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert families.main(["llama", "--set", 'hidden_act="none-such"', "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"]["llama"].startswith('with hidden_act = "none-such": ')
+
+
+def test_what_is_traced_with_values_filled_in_is_marked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe(source: ModelSource, *_: int) -> Model:
+        if "rope_theta" not in vars(source.config.attn_config):
+            raise InputError("no rope_theta")
+        return small_model
+
+    small_model = Model("m", "M", 8, 8, False, 1, 1, ())
+    monkeypatch.setattr(families, "describe_model", describe)
+    assert families.main(["dbrx", "--trace"]) == 0
+    assert "1 traced (1 of them with values filled in)" in (said := capsys.readouterr().out)
+    assert "(filled in: " in said
+    assert "attn_config.rope_theta = 10000.0" in said

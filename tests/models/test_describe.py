@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evenflow.errors import InputError
-from evenflow.models import build_stage, describe_model, draw_weights, find_model
+from evenflow.models import ModelSource, build_stage, describe_model, draw_weights, find_model
 from evenflow.models.stage import allocate
 from evenflow.models.trace import _Feed, _record_stage
 from evenflow.runtime import MemoryMeter
@@ -182,3 +182,11 @@ def test_code_beside_a_config_is_never_run(make_model: Callable[..., Path], tmp_
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     describe_model(find_model(str(folder)), 1, 16)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_hands_more_than_hidden_states_on_says_so_where_it_cannot_be_traced() -> None:
+    config = AutoConfig.for_model(
+        "cpmant", hidden_size=64, num_attention_heads=4, dim_head=16, dim_ff=64, num_hidden_layers=2, vocab_size=64
+    )
+    with pytest.raises(InputError, match=r"position_bias.*would do"):
+        describe_model(ModelSource("tiny", config, None), BATCH, SEQ)

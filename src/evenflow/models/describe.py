@@ -57,7 +57,15 @@ def describe_model(
         )
     shape = (micro_batch_size, seq_length)
     signatures = [_signature(skeleton, anatomy, layer) for layer in range(len(anatomy.layers))]
-    traces = _traces(config, signatures, shape, tp, dtype)
+    try:
+        traces = _traces(config, signatures, shape, tp, dtype)
+    except InputError as error:
+        if anatomy.obstacle is None:
+            raise
+        raise InputError(
+            f"{source.name} cannot be described layer by layer: {anatomy.obstacle}; a model whose blocks run "
+            "once each and hand on hidden states alone would do"
+        ) from error
     parts = _Parts(skeleton, anatomy, find_cuts(skeleton, tp), parameter_dtypes(config, dtype))
     layers: list[Layer] = []
     counted: set[str] = set()
