@@ -153,3 +153,12 @@ def test_a_small_copy_has_rotary_tables_as_wide_as_what_they_turn() -> None:
     small = shrink(config)
     assert small.qk_rope_head_dim < config.qk_rope_head_dim
     assert small.head_dim / small.qk_rope_head_dim == config.head_dim / config.qk_rope_head_dim
+
+
+def test_a_factor_for_each_rotary_frequency_fits_the_narrower_heads() -> None:
+    factors = [1.0 + 0.05 * number for number in range(48)]
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": factors, "long_factor": factors}
+    config = AutoConfig.for_model(
+        "phi3", rope_parameters={**rope, "partial_rotary_factor": 1.0}, resid_pdrop=0.0, embd_pdrop=0.0
+    )
+    assert check_split(config).worst_error <= 1e-6
