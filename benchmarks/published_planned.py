@@ -19,7 +19,9 @@ from evenflow.cost.costs import LinkCost
 from evenflow.cost.pinned import Holding, Pinned, Redone
 from evenflow.cost.preset import PresetCosts, Shape
 from evenflow.cost.roofline import Roofline
+from evenflow.errors import InputError
 from evenflow.plan import Search
+from evenflow.program import check_size
 from evenflow.search.layouts import Layout
 from evenflow.search.layouts.assemble import assemble
 from evenflow.search.layouts.solve import Kind, Solver
@@ -87,6 +89,14 @@ def planned(job: Pinned, roofline: Roofline) -> Planned:
         raise Unplanned(f"evenflow has no order {job.order}")
     if job.zero > 1:
         raise Unplanned(f"plans share out no parameters or gradients (ZeRO {job.zero})")
+    try:
+        check_size(job.pp * job.vpp, job.microbatches)
+        return _planned(job, roofline)
+    except InputError as error:
+        raise Unplanned(str(error)) from None
+
+
+def _planned(job: Pinned, roofline: Roofline) -> Planned:
     trainer = replace(
         TRAINERS["megatron"], is_sequence_parallel=job.is_sequence_parallel, is_overlapped=job.is_overlapped,
         is_tp_overlapped=job.is_tp_overlapped, is_gradient_overlapped=job.is_gradient_overlapped,

@@ -153,8 +153,10 @@ def read_job(row: dict[str, str]) -> tuple[Pinned, tuple[str, ...]]:
 
 def _check(it: Architecture, tp: int, pp: int, cp: int, seq: int) -> None:
     """Refuse what cannot be cut so, which is a slip of the row's."""
-    for name, value, what, most in (("pp", pp, "layers", it.layers), ("tp", tp, "heads", it.heads),
-                                    ("cp", cp, "tokens of a sequence", seq)):  # fmt: skip
+    for name, value, what, most in (
+        ("pp", pp, "layers", it.layers), ("tp", tp, "heads", it.heads), ("tp", tp, "words of the vocabulary", it.vocab),
+        ("cp", cp, "tokens of a sequence", seq),
+    ):  # fmt: skip
         if value > most:
             raise Unpredictable(f"{name} {value} is more than the {most} {what}")
 

@@ -13,8 +13,8 @@ from benchmarks.published_rows import read_rows
 from evenflow.cost.roofline import Roofline
 
 MEASURED = ("step_time_s", "tflops_per_gpu", "mfu", "peak_mem_gib")
-HEADER = "model,layers,hidden,gpu,gpus,seq,global_batch,tp,pp,micro_batch,schedule,step_time_s,peak_mem_gib"
-ROW = "GPT,24,2048,A100-80GB,16,2048,64,2,4,1,1f1b,2.0,30"
+HEADER = "model,layers,hidden,gpu,gpus,seq,global_batch,tp,pp,micro_batch,schedule,step_time_s,peak_mem_gib,vocab"
+ROW = "GPT,24,2048,A100-80GB,16,2048,64,2,4,1,1f1b,2.0,30,51200"
 
 
 def test_predictions_come_from_the_configuration_alone():
@@ -74,6 +74,7 @@ def skipped(path: str, capsys: pytest.CaptureFixture[str]) -> list[str | None]:
         (",2048,64,", ",2048,1e999,", "global_batch is '1e999'"),
         (",2,4,1,", ",0,4,1,", "tp is '0'"),
         (",2,4,1,", ",64,4,1,", "tp 64 is more than the 16 heads"),
+        (",51200", ",1", "tp 2 is more than the 1 words of the vocabulary"),
         (",2,4,1,", ",2,48,1,", "pp 48 is more than the 24 layers"),
     ],
 )
@@ -81,6 +82,12 @@ def test_a_row_that_cannot_be_is_skipped_and_says_why(table, capsys, ours, their
     found = skipped(table(HEADER, ROW, ROW.replace(ours, theirs), ROW), capsys)
     assert found[0] is found[2] is None
     assert reason in str(found[1])
+
+
+def test_a_step_of_more_microbatches_than_a_program_holds_is_not_planned(table, capsys):
+    assert main([table(HEADER, ROW.replace(",64,", ",1e12,", 1)), "--planner", "--json"]) == 0
+    (reason,) = json.loads(capsys.readouterr().out)["planner"]["skipped"]
+    assert "are more than a program of ours holds" in reason
 
 
 def test_columns_and_cells_that_are_not_there_are_empty_ones(table, capsys):
