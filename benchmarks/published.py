@@ -1,24 +1,27 @@
 """Predicts step time and peak memory of published configurations, and holds them against what was measured.
 
-`python -m benchmarks.published [CSV] [--json]`. Predictions read the configuration's columns alone. Memory is what is
-allocated on the fullest rank (named in `worst_rank`), or what the row's figure is: the last rank's, or the driver's.
+`python -m benchmarks.published [CSV] [--planner] [--json]`. Predictions read the configuration's columns alone. Memory
+is what is allocated on the fullest rank (named in `worst_rank`), or what the row's figure is: the last rank's, or the
+driver's. They are closed forms (`cost.pinned`); with `--planner` rows are predicted by the path of `evenflow plan` too.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.published_rows import Unpredictable, complete, figure, read_job
+from benchmarks.published_planned import Planned, Unplanned, compared, planned
+from benchmarks.published_rows import Unpredictable, complete, figure, read_job, read_rows
 from evenflow.cost.pinned import Pinned, peak_bytes, rank_bytes, step_seconds, worst_rank
 from evenflow.cost.roofline import Roofline
+from evenflow.errors import InputError
 
 DATA = Path(__file__).parent / "data" / "published.csv"
 Row = dict[str, str]
@@ -43,17 +46,19 @@ def predict(rows: Sequence[Row], roofline: Roofline) -> list[Prediction]:
             found.append(_predict_row(number, row, roofline))
         except Unpredictable as error:
             found.append(Prediction(number, None, None, str(error)))
-        except ArithmeticError as error:  # heads that are wider than the model, and the like
-            found.append(Prediction(number, None, None, f"its figures do not go together: {error}"))
     return found
 
 
 def _predict_row(number: int, row: Row, roofline: Roofline) -> Prediction:
     job, imputed = read_job(row)
-    is_last, is_driver = "last" in row["memory_kind"], "smi" in row["memory_kind"]
-    memory, worst = peak_bytes(job, is_last, is_driver), worst_rank(job)
+    memory, worst = peak_bytes(job, *_memory_figure(row)), worst_rank(job)
     reserved = rank_bytes(job, worst).reserved
     return Prediction(number, step_seconds(job, roofline), memory, None, imputed, job, worst, reserved)
+
+
+def _memory_figure(row: Row) -> tuple[bool, bool]:
+    """Of what a row's memory is: of the last rank, as the driver shows it."""
+    return "last" in row["memory_kind"], "smi" in row["memory_kind"]
 
 
 def measured_step(row: Row, job: Pinned) -> float | None:
@@ -104,13 +109,13 @@ def errors(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[tuple
     """Relative absolute errors of step time and memory of each row that was predicted and measured."""
     found: list[tuple[Row, float | None, float | None]] = []
     for row, one in zip(rows, predictions, strict=True):
-        if one.job is None or one.step_time_s is None or one.peak_memory_bytes is None or row["measured"] == "no":
+        if one.job is None or one.step_time_s is None or row["measured"] == "no":
             continue
         seconds, size = measured_step(row, one.job), measured_bytes(row)
         found.append((
             row,
             abs(one.step_time_s / seconds - 1) if seconds else None,
-            abs(one.peak_memory_bytes / size - 1) if size else None,
+            abs(one.peak_memory_bytes / size - 1) if size and one.peak_memory_bytes is not None else None,
         ))  # fmt: skip
     return found
 
@@ -233,19 +238,83 @@ def show(found: dict[str, Any]) -> None:
     print("step time and memory are analytic; the roofline's shares and what overlaps are assumed")
 
 
-def main() -> None:
+def planner_report(rows: Sequence[Row], predictions: Sequence[Prediction], roofline: Roofline) -> dict[str, Any]:
+    """The same rows by the planner's path: how far it is from the closed forms, and both from what was measured."""
+    plans: list[tuple[Row, Prediction, Planned]] = []
+    reasons: dict[str, int] = {}
+    for row, one in zip(rows, predictions, strict=True):
+        if one.job is None:
+            continue
+        try:
+            plans.append((row, one, planned(one.job, roofline)))
+        except Unplanned as error:
+            reasons[str(error)] = reasons.get(str(error), 0) + 1
+    by_plan = [replace(one, step_time_s=plan.step_s, peak_memory_bytes=plan.peak_bytes(*_memory_figure(row)))
+               for row, one, plan in plans]  # fmt: skip
+    has_bytes = {one.row for one in by_plan if one.peak_memory_bytes is not None}
+    closed = [one if one.row in has_bytes else replace(one, peak_memory_bytes=None) for _, one, _ in plans]
+    held = {
+        "planner": errors([row for row, _, _ in plans], by_plan),
+        "closed forms": errors([row for row, _, _ in plans], closed),
+    }
+    distinct = {repr(one.job): (one.row, one.job, plan, one.step_time_s, peak_bytes(one.job))
+                for _, one, plan in plans if one.job and one.step_time_s}  # fmt: skip
+    return {
+        "rows": len(plans),
+        "configurations": len(distinct),
+        "skipped": reasons,
+        "predictions": [{"row": one.row, "step_time_s": plan.step_s, "peak_memory_bytes": plan.peak_bytes()}
+                        for _, one, plan in plans],
+        "difference": compared(list(distinct.values())),
+        "measured": {
+            name: {"step_time": _summary([seconds for _, seconds, _ in own if seconds is not None]),
+                   "memory": _summary([size for _, _, size in own if size is not None])}
+            for name, own in held.items()
+        },
+    }  # fmt: skip
+
+
+def show_planner(found: dict[str, Any]) -> None:
+    print(f"planner's path: {found['rows']} rows, {found['configurations']} configurations")
+    for reason, count in found["skipped"].items():
+        print(f"  not planned {count}: {reason}")
+    for order, own in found["difference"].items():
+        for what, one in own.items():
+            if one["rows"]:
+                print(f"  {what} beside the closed forms', {order}: {one['rows']} configurations, median "
+                      f"{_percent(one['median'])}, 90th {_percent(one['p90'])}, worst {_percent(one['worst'])} "
+                      f"(row {one['worst_row']})")  # fmt: skip
+    for name, own in found["measured"].items():
+        for what, one in own.items():
+            print(f"  {name} against measured, {what}: {one['rows']} rows, median {_percent(one['median'])}, "
+                  f"90th {_percent(one['p90'])}")  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the errors; 0, or 2 where the CSV is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", nargs="?", type=Path, default=DATA)
+    parser.add_argument("--planner", action="store_true", help="predict by the path of `evenflow plan` too")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with arguments.csv.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = report(rows, predict(rows, Roofline()))
-    if arguments.json:
+    asked = parser.parse_args(arguments)
+    try:
+        rows = read_rows(asked.csv)
+    except InputError as error:
+        print(f"benchmarks.published: {error}", file=sys.stderr)
+        return error.exit_code
+    roofline = Roofline()
+    predictions = predict(rows, roofline)
+    found = report(rows, predictions)
+    if asked.planner:
+        found["planner"] = planner_report(rows, predictions, roofline)
+    if asked.json:
         print(json.dumps(found))
-    else:
-        show(found)
+        return 0
+    show(found)
+    if asked.planner:
+        show_planner(found["planner"])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

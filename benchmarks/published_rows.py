@@ -17,10 +17,12 @@ the column and the text: what it might mean is not guessed.
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from evenflow.cost.pinned import Order, Pinned, Redone
@@ -33,7 +35,9 @@ _DEFAULT_VOCAB = 51200
 _FUSED = 400e12  # devices since H100 are taken to run fused attention
 # DeepSpeed's own sizes of its two buckets, 5e8 numbers each, as Pythia's logs print them (wandb.ai/eleutherai/pythia).
 _BUCKETS = 2 * 5e8 * 2
-_NETWORK = re.compile(r"(\d+)x(?:OPA|HDR|NDR|EDR)(\d+)")
+# What tells a row's prediction from any other's; a column that is not there beside these is one whose cells are empty.
+_NEEDED = ("model", "gpu", "seq", "global_batch")
+_NETWORK = re.compile(r"(\d{1,6})x(?:OPA|HDR|NDR|EDR)(\d{1,6})")
 
 
 COLUMNS = (
@@ -72,6 +76,29 @@ def figure(row: Mapping[str, str], name: str) -> float | None:
     if not 0 < found < math.inf:
         raise Unpredictable(f"{name} {text[:40]!r} is not a number above 0")
     return found
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV, each with every column (`complete`).
+
+    Raises:
+        InputError: there is no such file, it is no CSV, a column without which nothing is predicted is missing, or
+            there are no rows.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path} has no column {', '.join(missing)}; {', '.join(COLUMNS)} would do")
+            rows = [complete(row) for row in reader]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no CSV: {error}") from error
+    if not rows:
+        raise InputError(f"{path} has no rows; one for each configuration would do")
+    return rows
 
 
 class _Reader:
@@ -114,6 +141,8 @@ def read_job(row: Mapping[str, str]) -> tuple[Pinned, tuple[str, ...]]:
         raise Unpredictable(str(error)) from None
     if cards := _NETWORK.search(row["gpu"]):  # such as 4xOPA100: cards of a node and their Gbit/s
         share = int(cards[1]) * int(cards[2]) / 8 * 1e9 / device.node_devices
+        if not share:
+            raise Unpredictable(f"the network of {row['gpu']!r} carries nothing; 8xHDR200, say, would do")
         device = replace(device, network_bytes_per_s=share)
     if limit := re.search(r"(\d+) ?W\b", row["gpu"]):
         device = replace(device, watts=float(limit[1]))
@@ -125,22 +154,22 @@ def read_job(row: Mapping[str, str]) -> tuple[Pinned, tuple[str, ...]]:
     is_recent = device.half_flops > _FUSED
     precision, smallest = row["precision"].lower(), reader.number("micro_batch", 1)
     vpp = _stages(reader, schedule, architecture.layers, pp)
-    if pp * vpp > architecture.layers + 2:
-        raise Unpredictable(f"pp {pp} with {vpp} stages a rank is more than {architecture.layers} blocks and two ends")
     order = _order(schedule, reader.given("vpp") or 1)
+    seq = reader.number("seq")
     if not recompute:
         reader.imputed.append("recompute")
+    _check(architecture, tp, pp, vpp, cp, seq)
     return Pinned(
         architecture=architecture, device=device, tp=tp, pp=pp, dp=dp, cp=cp, ep=ep,
         vpp=vpp,
         order=order,
         micro_batch=smallest,
         global_batch=reader.number("global_batch"),
-        seq=reader.number("seq"),
+        seq=seq,
         redone=_redone(recompute),
         zero=3 if "fsdp" in schedule or "zero-3" in schedule else 1 if is_recent or "deepspeed" in schedule else 0,
         is_eighth=any(word in precision for word in ("fp8", "fp4")),
-        is_flash=is_recent or "fsdp" in schedule or (not recompute and reader.number("seq") >= 2048),
+        is_flash=is_recent or "fsdp" in schedule or (not recompute and seq >= 2048),
         is_sequence_parallel=is_recent or "+sp" in recompute.replace(" ", ""),
         is_overlapped=is_recent or "fsdp" in schedule,
         is_tp_overlapped=is_recent and not is_native,
@@ -151,6 +180,18 @@ def read_job(row: Mapping[str, str]) -> tuple[Pinned, tuple[str, ...]]:
         gradient_bytes=4 if "deepspeed" not in schedule else 2 if "fp16" in precision else 6,
         bucket_bytes=_BUCKETS if "deepspeed" in schedule else 0.0,
     ), tuple(reader.imputed)  # fmt: skip
+
+
+def _check(it: Architecture, tp: int, pp: int, vpp: int, cp: int, seq: int) -> None:
+    """Refuse what cannot be cut so, which is a slip of the row's."""
+    if pp * vpp > it.layers + 2:
+        raise Unpredictable(f"pp {pp} with {vpp} stages a rank is more than {it.layers} blocks and two ends")
+    for name, value, what, most in (
+        ("tp", tp, "heads", it.heads), ("tp", tp, "words of the vocabulary", it.vocab),
+        ("cp", cp, "tokens of a sequence", seq),
+    ):  # fmt: skip
+        if value > most:
+            raise Unpredictable(f"{name} {value} is more than the {most} {what}")
 
 
 def _stages(reader: _Reader, schedule: str, layers: int, pp: int) -> int:
@@ -172,6 +213,8 @@ def _architecture(reader: _Reader) -> Architecture:
     hidden = reader.number("hidden")
     heads = reader.number("heads", max(1, hidden // 128))
     kv_heads = reader.number("kv_heads", heads)
+    if heads > hidden:
+        raise Unpredictable(f"its figures do not go together: {heads} heads of a hidden size of {hidden}")
     is_gated = known.gated if known else kv_heads < heads or "llama" in row["model"].lower()
     experts: Experts | None = known.experts if known else None
     latent: Latent | None = known.latent if known else None
@@ -188,7 +231,7 @@ def _architecture(reader: _Reader) -> Architecture:
 
 def _vocabulary(reader: _Reader, hidden: int) -> int:
     """What a model's printed size leaves for its table, where a rounded size can tell; else the usual one."""
-    size = re.search(r"(\d+(?:\.\d+)?)B\b", reader.row["model"])
+    size = re.search(r"(\d{1,6}(?:\.\d{1,6})?)B\b", reader.row["model"])
     if size is None or (reader.given("ffn") or 4 * hidden) != 4 * hidden:
         return _DEFAULT_VOCAB
     last_digit = 10.0 ** -len(size[1].partition(".")[2]) * 1e9

@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.layer_times import DATA, compare
-from evenflow.cost.pinned import Pinned, block_seconds, peak_bytes, rank_bytes, step_seconds, worst_rank
+from evenflow.cost.pinned import (
+    Pinned,
+    block_seconds,
+    peak_bytes,
+    pending_bytes,
+    rank_bytes,
+    step_seconds,
+    worst_rank,
+)
 from evenflow.cost.roofline import Roofline
 from evenflow.spec.accelerators import ACCELERATORS
 from evenflow.spec.architecture import Architecture
@@ -27,6 +35,33 @@ def test_activations_are_those_of_the_paper():
     assert held == pytest.approx(4 * 4 * tokens * (34 + scores) / 2, rel=0.1)
     assert rank_bytes(replace(JOB, redone="attention"), 0).activations < held / 2
     assert it.layers == sum(holding.blocks for holding in JOB.holdings())
+
+
+def test_what_waits_for_weight_gradients_is_that_of_the_paper():
+    # Qi et al. 2023, table 1: 32 s b h bytes of a layer; what recomputing leaves is then not what a rank holds
+    alone = replace(JOB, tp=1, is_sequence_parallel=False)
+    assert pending_bytes(alone) == 32 * 2048 * 4096
+    late = replace(alone, order="zb-1p", redone="full")
+    assert rank_bytes(late, 3).activations > 3 * 4 * pending_bytes(alone)
+    assert rank_bytes(replace(late, order="1f1b"), 3).activations < 4 * pending_bytes(alone)
+
+
+def test_logits_are_let_go_of_before_a_block_is_computed_again():
+    job = replace(JOB, redone="full", architecture=replace(GPT, vocab=256000))
+    assert rank_bytes(job, 3).activations < rank_bytes(job, 0).activations / 2
+
+
+def test_exchanges_of_later_ranks_are_over_while_the_first_goes_back():
+    def exchanged(job: Pinned) -> float:
+        alone = replace(job, dp=1, global_batch=job.global_batch // job.dp)
+        return step_seconds(job, Roofline()) - step_seconds(alone, Roofline())
+
+    # of 3, 4, 4 and 3 blocks the first 3 are waited for
+    few = replace(GPT, layers=14, vocab=512)
+    apart = replace(JOB, zero=0, is_overlapped=False, architecture=few)
+    three = replace(apart, pp=1, architecture=replace(few, layers=3))
+    assert exchanged(apart) == pytest.approx(exchanged(three), rel=0.05)
+    assert exchanged(replace(apart, is_overlapped=True)) < 0.1 * exchanged(apart)
 
 
 def test_the_first_rank_holds_most_and_zero_shares_out():

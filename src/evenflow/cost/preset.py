@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenflow.cost.costs import LinkCost
-from evenflow.cost.pinned import Pinned, Redone, activation_bytes, fabric_of, one_block
+from evenflow.cost.pinned import (
+    Pinned,
+    Redone,
+    activation_bytes,
+    embedding_seconds,
+    fabric_of,
+    one_block,
+    pending_bytes,
+)
 from evenflow.cost.roofline import Roofline
 from evenflow.spec import RECOMPUTES
 from evenflow.spec.accelerators import Accelerator, FigureOrigin
@@ -186,23 +194,16 @@ class PresetCosts:
             bytes_kept, bytes_held = activation_bytes(job)
             kept.append(bytes_kept)
             held.append(bytes_held)
-        plain = self.job(shape, own)
-        products = sum(outputs for _, outputs in it.attention_matrices()) + (3 if it.gated else 2) * it.ffn
-        tokens = shape.micro_batch * self.seq / shape.cp
-        pending = activation_bytes(plain)[0] + HALF * tokens * products / shape.tp
         experts = routed / (shape.ep * (shape.tp if shape.ep == 1 else 1))
         return _column(
-            seconds[0].forward_s, [own.input_s for own in seconds], seconds[0].weight_s, kept, held, pending,
+            seconds[0].forward_s, [own.input_s for own in seconds], seconds[0].weight_s, kept, held,
+            pending_bytes(self.job(shape, own)),
             (it.block_parameters(block) - routed) / shape.tp, experts,
         )  # fmt: skip
 
     def _embedding(self, shape: Shape, hidden: float) -> tuple[Floats, ...]:
         """Reads and writes rows; with tp, one sum of what each rank looked up."""
-        rate = self.device.memory_bytes_per_s * self.roofline.memory
-        tokens = shape.micro_batch * self.seq / shape.cp
-        whole = HALF * tokens * self.architecture.hidden
-        shared = self.fabric.seconds("all-reduce", whole, shape.tp)
-        forward, weight = 2 * whole / rate + shared, 3 * whole / rate
+        forward, weight = embedding_seconds(self.job(shape), self.roofline)
         parameters = self.architecture.embedding_parameters / shape.tp
         return _column(forward, [0.0] * 3, weight, [0.0] * 3, [0.0] * 3, hidden, parameters, 0.0)
 
@@ -215,7 +216,10 @@ class PresetCosts:
         size = tokens * it.vocab / shape.tp
         parameters = it.head_parameters / shape.tp + self.tied_parameters(shape)
         saved = 2 * hidden + (_COPIES - HALF) * size
-        return _column(product + logits, [product] * 3, product, [saved] * 3, [HALF * size] * 3, saved, parameters, 0.0)
+        pending = hidden + HALF * size  # what the product took, and the gradient of what it gave
+        return _column(
+            product + logits, [product] * 3, product, [saved] * 3, [HALF * size] * 3, pending, parameters, 0.0
+        )
 
     def _once_a_step(self, shape: Shape, dp: int, zero: int) -> StepFigures:
         own, fabric = self.figures(shape), self.fabric

@@ -24,7 +24,7 @@ class RankBytes:
         parameters: weights in half precision.
         gradients: of them.
         optimizer: weights in fp32 and two moments.
-        activations: of all microbatches in flight, and of the block at work.
+        activations: of all microbatches in flight, of those between I and W, and of the block at work.
         logits: and the loss's copies of them.
         buffers: gradients and parameters on their way between replicas, messages between ranks.
     """
@@ -52,12 +52,7 @@ def activation_bytes(job: Pinned) -> tuple[float, float]:
     it = job.architecture
     tokens = job.micro_batch * job.seq / job.cp
     whole = job.tp if job.is_sequence_parallel else 1
-    width, routed = it.ffn, 0
-    if it.experts is not None:
-        width = it.experts.active * it.experts.ffn + it.experts.shared_ffn
-        routed = it.experts.active  # copies of a token's state on their way to experts
-    heads = sum(outputs for _, outputs in it.attention_matrices()[:-1])
-    context = it.attention_matrices()[-1][0]
+    heads, context, width, routed = _widths(job)
     operand = 1 if job.is_eighth else _HALF  # inputs of products are kept as they entered
     cut = tokens * (_HALF * (heads + width * (2 if it.gated else 1)) + operand * (context + width)) / job.tp
     kept = tokens * it.hidden * ((3 * _HALF + 2 * operand) / whole + operand * routed / job.tp) + cut
@@ -72,6 +67,33 @@ def activation_bytes(job: Pinned) -> tuple[float, float]:
     return kept, 0.0
 
 
+def pending_bytes(job: Pinned) -> float:
+    """Of one block and one microbatch, kept from I to W: what products took, and gradients of what they gave.
+
+    32 s b h bytes of GPT's layer (Qi et al. 2023, arXiv:2401.10241, table 1); all else is let go of by I.
+    """
+    it = job.architecture
+    tokens = job.micro_batch * job.seq / job.cp
+    whole = job.tp if job.is_sequence_parallel else 1
+    heads, context, width, routed = _widths(job)
+    operand = 1 if job.is_eighth else _HALF
+    taken = operand * (it.hidden * (2 / whole + routed / job.tp) + (context + width) / job.tp)
+    if it.latent is not None:
+        taken += operand * (it.latent.query_rank + it.latent.key_rank)
+    given = it.hidden * (2 / whole + routed / job.tp) + (heads + width * (2 if it.gated else 1)) / job.tp
+    return tokens * (taken + _HALF * given)
+
+
+def _widths(job: Pinned) -> tuple[int, int, int, int]:
+    """Of all that enters attention and of what leaves it; of the feed-forward part; experts that a token visits."""
+    it = job.architecture
+    *enters, (context, _) = it.attention_matrices()
+    heads = sum(outputs for _, outputs in enters)
+    if it.experts is None:
+        return heads, context, it.ffn, 0
+    return heads, context, it.experts.active * it.experts.ffn + it.experts.shared_ffn, it.experts.active
+
+
 def _in_flight(job: Pinned, rank: int) -> float:
     """Microbatches whose activations of all its blocks a rank holds at once."""
     after, all_of = job.pp - rank, job.microbatches
@@ -83,9 +105,15 @@ def _in_flight(job: Pinned, rank: int) -> float:
         case "interleaved-1f1b" if job.vpp > 1:
             return min(all_of, (2 * (after - 1) + (job.vpp - 1) * job.pp + 1) / job.vpp)
         case "zb-1p":
-            return min(all_of, job.pp)  # weight gradients are put off until memory is that of the first rank
+            return min(all_of, job.pp, 2 * after - 1)
         case _:
             return min(all_of, after)
+
+
+def _put_off(job: Pinned, rank: int) -> float:
+    """Microbatches that a rank has between I and W at most: as many as its memory has room for beside those."""
+    most = {"zb-1p": job.pp, "zb-2p": 2 * job.pp - 1}.get(job.order, 0)
+    return max(min(job.microbatches, most) - _in_flight(job, rank), 0)
 
 
 def rank_bytes(job: Pinned, rank: int) -> RankBytes:
@@ -102,12 +130,20 @@ def rank_bytes(job: Pinned, rank: int) -> RankBytes:
     copies = 6 if job.is_loss_fused else 14
     # the embedding's output, and what the head's norm and product keep of the last block's
     ends = 2 * _HALF * tokens * it.hidden / (job.tp if job.is_sequence_parallel else 1)
+    logits = copies * tokens * it.vocab / job.tp if holding.has_head else 0.0
+    # the head's W takes the gradient of its logits, and what the product took
+    put_off, of_head = _put_off(job, rank), _HALF * tokens * it.vocab / job.tp + ends / 2
+    waiting = put_off * (holding.blocks * pending_bytes(job) + of_head * holding.has_head)
     return RankBytes(
         parameters=_HALF * (dense / parameters + experts),
         gradients=job.gradient_bytes * (dense / gradients + experts),
         optimizer=_MASTER * (dense / optimizer + experts / apart[2]),
-        activations=_in_flight(job, rank) * holding.blocks * kept + held + (ends if holding.has_head else 0.0),
-        logits=copies * tokens * it.vocab / job.tp if holding.has_head else 0.0,
+        # logits are let go of before a block is at work
+        activations=_in_flight(job, rank) * holding.blocks * kept
+        + waiting
+        + max(held - logits, 0.0)
+        + ends * holding.has_head,
+        logits=logits,
         buffers=_buffers(job, holding),
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evenflow.cost.collectives import Fabric
+from evenflow.cost.collectives import Collective, Fabric
 from evenflow.cost.costs import LinkCost
 from evenflow.cost.pinned.job import Pinned
 from evenflow.cost.roofline import Roofline
@@ -138,17 +138,30 @@ def step_seconds(job: Pinned, roofline: Roofline) -> float:
     # the product thrice; the logits' traffic once where the loss is fused, and in the backward too where it is not
     again = -2 if job.is_loss_fused else 0
     head = 3 * roofline.seconds(top, job.device) + again * roofline.seconds(logits, job.device)
-    stages = [own.blocks * one + (head if own.has_head else 0.0) for own in job.holdings()]
+    looked_up, added = embedding_seconds(job, roofline)
+    stages = [
+        own.blocks * one + head * own.has_head + (looked_up + added) * own.has_embedding for own in job.holdings()
+    ]
+    backwards = [  # of the head's three products two are the backward's
+        own.blocks * block.backward_s + 2 / 3 * head * own.has_head + added * own.has_embedding
+        for own in job.holdings()
+    ]
     hidden = _HALF * job.micro_batch * job.seq / job.cp * it.hidden / job.tp
     hop = fabric.seconds("send", hidden, 2, job.tp * job.cp * job.dp) if job.pp > 1 else 0.0
     compute = _pipeline(job, stages, block, hop)
     dense, experts = job.held_parameters()
-    last = max(stages)  # the last microbatch's, beside which gradients are added
     return (
         max(compute, _streamed(job, fabric, dense))
-        + _exchange(job, fabric, dense, experts, last)
+        + _exchange(job, fabric, stages, backwards)
         + _update(job, dense, experts, roofline)
     )
+
+
+def embedding_seconds(job: Pinned, roofline: Roofline) -> tuple[float, float]:
+    """Rows read and written, with one sum over `tp` of what each rank looked up; then gradients added to rows."""
+    size = _HALF * job.micro_batch * job.seq / job.cp * job.architecture.hidden
+    rate = job.device.memory_bytes_per_s * roofline.memory
+    return 2 * size / rate + fabric_of(job.device, roofline).seconds("all-reduce", size, job.tp), 3 * size / rate
 
 
 def _pipeline(job: Pinned, stages: Sequence[float], block: BlockSeconds, hop: float) -> float:
@@ -163,8 +176,10 @@ def _pipeline(job: Pinned, stages: Sequence[float], block: BlockSeconds, hop: fl
     if job.order in ("zb-1p", "zb-2p"):
         way = (forward + inputs) / one
         total = max(total, way * (sum(stages) + (job.microbatches - 1) * busiest) + weight / one * busiest)
-    # In turn a rank sends and waits; several stages a rank have other microbatches to work on meanwhile.
-    return total + 2 * hop * ((job.pp - 1) + (job.microbatches if job.vpp == 1 and job.pp > 1 else 0))
+    # A rank of 1F1B waits for what it sent to come back: p microbatches are under way while p - 1 hops are made there
+    # and back. With several stages a rank, or where W fills gaps, there is other work meanwhile.
+    waits = job.microbatches * (job.pp - 1) / job.pp if job.order == "1f1b" else 0.0
+    return total + 2 * hop * ((job.pp - 1) + waits)
 
 
 def _streamed(job: Pinned, fabric: Fabric, dense: float) -> float:
@@ -176,14 +191,33 @@ def _streamed(job: Pinned, fabric: Fabric, dense: float) -> float:
     return job.microbatches * (gathers + fabric.seconds("reduce-scatter", 2 * size, job.dp, job.tp))
 
 
-def _exchange(job: Pinned, fabric: Fabric, dense: float, experts: float, beside: float) -> float:
-    """Gradients over replicas, and parameters back; what goes on beside the last microbatch is not counted."""
+def _exchange(job: Pinned, fabric: Fabric, stages: Sequence[float], backwards: Sequence[float]) -> float:
+    """Gradients over replicas, and parameters back, as far as the rank that is latest with them is waited for.
+
+    Ranks end their last backward one after another, the first one last. Where exchanges go on beside the computation,
+    gradients do so beside that backward, and what other replicas updated beside the first forward after.
+    """
     if job.zero >= 3:
         return 0.0
     replicas = job.dp * job.cp
-    total = fabric.seconds("all-reduce", _HALF * dense, replicas, job.tp)
-    total += fabric.seconds("all-reduce", _HALF * experts, max(1, replicas * job.tp // job.ep), job.ep)
-    return max(0.0, total - beside) if job.is_overlapped else total
+    apart = max(1, replicas // job.ep) if job.ep > 1 else replicas
+    exposed, earlier = 0.0, 0.0
+    for holding, whole, backward in zip(job.holdings(), stages, backwards, strict=True):
+        dense, experts = _HALF * job.dense_parameters(holding), _HALF * job.expert_parameters(holding)
+        reduced, gathered = (
+            fabric.seconds(kind, dense, replicas, job.tp) + fabric.seconds(kind, experts, apart, job.tp * job.ep)
+            for kind in _PARTS
+        )
+        if not job.zero:
+            reduced, gathered = reduced + gathered, 0.0
+        if job.is_overlapped:
+            reduced, gathered = max(0.0, reduced - backward), max(0.0, gathered - (whole - backward))
+        exposed = max(exposed, max(0.0, reduced - earlier) + gathered)
+        earlier += backward / job.vpp
+    return exposed
+
+
+_PARTS: tuple[Collective, Collective] = ("reduce-scatter", "all-gather")
 
 
 def _update(job: Pinned, dense: float, experts: float, roofline: Roofline) -> float:
