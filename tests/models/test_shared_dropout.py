@@ -160,7 +160,10 @@ def test_a_draw_that_a_later_forward_changes_is_refused(monkeypatch: pytest.Monk
 
 
 def test_what_does_not_drop_out_over_parts_runs_as_it_did() -> None:
-    for config in (llama(attention_dropout=0.0), AutoConfig.for_model("phi3", **SMALL, resid_pdrop=0.1, pad_token_id=0)):
+    for config in (
+        llama(attention_dropout=0.0),
+        AutoConfig.for_model("phi3", **SMALL, resid_pdrop=0.1, pad_token_id=0),
+    ):
         stage = build_stage(config, range(4))
         share_out(stage, tp_plan_of(build_skeleton(config)), ImaginedTensorGroup(2))
         assert not any("_drawing" in str(vars(own).get("forward")) for own in stage.model.modules())

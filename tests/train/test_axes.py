@@ -64,7 +64,9 @@ def test_a_model_that_drops_out_has_the_loss_curve_of_one_process_under_tp(
     shared = evenflow.train(replace(dropping, pp=1, tp=2, resume=True))
     assert shared.plan.axes.tp == 2
     assert [own.loss for own in shared.metrics] == pytest.approx([own.loss for own in alone.metrics], rel=1e-5)
-    assert [own.grad_norm for own in shared.metrics] == pytest.approx([own.grad_norm for own in alone.metrics], rel=1e-4)
+    assert [own.grad_norm for own in shared.metrics] == pytest.approx(
+        [own.grad_norm for own in alone.metrics], rel=1e-4
+    )
     assert shared.metrics[-1].eval_loss == pytest.approx(alone.metrics[-1].eval_loss, rel=1e-5)
     still = evenflow.train(replace(dropping, model=str(make_model()), out=tmp_path / "still", processes=1, stop_at=1))
     assert still.metrics[0].loss != pytest.approx(alone.metrics[0].loss, rel=1e-5), "there is dropout"

@@ -261,24 +261,26 @@ def _read(func: Any, args: Any, kwargs: Any) -> _Draw | None:
     return None
 
 
-def _read_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> _Draw | None:
+def _read_dropout(input: Tensor, *, p: float, training: bool, **_: Any) -> _Draw | None:
+    """Of `functional.dropout`, which hands its settings on by name."""
     return _Draw("dropout", tuple(input.shape), p) if training and 0 < p < 1 else None
 
 
 def _read_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **_: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,  # noqa: ARG001 - torch's own signature, whose arguments come by place or by name
+    attn_mask: Tensor | None = None,  # noqa: ARG001
+    dropout_p: float = 0.0,
+    **_: Any,
 ) -> _Draw | None:
+    """Of `functional.scaled_dot_product_attention`: what it drops are scores."""
     shape = (*query.shape[:-1], key.shape[-2])
     return _Draw("attention", shape, dropout_p) if 0 < dropout_p < 1 else None
 
 
-def _drop(
-    mask_like: Callable[[Tensor], Tensor],
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-) -> Tensor:
+def _drop(mask_like: Callable[[Tensor], Tensor], input: Tensor, *, inplace: bool, **_: Any) -> Tensor:
+    """`functional.dropout` with a mask."""
     mask = mask_like(input)
     return input.mul_(mask) if inplace else input * mask
 
@@ -289,16 +291,15 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0.0,  # noqa: ARG001 - it is in the mask
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention as torch computes it where it drops out on the processor (`_scaled_dot_product_attention_math`).
+    """`functional.scaled_dot_product_attention` with a mask of its softmax, in the steps of torch's own.
 
-    Args:
-        mask_like: makes the mask of the scores, of the type and on the device of a tensor.
-        query: [..., heads, queries, width]; the rest as `functional.scaled_dot_product_attention` has it.
+    Those are what torch takes on the processor where it drops out (`_scaled_dot_product_attention_math`). Queries are
+    [..., heads, queries, width], and the mask is [..., heads, queries, keys].
     """
     given = query.dtype
     if given in (torch.float16, torch.bfloat16):  # as torch does, whose sums would be too coarse
@@ -314,7 +315,8 @@ def _attend(
     elif attn_mask is not None:
         scores = scores + attn_mask
     shares = scores.softmax(-1)
-    return ((shares * mask_like(shares)) @ value).to(given)
+    attended: Tensor = (shares * mask_like(shares)) @ value
+    return attended.to(given)
 
 
 _DOERS: dict[str, Callable[..., Tensor]] = {"dropout": _drop, "attention": _attend}
