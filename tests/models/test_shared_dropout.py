@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,9 +11,9 @@ from torch.nn import functional
 from transformers import AutoConfig, PretrainedConfig
 
 from evenflow.errors import InputError
-from evenflow.models import Stage, build_skeleton, build_stage, draw_weights, share_out, tp_plan_of
+from evenflow.models import Stage, build_skeleton, build_stage, share_out, tp_plan_of
 from evenflow.models.shared_dropout import _attend, _mask
-from evenflow.runtime import ImaginedTensorGroup, MeetingInTurns, ThreadTensorGroup
+from evenflow.runtime import ImaginedTensorGroup
 
 SMALL: dict[str, Any] = {
     "vocab_size": 96,
@@ -65,50 +64,6 @@ def test_attention_is_torchs_own(given: str, dtype: torch.dtype) -> None:
     for own, other in [(found, expected), *zip(*gradients, strict=True)]:
         assert own.dtype == other.dtype
         assert float((own - other).detach().norm() / other.detach().norm()) <= close
-
-
-def drawn(stage: Stage) -> list[Tensor]:
-    """What each dropout module multiplied its input by in one forward."""
-    found: list[Tensor] = []
-    for module in stage.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.register_forward_hook(lambda _, given, output: found.append((output / given[0]).detach()))
-    ids = torch.arange(32).view(2, 16) % 96
-    stage.train()(ids, ids, draw=7)
-    return found
-
-
-def test_masks_of_hidden_states_are_the_same_everywhere() -> None:
-    """What is drawn over hidden states comes after what attention draws over its parts, from the same generator."""
-    config = AutoConfig.for_model(
-        "gpt_neox", **{**SMALL, "hidden_dropout": 0.4, "attention_dropout": 0.2, "pad_token_id": None}
-    )
-
-    def prepared(stage: Stage) -> Stage:
-        draw_weights(stage, 3)
-        return stage
-
-    whole = drawn(prepared(build_stage(config, range(4))))
-    meeting = MeetingInTurns(2)
-    stages = []
-    for index in range(2):
-        stage = build_stage(config, range(4))
-        share_out(stage, tp_plan_of(build_skeleton(config)), ThreadTensorGroup(meeting, index))
-        stages.append(prepared(stage))
-        assert stages[-1].sharing is not None
-        stages[-1].sharing.cut()
-
-    def run(stage: Stage) -> list[Tensor]:
-        with meeting.turn():
-            return drawn(stage)
-
-    with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(run, stages))
-    assert len(whole) == len(parts[0]) == 5
-    for own, *others in zip(whole, *parts, strict=True):
-        assert 0.2 < float((own == 0).float().mean()) < 0.6
-        for other in others:
-            assert torch.equal(own == 0, other == 0)
 
 
 def share(config: PretrainedConfig, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
