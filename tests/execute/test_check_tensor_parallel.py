@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from transformers import AutoConfig
 
 from evenflow.errors import InputError, NotEqualError
-from evenflow.execute import check_shares, refuse_dropout
+from evenflow.execute import check_shares
 from evenflow.execute.check_tensor_parallel import SHARES_TOLERANCE
+from evenflow.models import tensor_parallel
 
 # Gathered projections; low-rank keys; experts in other layouts; attention sinks; an embedding that is scaled
 # and logits that are capped; identity experts, with two attentions in a block.
@@ -41,8 +44,29 @@ def test_a_plan_that_does_not_fit_the_code_is_found() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_dropout_is_refused_where_tensors_are_shared_out() -> None:
-    config = AutoConfig.for_model("llama", attention_dropout=0.1)
-    refuse_dropout(config, 1)
-    with pytest.raises(InputError, match=r"llama drops out \(attention_dropout = 0.1\), .* over --tp 2"):
-        refuse_dropout(config, 2)
+# Attention alone; over hidden states too; in attention's own words (eager), over grouped heads and after the embedding.
+DROPPING: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"attention_dropout": 0.2}),
+    ("gpt_neox", {"attention_dropout": 0.1, "hidden_dropout": 0.3}),
+    (
+        "starcoder2",
+        {
+            "attention_dropout": 0.3,
+            "residual_dropout": 0.2,
+            "embedding_dropout": 0.1,
+            "num_key_value_heads": 12,
+            "attn_implementation": "eager",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), DROPPING, ids=[own for own, _ in DROPPING])
+def test_models_that_drop_out_can_be_shared_out(
+    family: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AutoConfig.for_model(family, **changes)
+    assert check_shares(config, 2).worst_error <= SHARES_TOLERANCE
+    monkeypatch.setattr(tensor_parallel, "share_draws", lambda *_: None)
+    with pytest.raises(NotEqualError, match=f"{family} cannot be shared out over tp"):
+        check_shares(config, 2)

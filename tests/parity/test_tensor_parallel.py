@@ -126,3 +126,53 @@ def test_a_shared_stage_equals_the_whole_model(
     for name, weight in alone.weights.items():
         # A key's bias has hardly a gradient: of what rounding makes of it, AdamW takes little but the sign.
         assert _error(shared.weights[name], weight) <= (1e-2 if name.endswith("bias") else 1e-4), name
+
+
+# Attention over parts; hidden states that all have, beside it; both, grouped heads and what is dropped of an embedding.
+DROPPING: dict[str, dict[str, Any]] = {
+    "llama": {**FAMILIES["llama"], "attention_dropout": 0.2},
+    "gpt_neox": {**FAMILIES["gpt_neox"], "attention_dropout": 0.1, "hidden_dropout": 0.2},
+    "starcoder2": {
+        **_SMALL,
+        "model_type": "starcoder2",
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "attention_dropout": 0.3,
+        "residual_dropout": 0.1,
+        "embedding_dropout": 0.2,
+    },
+}
+DROPPED = [
+    ("llama", 1, "none"),
+    ("gpt_neox", 2, "full"),
+    ("starcoder2", 2, "selective"),
+    *(
+        pytest.param(family, pp, recompute, marks=pytest.mark.full)
+        for family, pp, recompute in [
+            ("llama", 1, "full"),
+            ("llama", 2, "selective"),
+            ("gpt_neox", 1, "none"),
+            ("gpt_neox", 1, "selective"),
+            ("starcoder2", 2, "none"),
+            ("starcoder2", 1, "mixed"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("family", "pp", "recompute"), DROPPED)
+def test_a_shared_stage_drops_out_as_one_process_does(
+    run_split: Callable[..., SplitRun], family: str, pp: int, recompute: str
+) -> None:
+    config = DROPPING[family]
+    layers = config["num_hidden_layers"] + 2
+    alone = run_split(config, cut(layers, 1), steps=3)
+    without = {key: 0.0 if "dropout" in key else value for key, value in config.items()}
+    assert run_split(without, cut(layers, 1)).losses[0] != pytest.approx(alone.losses[0], rel=1e-4), "there is dropout"
+    shared = run_split(config, cut(layers, pp), steps=3, axes={"pp": pp, "tp": 2}, recompute=recompute)
+    assert shared.losses == pytest.approx(alone.losses, rel=TOLERANCE)
+    assert shared.norms == pytest.approx(alone.norms, rel=1e-4)
+    assert shared.gradients.keys() == alone.gradients.keys()
+    for name, expected in alone.gradients.items():
+        assert _error(shared.gradients[name].view_as(expected), expected) <= TOLERANCE, name

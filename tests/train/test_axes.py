@@ -54,6 +54,24 @@ def test_dp_2_x_pp_2_has_the_loss_curve_of_one_process_also_across_a_resume(job:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_a_model_that_drops_out_has_the_loss_curve_of_one_process_under_tp(
+    job: Job, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its check drops out too, and what is evaluated does not."""
+    dropping = replace(job, model=str(make_model(attention_dropout=0.2)), check=True, steps=4, eval_share=0.1)
+    alone = evenflow.train(replace(dropping, out=tmp_path / "alone", processes=1))
+    shared = evenflow.train(replace(dropping, pp=1, tp=2, stop_at=2))
+    shared = evenflow.train(replace(dropping, pp=1, tp=2, resume=True))
+    assert shared.plan.axes.tp == 2
+    assert [own.loss for own in shared.metrics] == pytest.approx([own.loss for own in alone.metrics], rel=1e-5)
+    assert [own.grad_norm for own in shared.metrics] == pytest.approx(
+        [own.grad_norm for own in alone.metrics], rel=1e-4
+    )
+    assert shared.metrics[-1].eval_loss == pytest.approx(alone.metrics[-1].eval_loss, rel=1e-5)
+    still = evenflow.train(replace(dropping, model=str(make_model()), out=tmp_path / "still", processes=1, stop_at=1))
+    assert still.metrics[0].loss != pytest.approx(alone.metrics[0].loss, rel=1e-5), "there is dropout"
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

@@ -19,11 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare and print."""
     from evenflow.cli.console import show, show_json
-    from evenflow.execute import check_shares, check_split, refuse_dropout
+    from evenflow.execute import check_shares, check_split
     from evenflow.models import check_tensor_parallel, find_model
 
     config, tp = find_model(arguments.model).config, arguments.tp or 1
-    refuse_dropout(config, tp)
     check_tensor_parallel(config, tp)
     result = check_split(config)
     shares = check_shares(config, tp) if tp > 1 else None

@@ -1,8 +1,8 @@
 """Reads a program and runs one rank of it; proves that a split model equals the whole one."""
 
-from evenflow.execute.check import CheckResult, check_split
+from evenflow.execute.check import CheckResult, check_split, refuse_layerdrop
 from evenflow.execute.check_documents import check_documents
-from evenflow.execute.check_tensor_parallel import SharesResult, check_shares, refuse_dropout
+from evenflow.execute.check_tensor_parallel import SharesResult, check_shares
 from evenflow.execute.executor import Executor
 from evenflow.execute.step import StepResult
 
@@ -14,5 +14,5 @@ __all__ = [
     "check_documents",
     "check_shares",
     "check_split",
-    "refuse_dropout",
+    "refuse_layerdrop",
 ]

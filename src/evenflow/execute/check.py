@@ -38,7 +38,7 @@ TOLERANCE = 1e-6
 _MICROBATCHES = 2
 _SHAPE = (2, 16)
 PREDICTED = _MICROBATCHES * _SHAPE[0] * (_SHAPE[1] - 1)  # tokens of all microbatches
-_SEED = 11
+SEED = 11
 _STIR = 0.02
 _MOST_PARAMETERS = 30_000_000
 
@@ -95,8 +95,8 @@ def refuse_layerdrop(config: PretrainedConfig) -> None:
     for name, value in dropouts(config).items():
         if value > 0 and name.endswith("layerdrop"):
             raise InputError(
-                f"{config.model_type} skips blocks at random ({name} = {value}), which would differ between stages; "
-                f"{name} = 0.0 in its config, or a single process, would do"
+                f"{config.model_type} skips blocks at random ({name} = {value}), which would differ between stages "
+                f"and between the processes of one; {name} = 0.0 in its config, or a single process, would do"
             )
 
 
@@ -189,7 +189,7 @@ def _run(config: PretrainedConfig, cut: Sequence[int], layers: int, still: bool 
     for microbatch, ids in enumerate(check_batches(config)):
         hidden = ids
         for runner in runners:
-            hidden = runner.forward(microbatch, hidden, Microbatch(ids), _SEED)
+            hidden = runner.forward(microbatch, hidden, Microbatch(ids), SEED)
         gradient: Tensor | None = None
         for runner in reversed(runners):
             gradient = runner.backward(microbatch, gradient)
@@ -223,14 +223,14 @@ def _run_plain(config: PretrainedConfig, layers: int) -> dict[str, Tensor]:
 
 def _stage(config: PretrainedConfig, layers: Sequence[int]) -> Stage:
     stage = build_stage(config, layers)
-    draw_weights(stage, _SEED)
+    draw_weights(stage, SEED)
     stir(stage)
     return stage
 
 
 def check_batches(config: PretrainedConfig) -> list[Tensor]:
     """The microbatches' token ids [batch, seq] that models are compared on."""
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(SEED)
     vocabulary = config.get_text_config().vocab_size
     return [torch.randint(1, vocabulary, _SHAPE, generator=generator) for _ in range(_MICROBATCHES)]
 

@@ -1,7 +1,8 @@
 """Proves that a model whose tensors are shared out equals the whole one, on a small copy, in threads of one process.
 
 A model's plan names its modules, but its code may count on whole tensors all the same. What a run's processes would do
-is done here by threads: loss and every gradient, gathered, must be those of the whole model.
+is done here by threads: loss and every gradient, gathered, must be those of the whole model. Models that drop out do so
+here too: each thread draws what its process would.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from evenflow.errors import InputError, NotEqualError, first_line
-from evenflow.execute.check import PREDICTED, check_batches, refuse_layerdrop, relative_error, small_whole, stir
+from evenflow.execute.check import PREDICTED, SEED, check_batches, relative_error, small_whole, stir
 from evenflow.execute.runner import StageRunner
 from evenflow.models import (
     Microbatch,
@@ -23,15 +24,13 @@ from evenflow.models import (
     build_stage,
     check_tensor_parallel,
     draw_weights,
-    dropouts,
     share_out,
     tp_plan_of,
 )
-from evenflow.runtime import ThreadMeeting, ThreadTensorGroup
+from evenflow.runtime import MeetingInTurns, ThreadTensorGroup
 
 # Parts are added up in another order, which ill-conditioned layers make 3e-5 of; a sum left out is off by tenths.
 SHARES_TOLERANCE = 1e-4
-_SEED = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def check_shares(config: PretrainedConfig, tp: int) -> SharesResult:
     size = next(factor for factor in range(2, tp + 1) if tp % factor == 0)
     small, layers, whole = small_whole(config)
     check_tensor_parallel(small, size)
-    meeting = ThreadMeeting(size)
+    meeting = MeetingInTurns(size)
     stages = [_stage(small, layers, ThreadTensorGroup(meeting, index)) for index in range(size)]
     results = _in_threads(config, small, stages, meeting)
     sharing = stages[0].sharing
@@ -90,32 +89,14 @@ def check_shares(config: PretrainedConfig, tp: int) -> SharesResult:
     return SharesResult(size, len(sharing.cuts), len(whole) - 1, worst, where)
 
 
-def refuse_dropout(config: PretrainedConfig, tp: int, pp: int = 1) -> None:
-    """Refuse a model that drops out while its tensors are shared out, or that skips blocks at random while it is split.
-
-    What one process would draw over all heads, each would draw over its own: another mask, and the same for all.
-
-    Raises:
-        InputError: it does, and which field says so.
-    """
-    if pp > 1:
-        refuse_layerdrop(config)
-    for name, value in dropouts(config).items() if tp > 1 else ():
-        if value > 0:
-            raise InputError(
-                f"{config.model_type} drops out ({name} = {value}), which would not be the same over --tp {tp} as on "
-                f"one process; {name} = 0.0 in its config, or --tp 1, would do"
-            )
-
-
 def _stage(config: PretrainedConfig, layers: int, group: ThreadTensorGroup) -> Stage:
     """This thread's part of the whole model, with the weights that the whole one has."""
     whole = build_stage(config, range(layers))
-    draw_weights(whole, _SEED)
+    draw_weights(whole, SEED)
     stir(whole)
     stage = build_stage(config, range(layers))
     sharing = share_out(stage, tp_plan_of(build_skeleton(config)), group)
-    draw_weights(stage, _SEED)
+    draw_weights(stage, SEED)
     with torch.no_grad():
         for name, parameter in stage.named_model_parameters().items():
             own = whole.named_model_parameters()[name]
@@ -124,13 +105,14 @@ def _stage(config: PretrainedConfig, layers: int, group: ThreadTensorGroup) -> S
 
 
 def _in_threads(
-    config: PretrainedConfig, small: PretrainedConfig, stages: list[Stage], meeting: ThreadMeeting
+    config: PretrainedConfig, small: PretrainedConfig, stages: list[Stage], meeting: MeetingInTurns
 ) -> list[dict[str, Tensor]]:
     """Loss and gradients of each thread's part."""
 
     def run(stage: Stage) -> dict[str, Tensor]:
         try:
-            return _run(small, stage)
+            with meeting.turn():
+                return _run(small, stage)
         except BaseException:
             meeting.give_up()
             raise
@@ -152,7 +134,7 @@ def _run(config: PretrainedConfig, stage: Stage) -> dict[str, Tensor]:
     runner = StageRunner(stage.train(), len(batches))
     runner.begin_step(PREDICTED)
     for microbatch, ids in enumerate(batches):
-        runner.forward(microbatch, ids, Microbatch(ids))
+        runner.forward(microbatch, ids, Microbatch(ids), SEED)
         runner.backward(microbatch, None)
     results = {"loss": torch.tensor(sum(runner.take_losses()))}
     for name, parameter in stage.named_model_parameters().items():

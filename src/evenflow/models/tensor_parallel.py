@@ -28,10 +28,11 @@ from evenflow.models.absent import is_unfilled
 from evenflow.models.anatomy import layer_of
 from evenflow.models.collectives import enter, gather, leave, split
 from evenflow.models.cut import Cut
+from evenflow.models.shared_dropout import share_draws
 from evenflow.models.shared_loss import shared_loss
 from evenflow.models.stage import Stage
 from evenflow.models.tp_plan import Border, TpPlan
-from evenflow.runtime import TensorGroup, add_row_gradients, differentiable, local
+from evenflow.runtime import ImaginedTensorGroup, TensorGroup, add_row_gradients, differentiable, local
 
 
 class Sharing:
@@ -132,10 +133,17 @@ class Sharing:
 
 
 def share_out(stage: Stage, plan: TpPlan, group: TensorGroup) -> Sharing:
-    """Set a stage up to be shared out by `group`; its parameters are whole until `Sharing.cut`."""
+    """Set a stage up to be shared out by `group`; its parameters are whole until `Sharing.cut`.
+
+    Raises:
+        InputError: it drops out in a way that cannot be shared out.
+    """
     recompute = stage.recompute
     stage.set_recompute("none")  # and again afterwards, since what modules do at their borders is run again too
     stage.sharing = Sharing(stage, plan, group)
+    if stage.drops_out:
+        imagined = ImaginedTensorGroup(group.size, group.index)
+        share_draws(stage, group, lambda other: Sharing(other, plan, imagined).cut())
     stage.set_recompute(recompute)
     return stage.sharing
 

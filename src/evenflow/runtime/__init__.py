@@ -27,6 +27,7 @@ from evenflow.runtime.row_gradients import add_row_gradients
 from evenflow.runtime.staged import StagedTransport
 from evenflow.runtime.tensor_group import (
     ImaginedTensorGroup,
+    MeetingInTurns,
     ProcessTensorGroup,
     TensorGroup,
     ThreadMeeting,
@@ -53,6 +54,7 @@ __all__ = [
     "LiveBytes",
     "MadeUpTensorGroup",
     "MadeUpTransport",
+    "MeetingInTurns",
     "MemoryMeter",
     "Mesh",
     "Optimizer",

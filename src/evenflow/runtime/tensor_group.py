@@ -7,6 +7,8 @@ where a stage is only traced.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -159,3 +161,30 @@ class ThreadMeeting:
     def give_up(self) -> None:
         """A thread failed: let the others fail too."""
         self._barrier.abort()
+
+
+class MeetingInTurns(ThreadMeeting):
+    """Where threads exchange tensors of which one runs at a time, and finds torch's generator as it left it.
+
+    A generator is one for all threads of a process. So each of them draws what a process of its own would.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """What a thread does within is done in its turns; others have theirs while it waits for them."""
+        with self._turn:
+            yield
+
+    def exchange(self, index: int, tensor: Tensor) -> list[Tensor]:
+        """As ever; within `turn`."""
+        state = torch.get_rng_state()
+        self._turn.release()
+        try:
+            return super().exchange(index, tensor)
+        finally:
+            self._turn.acquire()
+            torch.set_rng_state(state)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evenflow.draw import report_html
 from evenflow.errors import FaultError, InputError, StoppedError, first_line
-from evenflow.execute import refuse_dropout
+from evenflow.execute import refuse_layerdrop
 from evenflow.files import (
     StepMetrics,
     save_plan,
@@ -194,11 +194,13 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         check_agrees(plan, job)
         launcher.cluster(plan.axes.processes, plan.threads)  # refuses hosts that differ
         axes, batch = plan.axes, _batch_of(plan)
-        refuse_dropout(source.config, axes.tp, axes.pp)
+        if axes.pp * axes.tp > 1:
+            refuse_layerdrop(source.config)
     else:
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
-        refuse_dropout(source.config, axes.tp, axes.pp)
+        if axes.pp * axes.tp > 1:
+            refuse_layerdrop(source.config)
         dtype = choose_dtype(job, checkpoint.state if checkpoint else None)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, dtype)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
