@@ -36,7 +36,7 @@ from benchmarks.settings import configured, parse_setting, said
 from benchmarks.tiny_configs import added, build_config, default_config, types, with_quirks
 from evenflow.errors import EvenflowError, InputError, NotEqualError, first_line
 from evenflow.execute import check_shares, check_split
-from evenflow.models import ModelSource, describe_model, dropouts
+from evenflow.models import ModelSource, describe_model
 
 _TRACED = (1, 128)
 
@@ -117,32 +117,38 @@ def check(name: str, changes: dict[str, Any]) -> Verdict:
     if Path(name).exists() or changes:
         return Verdict("equal", f"{worst:.0e}", filled)
     tried: list[str] = []
-    for quirk, changed in with_quirks(config):
+    untried: list[str] = []  # no model with this switch alone
+    for quirk, value, changed in with_quirks(name, config, needed=config is not plain):
+        if changed is None:
+            untried.append(quirk)
+            continue
         try:
             worst = max(worst, check_split(changed).worst_error)
         except InputError as error:
-            if "cannot be tried" in str(error):  # no model with this switch alone
-                continue
-            return _verdict(error, {quirk: getattr(changed.get_text_config(), quirk)})
-        tried.append(quirk)
-    return Verdict("equal", f"{worst:.0e}{' with ' + ', '.join(tried) if tried else ''}", filled)
+            if "cannot be tried" not in str(error):
+                return _verdict(error, {quirk: value})
+            untried.append(quirk)
+        else:
+            tried.append(quirk)
+    also = f" with {', '.join(tried)}" if tried else ""
+    also += f"; not tried: {', '.join(untried)}" if untried else ""
+    return Verdict("equal", f"{worst:.0e}{also}", filled)
 
 
 def share(name: str, changes: dict[str, Any]) -> Verdict:
-    """Whether a family can be shared out over tp 2, as its class makes it but without dropout."""
-    config = _config(name, changes)
-    if not Path(name).exists():
-        try:
-            config = build_config(name, changes, needed=True)
-        except EvenflowError as error:
-            return _verdict(error)
-    for field in dropouts(config):
-        setattr(config, field, 0.0)
+    """Whether a family can be shared out over tp 2, as its class makes it."""
+    config = plain = _config(name, changes)
     try:
         result = check_shares(config, 2)
     except EvenflowError as error:
-        return _verdict(error)
-    filled = added(config, _config(name, changes))
+        if Path(name).exists() or "cannot be tried" not in str(error):
+            return _verdict(error, changes)
+        config = build_config(name, changes, needed=True)
+        try:
+            result = check_shares(config, 2)
+        except EvenflowError as again:
+            return _verdict(again, changes)
+    filled = added(config, plain)
     return Verdict("equal", f"{result.worst_error:.0e}, {result.cut} of {result.parameters} parameters cut", filled)
 
 

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from benchmarks.settings import configured
+from evenflow.errors import InputError
 from evenflow.models import dropouts
 
 _MULTIPLIER = re.compile(r"(multiplier|multipliers|_scale|scaling|scaling_factor|scale_emb|residual_scale)$")
@@ -129,12 +130,24 @@ def _added(now: Mapping[str, Any], was: Mapping[str, Any], outer: str) -> Iterat
             yield f"{outer}{name} = {text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + '...'}"
 
 
-def with_quirks(config: PretrainedConfig) -> Iterator[tuple[str, PretrainedConfig]]:
-    """What can be switched on, one at a time: its name, and a function's worth of config with it alone."""
-    for name, value in quirks(config.get_text_config()):
-        changed = copy.deepcopy(config)
-        setattr(changed.get_text_config(), name, value)
-        yield name, changed
+def with_quirks(
+    name: str, config: PretrainedConfig, needed: bool = False
+) -> Iterator[tuple[str, Any, PretrainedConfig | None]]:
+    """What can be switched on, one at a time: its field, its value, and a type's config with it alone.
+
+    The class makes each anew, as what it works out of a field (kinds of layers, say) has to follow; None where it does
+    not take the value.
+
+    Args:
+        name: the type's.
+        config: what it is without, by which fields are at rest.
+        needed: as `build_config` has it.
+    """
+    for field, value in quirks(config.get_text_config()):
+        try:
+            yield field, value, build_config(name, {field: value}, needed)
+        except InputError:
+            yield field, value, None
 
 
 def quirks(config: PretrainedConfig) -> list[tuple[str, Any]]:

@@ -72,13 +72,41 @@ def adds_in_messages(rank: int, channel: Channel, payload: dict[str, Any]) -> No
     assert mesh.dp is not None
     shapes = {"long": (9,), "matrix": (2, 3), "nobody": (4,), "mine": (2,), "last": (1,)}
     parameters = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
-    bucket = reductions.Bucket(parameters, mesh.dp, None, scatters=False)
+    buckets = [reductions.Bucket(own, mesh.dp, None, scatters=False) for own in reductions.in_messages(parameters)]
     for number, (name, parameter) in enumerate(parameters.items()):
         if name != "nobody" and (name != "mine" or rank == 0):
             parameter.grad = torch.arange(parameter.numel()).view_as(parameter) + 10.0 * number + 100 * rank
-    bucket.start()
+    for bucket in buckets:
+        bucket.start()
     left = [name for name, own in parameters.items() if own.grad is not None]
-    bucket.finish()
+    for bucket in buckets:
+        bucket.finish()
     sums = {name: None if own.grad is None else own.grad.flatten().tolist() for name, own in parameters.items()}
-    channel.send({"kind": "result", "messages": len(bucket._messages), "left": left, "sums": sums})
+    channel.send({"kind": "result", "messages": len(buckets), "left": left, "sums": sums})
+    transport.close()
+
+
+def shares_in_messages(rank: int, channel: Channel, payload: dict[str, Any]) -> None:
+    """Add gradients, of which each of several ranks is to have its share, in messages of a few bytes each."""
+    reductions.MESSAGE_BYTES = payload["message_bytes"]
+    transport = connect(rank, payload["ranks"], Path(payload["rendezvous"]), 30)
+    mesh = make_mesh(Axes(dp=payload["ranks"]), rank, (), timeout_s=30)
+    assert mesh.dp is not None
+    shapes = {"long": (9,), "matrix": (2, 3), "nobody": (4,), "last": (1,)}
+    parameters = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    buckets = [reductions.Bucket(own, mesh.dp, mesh.dp, scatters=True) for own in reductions.in_messages(parameters)]
+    for number, (name, parameter) in enumerate(parameters.items()):
+        if name != "nobody":
+            parameter.grad = torch.arange(parameter.numel()).view_as(parameter) + 100.0 * number + 1000 * rank
+    for bucket in buckets:
+        bucket.start()
+    left = [name for name, own in parameters.items() if own.grad is not None]
+    for bucket in buckets:
+        bucket.finish()
+    pieces = {
+        name: None if own.grad is None else own.grad.flatten().tolist()
+        for bucket in buckets
+        for name, own in bucket.updated.items()
+    }
+    channel.send({"kind": "result", "messages": len(buckets), "left": left, "pieces": pieces})
     transport.close()

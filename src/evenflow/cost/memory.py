@@ -204,22 +204,23 @@ class MemoryModel:
             forward_peak_bytes=forward_peak,
             weight_bytes=sum(layer.weight_bytes for layer in held),
             master_bytes=master_bytes,
-            message_bytes=self._message_bytes(held, self.model.tied_gradient_bytes if parted else 0),
+            message_bytes=self._message_bytes(held, self.model.tied_gradient_bytes if parted else 0, layers[0] == 0),
             **_backward_peaks(held),
         )
 
-    def _message_bytes(self, held: Sequence[LayerBytes], tied: int) -> int:
-        """The largest message, of a tied weight's gradient or to other replicas: under ZeRO 1 of all, as shares of all.
+    def _message_bytes(self, held: Sequence[LayerBytes], tied: int, is_first: bool) -> int:
+        """The largest message, of a tied weight's gradient or to other replicas; under ZeRO 1 with the shares of all.
 
-        A preset says what its state comes to in the trainer that it is planned for, which adds gradients in place.
+        A tied weight is in no other message. Of presets, whose trainers mostly add gradients in place, it is left out.
         """
         if any(layer.state_bytes for layer in held):
             return 0
         if self.replicas == 1:
             return tied
-        whole = sum(map(own_gradient_bytes, held))
-        largest = max(MESSAGE_BYTES, *(layer.largest_gradient_bytes for layer in held))
-        return max(tied, whole if self.shares > 1 else min(whole, largest))
+        whole = sum(map(own_gradient_bytes, held)) - (tied if is_first else 0)
+        largest = max((own.largest_gradient_bytes for own in (held[1:] if tied and is_first else held)), default=0)
+        message = min(whole, max(MESSAGE_BYTES, largest))
+        return max(tied, message + (-(-whole // self.shares) if self.shares > 1 else 0))
 
     def _state_bytes(self, parameter_bytes: int, master_bytes: int) -> int:
         """Parameters, gradients and optimizer state, of those that replicas share out this one's part."""

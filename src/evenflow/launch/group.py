@@ -20,7 +20,7 @@ from evenflow.errors import (
 )
 from evenflow.launch.channel import Message
 from evenflow.launch.heartbeat import Pulse
-from evenflow.launch.oom import kills_for_memory
+from evenflow.launch.oom import MemoryKills
 from evenflow.launch.process import Process
 from evenflow.launch.watch import Watch
 
@@ -99,7 +99,7 @@ class Group:
     ranks: list[RunningRank] = field(default_factory=list)
     watch: Watch = field(init=False)
     starved: int | None = None
-    _kills_for_memory: int = field(default_factory=kills_for_memory)
+    _memory_kills: MemoryKills = field(default_factory=MemoryKills)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.ranks)
@@ -137,6 +137,7 @@ class Group:
                     self._raise_root_cause()
             else:
                 self._look()
+                self._memory_kills.look()
             if not found:
                 yield None
         self._reap()
@@ -223,7 +224,7 @@ class Group:
                     f"{rank.who} is lost: its host or the network to it is gone, or its worker there was killed, "
                     f"while {rank.doing}; the other ranks were ended"
                 )
-            if status == -signal.SIGKILL and kills_for_memory() > self._kills_for_memory:
+            if status == -signal.SIGKILL and not rank.process.where and self._memory_kills.any_recent:
                 self.starved = rank.number
                 how = "was killed by SIGKILL, by the kernel, as memory ran out,"
             elif status is not None and status < 0:

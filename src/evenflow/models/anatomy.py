@@ -119,7 +119,8 @@ class ConfigKey:
 
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
-        self._text = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+        kernels = [getattr(config, f"_{kind}_implementation", None) for kind in ("attn", "experts")]  # not in its JSON
+        self._text = f"{type(config).__name__} {kernels} {config.to_json_string(use_diff=False)}"
 
     def __hash__(self) -> int:
         return hash(self._text)

@@ -63,7 +63,7 @@ def describe_model(
         if anatomy.obstacle is None:
             raise
         raise InputError(
-            f"{source.name} cannot be described layer by layer: {anatomy.obstacle}; a model whose blocks run "
+            f"{source.name} cannot be described layer by layer ({anatomy.obstacle}): {error}. A model whose blocks run "
             "once each and hand on hidden states alone would do"
         ) from error
     parts = _Parts(skeleton, anatomy, find_cuts(skeleton, tp), parameter_dtypes(config, dtype))

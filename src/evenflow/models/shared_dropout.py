@@ -314,7 +314,7 @@ def _attend(
         scores = scores.masked_fill(attn_mask.logical_not(), float("-inf"))
     elif attn_mask is not None:
         scores = scores + attn_mask
-    shares = scores.softmax(-1)
+    shares = scores.softmax(-1) if attn_mask is None else torch._safe_softmax(scores, -1)  # no NaN where none is seen
     attended: Tensor = (shares * mask_like(shares)) @ value
     return attended.to(given)
 

@@ -145,17 +145,16 @@ def check_model(plan: Plan, source: ModelSource) -> Model:
 def held_otherwise(plan: Plan, model: Model, rank: int) -> str:
     """What is to be said where a rank's weights, as built, are not as large as the plan takes them to be; else nothing.
 
-    A preset's plan shares out every matrix over tp; the type that it is built as may leave some whole.
+    A preset's plan shares out every matrix over tp, where the type that it is built as may leave some whole; and it may
+    have some that this type has not, such as learned positions.
     """
     layers = [layer for stage in plan.ranks[rank].stages for layer in plan.stages[stage].layers]
     built = sum(model.layers[layer].parameter_bytes for layer in layers)
     planned = sum(plan.layers[layer].parameter_bytes for layer in layers)
     if plan.axes.tp == 1 or abs(built - planned) <= _ALIKE * planned:
         return ""
-    return (
-        f"weights of rank {rank}, as built, take {format_bytes(built)} where the plan has {format_bytes(planned)}: not "
-        f"all is shared out over tp {plan.axes.tp} here"
-    )
+    why = f"not all is shared out over tp {plan.axes.tp} here" if built > planned else "not all of them are built here"
+    return f"weights of rank {rank}, as built, take {format_bytes(built)} where the plan has {format_bytes(planned)}: {why}"
 
 
 def check_rank(plan: Plan, rank: int) -> None:

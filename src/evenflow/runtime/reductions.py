@@ -6,15 +6,16 @@ where one message of all would need as much again. A weight that stages of sever
 copies, those of other replicas included, in a message of its own: so it needs no second reduction after the first, and
 REDUCE_GRAD leaves it out.
 
-Under ZeRO 1 (Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1) one message ends as a share for each replica: it
-updates that part of the stage's parameters, with moments for it alone, and parameters are gathered after STEP. Shares
+Under ZeRO 1 (Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1) each message ends as a share for each replica: it
+updates that part of the message's parameters, with moments for it alone, and parameters are gathered after STEP. Shares
 are cut from the parameters laid end to end, so they are equal whatever sizes parameters have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -42,37 +43,8 @@ class _Place:
     first: int  # of the piece, in the bucket
 
 
-class _Message:
-    """Gradients that travel together.
-
-    Args:
-        places: theirs, one after another.
-        size: how many numbers it has; those after its last place are zero.
-    """
-
-    def __init__(self, places: Sequence[_Place], size: int) -> None:
-        self.places = tuple(places)
-        self.first = places[0].begin
-        self._size = size
-
-    def lay_out(self, there: Tensor) -> Tensor:
-        """Move the gradients into a tensor in host memory, as gloo carries it; note those that are there."""
-        device = local(self.places[0].parameter).device
-        message = torch.empty(self._size, dtype=torch.float32, device=device)  # as gradients are
-        for number, place in enumerate(self.places):
-            part, gradient = message[place.begin - self.first : place.end - self.first], place.parameter.grad
-            if gradient is None:
-                part.zero_()
-                continue
-            part.copy_(local(gradient).reshape(-1))
-            there[number] = 1
-            place.parameter.grad = None
-        message[self.places[-1].end - self.first :].zero_()
-        return message.cpu()
-
-
 class Bucket:
-    """Parameters whose gradients are added together.
+    """Parameters whose gradients are added together, in one message.
 
     Args:
         parameters: by name.
@@ -92,17 +64,16 @@ class Bucket:
         self._shares = shares
         self._scatters = scatters and shares is not None
         self._works: list[dist.Work] = []
-        self._sums: list[Tensor] = []  # what each message ends as
+        self._sum: Tensor | None = None  # what the message ends as
         self._flags: Tensor | None = None
         size = sum(local(own).numel() for own in parameters.values())
         replicas = 1 if shares is None else dist.get_world_size(shares)
         self._share = -(-size // replicas)
         self._size = self._share * replicas
         self._own = 0 if shares is None else dist.get_rank(shares) * self._share
-        self._places = list(self._lay_out(parameters))
-        self._messages = (_Message(self._places, self._size),) if self._scatters else tuple(_cut(self._places))
+        self._places = list(self._place(parameters))
 
-    def _lay_out(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[_Place]:
+    def _place(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[_Place]:
         begin = 0
         for name, parameter in parameters.items():
             end = begin + local(parameter).numel()
@@ -134,43 +105,52 @@ class Bucket:
         return kept.pop() if len(kept) == 1 else torch.float32
 
     def start(self) -> None:
-        """Start adding the gradients, which move into the messages."""
-        there = torch.zeros(len(self._places))
-        begin = 0
+        """Start adding the gradients, which move into the message."""
+        there = torch.tensor([float(place.parameter.grad is not None) for place in self._places])
         with naming_the_lost():
-            for own in self._messages:
-                message = own.lay_out(there[begin : begin + len(own.places)])
-                begin += len(own.places)
-                if self._scatters:
-                    found = message.new_empty(self._share)
-                    work = dist.reduce_scatter_single(found, message, group=self._group, async_op=True)
-                else:
-                    found = message
-                    work = dist.all_reduce(message, group=self._group, async_op=True)
-                self._sums.append(found)
-                self._works.append(_started(work))
-            self._works.append(_started(dist.all_reduce(there, group=self._group, async_op=True)))
+            message = self._lay_out()
+            if self._scatters:
+                self._sum = message.new_empty(self._share)
+                work = dist.reduce_scatter_single(self._sum, message, group=self._group, async_op=True)
+            else:
+                self._sum = message
+                work = dist.all_reduce(message, group=self._group, async_op=True)
+            self._works = [_started(work), _started(dist.all_reduce(there, group=self._group, async_op=True))]
         self._flags = there
 
+    def _lay_out(self) -> Tensor:
+        """Move the gradients into a tensor in host memory, as gloo carries it."""
+        message = torch.empty(self._size, dtype=torch.float32, device=self._device)  # as gradients are
+        for place in self._places:
+            part, gradient = message[place.begin : place.end], place.parameter.grad
+            if gradient is None:
+                part.zero_()
+            else:
+                part.copy_(local(gradient).reshape(-1))
+                place.parameter.grad = None
+        message[self._places[-1].end :].zero_()
+        return message.cpu()
+
+    @property
+    def _device(self) -> torch.device:
+        return local(self._places[0].parameter).device
+
     def finish(self) -> None:
-        """Wait for the sums and give each parameter (or piece) its gradient; one that nobody made stays None."""
+        """Wait for the sum and give each parameter (or piece) its gradient; one that nobody made stays None."""
         with naming_the_lost():
             while self._works:
                 self._works.pop().wait()
         assert self._flags is not None, "started before it is finished"
-        made, sums = iter(self._flags.tolist()), self._sums
-        self._sums, self._flags = [], None
-        for message, total in zip(self._messages, sums, strict=True):
-            found = total.to(local(message.places[0].parameter).device)
-            begins = self._own if self._scatters else message.first
-            for place in message.places:
-                if not next(made):
-                    continue
-                if self._shares is None:
-                    place.parameter.grad = like(found[place.begin - begins : place.end - begins], place.parameter)
-                elif place.piece is not None:
-                    first = place.first - begins
-                    place.piece.grad = found[first : first + place.piece.numel()].view_as(place.piece)
+        assert self._sum is not None, "started before it is finished"
+        made, found = self._flags.tolist(), self._sum.to(self._device)
+        self._sum = self._flags = None
+        begins = self._own if self._scatters else 0
+        for place, is_made in zip(self._places, made, strict=True):
+            if is_made and self._shares is None:
+                place.parameter.grad = like(found[place.begin : place.end], place.parameter)
+            elif is_made and place.piece is not None:
+                first = place.first - begins
+                place.piece.grad = found[first : first + place.piece.numel()].view_as(place.piece)
 
     def spread(
         self, pieces: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
@@ -220,7 +200,7 @@ class Reductions:
     ) -> None:
         self._mesh = mesh
         self._parts: dict[str, nn.Parameter] = {}
-        self._starts: dict[Reduction, Bucket] = {}
+        self._starts: dict[Reduction, list[Bucket]] = {}
         self._parameters = {name: own for parameters in stages.values() for name, own in parameters.items()}
         shared, rank = frozenset(tied), mesh.at.pp
         sharing = mesh.dp if shares else None
@@ -238,7 +218,7 @@ class Reductions:
                 self.elsewhere |= weights.keys()
             reductions = [own for own in program.ranks[rank] if isinstance(own, ReduceTied) and own.stage in mine]
             if reductions and weights:
-                self._starts[reductions[-1]] = Bucket(weights, copies, sharing, scatters=False)
+                self._starts[reductions[-1]] = [Bucket(weights, copies, sharing, scatters=False)]
         for stage, parameters in stages.items() if mesh.dp is not None else ():
             own = {
                 name: parameter
@@ -247,7 +227,13 @@ class Reductions:
             }
             if own:
                 assert mesh.dp is not None
-                self._starts[ReduceGrad(stage)] = Bucket(own, mesh.dp, sharing, scatters=True)
+                self._starts[ReduceGrad(stage)] = [
+                    Bucket(some, mesh.dp, sharing, scatters=True) for some in in_messages(own)
+                ]
+
+    @property
+    def _buckets(self) -> Iterator[Bucket]:
+        return chain.from_iterable(self._starts.values())
 
     @property
     def updated(self) -> dict[str, nn.Parameter]:
@@ -255,7 +241,7 @@ class Reductions:
 
         The optimizer's kernels take many parameters at once, all of one kind.
         """
-        reduced = list(self._starts.values())
+        reduced = list(self._buckets)
         names = {place.name for bucket in reduced for place in bucket._places}
         whole = {name: own for name, own in self._parameters.items() if name not in names}
         for bucket in reduced:
@@ -276,12 +262,12 @@ class Reductions:
 
     def start(self, action: Reduction) -> None:
         """Start what an action stands for; of a rank's stages that share a weight the last one's starts it."""
-        if action in self._starts:
-            self._starts[action].start()
+        for bucket in self._starts.get(action, ()):
+            bucket.start()
 
     def finish(self) -> None:
         """Wait for all sums."""
-        for bucket in self._starts.values():
+        for bucket in self._buckets:
             bucket.finish()
         for name, part in self._parts.items():
             parameter = self._parameters.get(name)
@@ -291,14 +277,14 @@ class Reductions:
     @torch.no_grad()
     def spread(self) -> None:
         """After an update: give every replica the parameters that others have updated."""
-        for bucket in self._starts.values():
+        for bucket in self._buckets:
             for _, parameter, whole in bucket.spread(bucket.updated, bucket.dtype):
                 local(parameter).view(-1).copy_(whole)
 
     def gathered(self, state: Mapping[str, Tensor], kinds: Iterable[str]) -> dict[str, Tensor]:
         """The optimizer's state as `KIND/NAME`, whole parameters' again; all replicas have to ask for it at once."""
         found = {key: own for key, own in state.items() if "@" not in key}
-        for bucket in self._starts.values():
+        for bucket in self._buckets:
             for kind in kinds:
                 pieces = {key.partition("/")[2]: own for key, own in state.items() if key.startswith(f"{kind}/")}
                 for name, parameter, whole in bucket.spread(pieces):
@@ -307,15 +293,18 @@ class Reductions:
         return found
 
 
-def _cut(places: Sequence[_Place]) -> Iterator[_Message]:
-    """Messages of neighbouring parameters, none over `MESSAGE_BYTES` unless by a parameter that alone is."""
-    together: list[_Place] = []
-    for place in places:
-        if together and (place.end - together[0].begin) * _FP32_BYTES > MESSAGE_BYTES:
-            yield _Message(together, together[-1].end - together[0].begin)
-            together = []
-        together.append(place)
-    yield _Message(together, together[-1].end - together[0].begin)
+def in_messages(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
+    """Neighbouring parameters, whose gradients make a message of `MESSAGE_BYTES` at most unless one alone is more."""
+    together: dict[str, nn.Parameter] = {}
+    size = 0
+    for name, parameter in parameters.items():
+        own = local(parameter).numel() * _FP32_BYTES
+        if together and size + own > MESSAGE_BYTES:
+            yield together
+            together, size = {}, 0
+        together[name] = parameter
+        size += own
+    yield together
 
 
 def _started(work: dist.Work | None) -> dist.Work:

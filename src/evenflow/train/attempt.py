@@ -143,7 +143,8 @@ class Attempt:
         held = "more than there was"
         if steps:
             peak = steps[-1].peak_bytes[plan.axes.coordinates(process).pp]
-            held = f"{format_bytes(peak)} at most up to step {steps[-1].step}"
+            among = " (the most of its replicas and shards)" if plan.axes.copies * plan.axes.tp > 1 else ""
+            held = f"{format_bytes(peak)} at most{among} up to step {steps[-1].step}"
         return f"Rank {process}, {with_stages(plan, process)}: {held_and_planned(plan, process, held)}"
 
     def _note_ranks(self, group: Group) -> None:

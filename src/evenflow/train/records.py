@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from evenflow.errors import InputError
+from evenflow.errors import FaultError, InputError
 from evenflow.files import refuse_place
 
 DAMAGED = "damaged-"
@@ -63,7 +63,8 @@ def written_file(path: Path) -> Written | None:
     """A file as it is now; None where there is none.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it may not be read.
+        FaultError: the disk failed.
     """
     if not path.exists():
         return None
@@ -75,7 +76,8 @@ def why_damaged(path: Path, written: Written) -> str | None:
     """What is wrong with the beginning of a file, where it is not as it was written.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it may not be read.
+        FaultError: the disk failed.
     """
     if not path.exists():
         return f"{path} is gone, and had {written.size} bytes" if written.size else None
@@ -103,29 +105,37 @@ def take_back(path: Path, step: int, written: Written | None, truncate: Callable
         What is wrong with it, and what became of it; None where nothing is.
 
     Raises:
+        InputError: it may not be read or written to.
         FaultError: the disk failed.
     """
     written = written if step else Written(0, xxhash.xxh3_128().hexdigest())
-    why = None
     try:
-        if written is not None:
-            why = why_damaged(path, written)
-            if why is None and path.exists():
-                os.truncate(path, written.size)
-        elif path.exists():
-            truncate(path, step)
-    except InputError as error:
-        why = str(error)
+        why = _cut_back(path, step, written, truncate)
+        if why is None:
+            return None
+        kept = ""
+        if path.exists():
+            aside = free_name(path.with_name(DAMAGED + path.name))
+            path.rename(aside)
+            kept = f"it is kept as {aside}, and "
     except OSError as error:
         refuse_place(path, error)
-    if why is None:
-        return None
-    kept = ""
-    if path.exists():
-        aside = free_name(path.with_name(DAMAGED + path.name))
-        path.rename(aside)
-        kept = f"it is kept as {aside}, and "
     return f"{why}; {kept}a new file has the lines of the steps after {step}"
+
+
+def _cut_back(path: Path, step: int, written: Written | None, truncate: Callable[[Path, int], None]) -> str | None:
+    """Why a file cannot be cut back, where what is in it is wrong."""
+    if written is None:
+        try:
+            if path.exists():
+                truncate(path, step)
+        except InputError as error:
+            return str(error)
+        return None
+    why = why_damaged(path, written)
+    if why is None and path.exists():
+        os.truncate(path, written.size)
+    return why
 
 
 def read_written(facts: Mapping[str, Mapping[str, object]]) -> dict[str, Written]:
@@ -156,6 +166,8 @@ def _digest(path: Path, most: int | None) -> tuple[xxhash.xxh3_128, int]:
             while part := file.read(_PART_BYTES if most is None else min(most - size, _PART_BYTES)):
                 digest.update(part)
                 size += len(part)
-    except OSError as error:
+    except (PermissionError, IsADirectoryError, FileNotFoundError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise FaultError(f"{path} cannot be read: {error.strerror}") from None
     return digest, size

@@ -194,13 +194,11 @@ def _prepare(job: Job, source: ModelSource, progress: Progress, signals: StopSig
         check_agrees(plan, job)
         launcher.cluster(plan.axes.processes, plan.threads)  # refuses hosts that differ
         axes, batch = plan.axes, _batch_of(plan)
-        if axes.pp * axes.tp > 1:
-            refuse_layerdrop(source.config)
+        _check_drops(source, axes)
     else:
         plan = None
         cluster, axes, batch = _cluster_and_batch(job, source, checkpoint, launcher)
-        if axes.pp * axes.tp > 1:
-            refuse_layerdrop(source.config)
+        _check_drops(source, axes)
         dtype = choose_dtype(job, checkpoint.state if checkpoint else None)
         model = describe_model(source, batch.micro_batch_size, batch.seq_length, axes.tp, dtype)
         check_request(model, cluster, batch, _schedule(job), job.stages_per_rank, axes)
@@ -301,6 +299,11 @@ def _plan(
         axes=axes,
         zero=job.zero_stage,
     )
+
+
+def _check_drops(source: ModelSource, axes: Axes) -> None:
+    if axes.pp * axes.tp > 1:
+        refuse_layerdrop(source.config)
 
 
 def _batch_of(plan: Plan) -> Batch:

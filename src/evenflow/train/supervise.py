@@ -1,8 +1,9 @@
 """Sees a run through: a rank that is lost costs the steps since the newest complete checkpoint, not the run.
 
 A rank is lost where it dies without a word, falls silent or gets stuck. What a rank names itself (a number that is
-none, memory that does not suffice, an error in the code) would come again, so it ends the run. A disk that fails when a
-rank is lost is waited for, as what the run's files say of steps that are taken again has to be cut off first.
+none, memory that its allocator does not have, an error in the code) would come again, so it ends the run. A disk that
+fails when a rank is lost is waited for, as what the run's files say of steps that are taken again has to be cut off
+first.
 """
 
 from __future__ import annotations
@@ -63,13 +64,15 @@ def _once_the_disk_works(job: Job, ready: Prepared, watcher: Watcher) -> Attempt
     """The next attempt.
 
     Raises:
-        FaultError: the disk does not let the run's files be cut back; for long, or a signal came.
+        FaultError: the disk does not let the run's files be cut back; for long, or a signal came. Or another host's
+            worker is gone meanwhile.
     """
     deadline, told = time.monotonic() + _DISK_S, False
     while True:
+        watcher.signals.hear()
         try:
             return Attempt(job, ready, watcher)
-        except FaultError as error:
+        except (FaultError, InputError) as error:  # files that were good are none that a user has to put right
             if time.monotonic() > deadline or watcher.signals.received is not None:
                 raise FaultError(f"{error}; once it can be, --resume goes on from the newest checkpoint") from None
             if not told:

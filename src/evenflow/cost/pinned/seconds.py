@@ -178,7 +178,8 @@ def _pipeline(job: Pinned, stages: Sequence[float], block: BlockSeconds, hop: fl
         total = max(total, way * (sum(stages) + (job.microbatches - 1) * busiest) + weight / one * busiest)
     # A rank of 1F1B waits for what it sent to come back: p microbatches are under way while p - 1 hops are made there
     # and back. With several stages a rank, or where W fills gaps, there is other work meanwhile.
-    waits = job.microbatches * (job.pp - 1) / job.pp if job.order == "1f1b" else 0.0
+    is_plain = job.order == "1f1b" or (job.order == "interleaved-1f1b" and job.vpp == 1)
+    waits = job.microbatches * (job.pp - 1) / job.pp if is_plain else 0.0
     return total + 2 * hop * ((job.pp - 1) + waits)
 
 
