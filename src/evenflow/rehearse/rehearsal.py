@@ -153,8 +153,10 @@ def held_otherwise(plan: Plan, model: Model, rank: int) -> str:
     planned = sum(plan.layers[layer].parameter_bytes for layer in layers)
     if plan.axes.tp == 1 or abs(built - planned) <= _ALIKE * planned:
         return ""
-    why = f"not all is shared out over tp {plan.axes.tp} here" if built > planned else "not all of them are built here"
-    return f"weights of rank {rank}, as built, take {format_bytes(built)} where the plan has {format_bytes(planned)}: {why}"
+    said = f"weights of rank {rank}, as built, take {format_bytes(built)} where the plan has {format_bytes(planned)}: "
+    return said + (
+        f"not all is shared out over tp {plan.axes.tp}" if built > planned else "not all of them are built here"
+    )
 
 
 def check_rank(plan: Plan, rank: int) -> None:
