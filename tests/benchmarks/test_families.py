@@ -11,8 +11,9 @@ import pytest
 from transformers import AutoConfig
 
 from benchmarks import families
-from benchmarks.tiny_configs import default_config, quirks, types
+from benchmarks.tiny_configs import default_config, quirks, types, with_quirks
 from evenflow.errors import InputError
+from evenflow.execute.shrink import shrink
 from evenflow.models import ModelSource
 from evenflow.spec import Model
 
@@ -98,3 +99,13 @@ def test_what_is_traced_with_values_filled_in_is_marked(
     assert "1 traced (1 of them with values filled in)" in (said := capsys.readouterr().out)
     assert "(filled in: " in said
     assert "attn_config.rope_theta = 10000.0" in said
+
+
+def test_a_switch_is_thrown_by_the_class_so_that_what_follows_from_it_does() -> None:
+    config = default_config("qwen2")
+    assert "sliding_attention" not in config.layer_types
+    switched = {field: changed for field, _, changed in with_quirks("qwen2", config)}
+    changed = switched["use_sliding_window"]
+    assert changed is not None
+    assert "sliding_attention" in changed.layer_types
+    assert "sliding_attention" in shrink(changed).layer_types
