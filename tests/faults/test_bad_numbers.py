@@ -56,9 +56,7 @@ def test_the_run_stops_in_that_step_and_keeps_what_was_good(
     check_stops(replace(whole[0], out=tmp_path / "run"), faults)
 
 
-def test_replicas_stop_with_the_one_that_has_it(
-    whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path
-) -> None:
+def test_replicas_stop_with_the_one_that_has_it(whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path) -> None:
     """A replica has two of the four microbatches, so the 11th pass is in step 6; the other one's numbers are good."""
     job = whole[0]
     plan = evenflow.plan(job.model, global_batch_size=8, micro_batch_size=2, seq_length=32, pp=2, dp=2)
