@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +20,7 @@ from evenflow.train.checkpoint import _read_manifest, manifest_hash, newest_chec
 from evenflow.train.prepare import prepare_text, reopen_text
 from evenflow.train.records import why_damaged
 from tests.faults.conftest import STEPS, Hears, same_weights
+from tests.faults.injection import Faults
 
 NEWEST, BEFORE = "checkpoints/step-00000009", "checkpoints/step-00000006"
 
@@ -234,3 +237,56 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(
     assert f"{run / NEWEST / 'rank-1.safetensors'} is damaged" in warning
     assert f"going on from {run / BEFORE}, after step 6" in warning
     assert same_weights(run, whole[0].out)
+
+
+class Damages(Hears):
+    """Flips a bit in a shard of a checkpoint as soon as it has its name: of each, or of that after one step."""
+
+    def __init__(self, steps: tuple[int, ...]) -> None:
+        super().__init__()
+        self.names = [f"step-{step:08d}" for step in steps]
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        super().saved(checkpoint, write_s, hash_s)
+        if checkpoint.name in self.names:
+            self.names.remove(checkpoint.name)  # what is saved again after that step is left alone
+            flip(checkpoint / "rank-1.safetensors")
+
+
+IN_STEP_9 = ("forward", 34)  # a pass of it, when that after step 6 is the newest
+
+
+def test_a_restart_passes_over_a_damaged_checkpoint(
+    whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path
+) -> None:
+    job, run, hears = whole[0], tmp_path / "run", Damages((6,))
+    faults.plan(0, *IN_STEP_9, signal.SIGKILL)
+    result = evenflow.train(replace(job, out=run), hears)
+    (fault,) = hears.starting("fault: ")
+    assert "rank 0" in fault
+    assert "was killed by SIGKILL while in step 9" in fault
+    (warning,) = [line for line in hears.starting("warning: ") if " is slow: " not in line]
+    assert f"{run / 'checkpoints/step-00000006/rank-1.safetensors'} is damaged: its hash is " in warning
+    assert warning.endswith(f"; going on from {run / 'checkpoints/step-00000003'}, after step 3")
+    assert hears.starting("restart ") == [
+        f"restart 1 of 3: from {run / 'checkpoints/step-00000003'}, after step 3 of {STEPS}"
+    ]
+    assert [own.loss for own in result.metrics] == [own.loss for own in whole[1].metrics]
+    assert same_weights(run, job.out)
+    # The steps after it were taken again, and so it was saved again, beside the one that nobody goes on from.
+    assert "damaged-00000006" in {own.name for own in (run / "checkpoints").iterdir()}
+
+
+def test_nothing_is_started_again_where_all_are_damaged(
+    whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path
+) -> None:
+    """Nor is a run begun anew: what of it can still be had is in the damaged files."""
+    run, hears = tmp_path / "run", Damages((3, 6))
+    faults.plan(0, *IN_STEP_9, signal.SIGKILL)
+    lacks = re.escape(f"{run / 'checkpoints/step-00000006/rank-1.safetensors'} is damaged: its hash is ")
+    says = rf"^rank 0 .* was killed by SIGKILL .*; and there is nothing to start again from: {lacks}.* 1 older ones$"
+    with pytest.raises(evenflow.FaultError, match=says):
+        evenflow.train(replace(whole[0], out=run), hears)
+    assert not hears.starting("restart ")
+    assert {"step-00000003", "step-00000006"} <= {own.name for own in (run / "checkpoints").iterdir()}
+    assert not (run / "model").exists()

@@ -9,7 +9,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
@@ -20,30 +20,17 @@ import evenflow
 from evenflow.files import load_metrics, load_samples
 from evenflow.train import Job, RunResult
 from tests.faults.conftest import STEPS, Hears, same_weights
+from tests.faults.disks import as_root, may_mount, read_only
 from tests.faults.injection import Faults
 from tests.faults.test_disks import Breaks, names, warnings
 
 Whole = tuple[Job, RunResult]
 
 
-def _root(*command: object) -> str:
-    """Run what only root may; skip the test where that cannot be."""
-    try:
-        done = subprocess.run([str(own) for own in command], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"{command[0]} takes root: {error}")
-    return done.stdout.strip()
-
-
-@contextmanager
-def _read_only(folder: Path) -> Iterator[None]:
-    """Within, the kernel lets nobody write below a folder."""
-    _root("mount", "--bind", folder, folder)
-    try:
-        _root("mount", "-o", "remount,bind,ro", folder)
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+@pytest.fixture(autouse=True)
+def _may_mount(tmp_path: Path) -> None:
+    if not may_mount(tmp_path):
+        pytest.skip("mounting takes root")
 
 
 class _Device:
@@ -56,9 +43,9 @@ class _Device:
         folder.mkdir()
         image.touch()
         os.truncate(image, size)
-        _root("mkfs.ext2", "-q", "-F", "-b", 4096, image)
-        self._loop = _root("losetup", "--find", "--show", image)
-        _root("mount", self._loop, folder)
+        as_root("mkfs.ext2", "-q", "-F", "-b", 4096, image)
+        self._loop = as_root("losetup", "--find", "--show", image)
+        as_root("mount", self._loop, folder)
 
     def lose(self) -> None:
         """From now on what is written beyond what was taken, and a little, is an error of the device."""
@@ -72,7 +59,7 @@ class _Device:
 
     def hold(self, seconds: float) -> None:
         """Let whoever writes wait so long."""
-        _root("fsfreeze", "--freeze", self.folder)
+        as_root("fsfreeze", "--freeze", self.folder)
         Timer(seconds, subprocess.run, [["fsfreeze", "--unfreeze", str(self.folder)]]).start()
 
     def _limit(self, size: int) -> None:
@@ -91,7 +78,10 @@ class _Device:
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[_Device]:
-    own = _Device(tmp_path / "disk", 48 << 20)
+    try:
+        own = _Device(tmp_path / "disk", 48 << 20)
+    except PermissionError as error:
+        pytest.skip(str(error))
     yield own
     own.close()
 
@@ -135,7 +125,7 @@ def test_a_disk_that_the_kernel_makes_read_only_costs_no_step(
 ) -> None:
     out = tmp_path / "run"
     with ExitStack() as mounted:
-        hears = _FailsAWhile(lambda: mounted.enter_context(_read_only(out / below)), mounted.close)
+        hears = _FailsAWhile(lambda: mounted.enter_context(read_only(out / below)), mounted.close)
         _goes_on(whole, faults, out, hears, "Read-only file system")
 
 
@@ -154,7 +144,7 @@ def test_a_run_whose_numbers_are_none_waits_for_a_save_on_a_slow_disk(
 
     def slows() -> None:
         (out / "checkpoints").mkdir()
-        _root("mount", "--bind", device.folder, out / "checkpoints")
+        as_root("mount", "--bind", device.folder, out / "checkpoints")
         device.hold(8.0)
 
     faults.plan(1, "backward", 22, "inf gradient", settles=False)
@@ -189,7 +179,7 @@ def test_a_rank_that_is_lost_while_the_disk_is_read_only_is_started_again(
     job, out = whole[0], tmp_path / "run"
     faults.plan(1, "forward", 26, signal.SIGKILL)
     with ExitStack() as mounted:
-        hears = _Waited({5: lambda: mounted.enter_context(_read_only(out))}, mounted.close)
+        hears = _Waited({5: lambda: mounted.enter_context(read_only(out))}, mounted.close)
         evenflow.train(replace(job, out=out), hears)
     assert hears.starting("warning: ")[-1].endswith(
         "metrics.jsonl: cannot be written: Read-only file system. Training goes on once it can be, within 600 s"

@@ -9,88 +9,159 @@ import signal
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import evenflow
-from evenflow.files import StepMetrics, load_metrics
+from evenflow.files import load_metrics
 from evenflow.train import Job, RunResult
 from tests.faults.conftest import Hears
+from tests.faults.disks import may_mount, read_only
 from tests.faults.injection import Faults, alive, pids_of
 from tests.train.test_resume import tensors_of
 
 pytestmark = pytest.mark.alone  # who is lost or slow is told by seconds
 KINDS = ("kill", "stop", "disk", "slow")
 BAD_S = 3.0  # how long a disk fails, or a rank is slowed
+AGAIN_S = 0.2  # until a fault that found nobody is tried again
+SETTLES_S = 60.0  # for the run to go on from the last fault, before it is asked to stop
+LONGEST_STOP_S = 1.0  # of a slowed rank on a machine that gave it long: a longer one is taken for silence
 
 
 class Trouble(threading.Thread):
-    """Does something to a run every so many seconds, and asks it to stop when the time is over."""
+    """Does something to a run every so many seconds, and asks it to stop when the time is over.
 
-    def __init__(self, run: Path, faults: Faults, seconds: float, every_s: float, seed: int) -> None:
+    Attributes:
+        done: how often each kind of fault really happened: a signal that found no living rank is tried again.
+        lost: the attempts, each by its ranks' process ids, that a rank was killed or stopped in.
+        mounts: whether the disk is made read-only by the kernel; else writes of checkpoints fail by injection.
+    """
+
+    def __init__(self, run: Path, faults: Faults, hears: Hears, seconds: float, every_s: float, seed: int) -> None:
         super().__init__(daemon=True)
-        self.out, self.faults, self.seconds, self.every_s = run, faults, seconds, every_s
+        self.out, self.faults, self.hears, self.seconds, self.every_s = run, faults, hears, seconds, every_s
         self.chance = random.Random(seed)
         self.done: Counter[str] = Counter()
-        self.began = threading.Event()
+        self.lost: set[tuple[int, ...]] = set()
+        self.mounts = may_mount(run.parent)
+        self.over = threading.Event()
 
     def run(self) -> None:
-        self.began.wait()
+        while not self.hears.steps and not self.over.wait(0.05):
+            pass
         end = time.monotonic() + self.seconds
-        kinds = list(KINDS)
-        while time.monotonic() + self.every_s < end:
-            time.sleep(self.every_s * self.chance.uniform(0.7, 1.3))
+        kinds, wait_s = list(KINDS), self._some_time()
+        while time.monotonic() + max(wait_s, self.every_s) < end and not self.over.wait(wait_s):
             if not self.done.total() % len(KINDS):
                 self.chance.shuffle(kinds)  # all kinds come, in random order
             kind = kinds[self.done.total() % len(KINDS)]
-            with suppress(OSError, ValueError, ProcessLookupError):  # the run is just starting again
-                self.do(kind, pids_of(self.out)[self.chance.randrange(2)])
-            self.done[kind] += 1
-        time.sleep(max(end - time.monotonic(), 0))
-        os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                self.do(kind, self.chance.randrange(2))
+            except (OSError, ValueError):  # the run is just starting again: its ranks are gone, or not named yet
+                wait_s = AGAIN_S
+            else:
+                self.done[kind] += 1
+                wait_s = self._some_time()
+        self.over.wait(max(end - time.monotonic(), 0))
+        self._see_it_go_on()
+        if not self.over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def do(self, kind: str, pid: int) -> None:
+    def end(self) -> None:
+        """Do nothing any more; the disk can be written to when this returns."""
+        self.over.set()
+        self.join()
+
+    def _some_time(self) -> float:
+        return self.every_s * self.chance.uniform(0.7, 1.3)
+
+    def _see_it_go_on(self) -> None:
+        """A rank that is lost when the run is to stop is not started again: that is another promise."""
+        now, deadline = time.time(), time.monotonic() + SETTLES_S
+        while time.monotonic() < deadline and not self.over.wait(0.05):
+            # A step that is heard of may be from before a fault that is still unnoticed.
+            restarts = self.hears.when("restart ")
+            if len(restarts) >= len(self.lost) and self.hears.steps[-1][0] > max([now, *restarts]):
+                return
+
+    def do(self, kind: str, rank: int) -> None:
+        """Do it.
+
+        Raises:
+            OSError: it did not happen: nobody is there to whom it could, or nothing to be mounted over.
+            ValueError: who the ranks are is just being written.
+        """
+        pids = pids_of(self.out)
         match kind:
             case "kill":
-                os.kill(pid, signal.SIGKILL)
+                signal_running(pids[rank], signal.SIGKILL)
+                self.lost.add(tuple(pids))
             case "stop":
-                os.kill(pid, signal.SIGSTOP)
+                signal_running(pids[rank], signal.SIGSTOP)
+                self.lost.add(tuple(pids))
+            case "disk" if self.mounts:
+                with read_only(self.out / "checkpoints"):
+                    self.over.wait(BAD_S)
             case "disk":
                 self.faults.disk(self.chance.choice([errno.ENOSPC, errno.EROFS, errno.EIO]))
-                time.sleep(BAD_S)
+                self.over.wait(BAD_S)
                 self.faults.disk(None)
             case "slow":
                 until = time.monotonic() + BAD_S
                 while time.monotonic() < until:
                     ran = time.monotonic()
                     time.sleep(0.005)
-                    os.kill(pid, signal.SIGSTOP)
-                    time.sleep(2 * (time.monotonic() - ran))
-                    os.kill(pid, signal.SIGCONT)
+                    signal_running(pids[rank], signal.SIGSTOP)
+                    time.sleep(min(2 * (time.monotonic() - ran), LONGEST_STOP_S))
+                    os.kill(pids[rank], signal.SIGCONT)
 
 
-class Begins(Hears):
-    def __init__(self, began: threading.Event) -> None:
-        super().__init__()
-        self.began = began
+def signal_running(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that runs.
 
-    def stepped(self, metrics: StepMetrics, steps: int) -> None:
-        super().stepped(metrics, steps)
-        self.began.set()
+    Raises:
+        ProcessLookupError: it has ended, if unburied, or is stopped: the signal would change nothing.
+    """
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        raise ProcessLookupError(f"process {pid} is not there") from None
+    if state in "ZXT":
+        raise ProcessLookupError(f"process {pid} is in state {state}")
+    os.kill(pid, number)
 
 
-def soak(whole: tuple[Job, RunResult], faults: Faults, out: Path, seconds: float, every_s: float) -> tuple[float, str]:
-    """A run in trouble against one without; returns its goodput, by the steps of the latter, and what happened."""
+@dataclass(frozen=True)
+class Soaked:
+    """What a run in trouble came to.
+
+    Attributes:
+        goodput: seconds of its steps in a run without trouble, over those that it took.
+        done: how often each kind of fault happened.
+        unsaved: how often a save that failed was told of; not again while the next ones fail as it did.
+        said: all of it, in a line.
+    """
+
+    goodput: float
+    done: dict[str, int]
+    unsaved: int
+    said: str
+
+
+def soak(whole: tuple[Job, RunResult], faults: Faults, out: Path, seconds: float, every_s: float) -> Soaked:
+    """A run in trouble against one without: equal to the last bit."""
     job = replace(whole[0], out=out, steps=10**6, save_every=20, restarts=10**6)
-    trouble = Trouble(out, faults, seconds, every_s, seed=11)
-    hears = Begins(trouble.began)
+    hears = Hears()
+    trouble = Trouble(out, faults, hears, seconds, every_s, seed=11)
     trouble.start()
-    with pytest.raises(evenflow.StoppedError) as stopped:
-        evenflow.train(job, hears)
+    try:
+        with pytest.raises(evenflow.StoppedError) as stopped:
+            evenflow.train(job, hears)
+    finally:
+        trouble.end()
     assert stopped.value.exit_code == 143
     wall_s = time.time() - hears.steps[0][0]
     metrics = load_metrics(out / "metrics.jsonl")
@@ -109,13 +180,25 @@ def soak(whole: tuple[Job, RunResult], faults: Faults, out: Path, seconds: float
     assert [own.loss for own in metrics] == [own.loss for own in untroubled]
     restarts = len(hears.starting("restart "))
     assert restarts == len(hears.starting("fault: "))
-    said = ", ".join(f"{number} {kind}" for kind, number in trouble.done.items())
-    return goodput, f"{seconds:.0f} s, {last} steps, faults: {said}; {restarts} restarts; goodput {goodput:.1%}"
+    done = trouble.done
+    assert restarts == len(trouble.lost)  # each kill and each stop, unless its attempt was lost already
+    assert 1 <= restarts <= done["kill"] + done["stop"]
+    said = ", ".join(f"{number} {kind}" for kind, number in done.items())
+    disk = "read-only by the kernel" if trouble.mounts else "failing by injection"
+    unsaved = [line for line in hears.starting("warning: the state after step") if " is not saved: " in line]
+    return Soaked(
+        goodput,
+        dict(done),
+        len(unsaved),
+        f"{seconds:.0f} s, {last} steps, faults: {said} (disk: {disk}, noticed {len(unsaved)} times); "
+        f"{restarts} restarts, {done['kill'] + done['stop'] - restarts} faults in a start already lost; "
+        f"goodput {goodput:.1%}",
+    )
 
 
 def test_a_few_faults_one_after_another(whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path) -> None:
-    _, said = soak(whole, faults, tmp_path / "run", seconds=21, every_s=5)
-    assert "restarts" in said
+    soaked = soak(whole, faults, tmp_path / "run", seconds=21, every_s=5)
+    assert len(soaked.done) >= 2
 
 
 @pytest.mark.soak
@@ -123,7 +206,9 @@ def test_a_few_faults_one_after_another(whole: tuple[Job, RunResult], faults: Fa
 def test_a_fault_every_15_seconds_for_10_minutes(
     whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    goodput, said = soak(whole, faults, tmp_path / "run", seconds=600, every_s=15)
+    soaked = soak(whole, faults, tmp_path / "run", seconds=600, every_s=15)
     with capsys.disabled():
-        print(f"\nsoak: {said}")
-    assert goodput >= 0.7
+        print(f"\nsoak: {soaked.said}")
+    assert min(soaked.done[kind] for kind in KINDS) >= 5
+    assert soaked.unsaved >= 1
+    assert soaked.goodput >= 0.7

@@ -101,24 +101,24 @@ def test_too_few_descriptors_are_refused_before_the_first_step(
 
 
 @pytest.mark.parametrize(
-    ("predicted_s", "first_s", "stuck_s", "gloo_first_s", "gloo_s"),
+    ("predicted_s", "first_s", "silent_s", "stuck_s", "gloo_first_s", "gloo_s"),
     [
         # So short a step that the least of each holds: a page of a slow disk takes that long.
-        (0.01, 120, 30, 120, 60),
-        (60, 6000, 1200, 6000, 2400),
+        (0.01, 120, 30, 30, 120, 60),
+        (60, 6000, 180, 1200, 6000, 2400),
     ],
 )
 def test_how_long_ranks_wait_follows_the_plan_and_is_longer_for_the_first_step(
-    predicted_s: float, first_s: float, stuck_s: float, gloo_first_s: float, gloo_s: float
+    predicted_s: float, first_s: float, silent_s: float, stuck_s: float, gloo_first_s: float, gloo_s: float
 ) -> None:
     first, later = first_patience(predicted_s), later_patience(predicted_s, [predicted_s] * 20)
     assert (first.stuck_s, later.stuck_s) == (first_s, stuck_s)
+    assert first.silent_s == later.silent_s == silent_s
     assert gloo_timeout_s(predicted_s, None) == gloo_first_s
     assert gloo_timeout_s(predicted_s, predicted_s) == gloo_s
     assert gloo_timeout_s(predicted_s, predicted_s) > later.stuck_s  # the watch speaks first, and names who is lost
     assert gloo_timeout_s(predicted_s, predicted_s) < gloo_timeout_s(predicted_s, None)
     assert later.stuck_s < first.stuck_s
-    assert later.silent_s >= 3 * predicted_s
 
 
 def test_a_run_slower_than_its_plan_is_waited_for_as_long_as_its_own_steps_say() -> None:

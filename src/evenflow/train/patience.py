@@ -8,7 +8,7 @@ from math import ceil
 from evenflow.launch import Patience
 
 # A first step faults all memory in, and before it stages are built and files read.
-_FIRST_STEPS, _FIRST_AT_LEAST_S, _FIRST_SILENT_S = 100, 120.0, 30.0
+_FIRST_STEPS, _FIRST_AT_LEAST_S = 100, 120.0
 # Nothing begun in so many steps is no slow rank any more: one that is slowed to a third begins 6 times as many.
 # Neither is one that waits for a page of a file on a busy network: until it has that, no thread of it gets to beat.
 _STUCK_STEPS, _STUCK_AT_LEAST_S = 20, 30.0
@@ -21,7 +21,10 @@ _WORST_SHARE = 0.99
 
 def first_patience(predicted_s: float) -> Patience:
     """Before the first step is done, from the seconds of the predicted one."""
-    return Patience(_FIRST_SILENT_S, max(_FIRST_STEPS * predicted_s, _FIRST_AT_LEAST_S))
+    return Patience(
+        silent_s=max(_SILENT_STEPS * predicted_s, _SILENT_AT_LEAST_S),
+        stuck_s=max(_FIRST_STEPS * predicted_s, _FIRST_AT_LEAST_S),
+    )
 
 
 def later_patience(predicted_s: float, steps_s: Sequence[float]) -> Patience:
