@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from statistics import median
 
 from benchmarks import layer_times
-from benchmarks.published import DATA, Row, is_tested, measured_step
+from benchmarks.published import DATA, Row, is_measured, is_tested, measured_step
 from benchmarks.published_rows import Unpredictable, read_job, read_rows
 from evenflow.cost.pinned import Pinned, step_seconds
 from evenflow.cost.roofline import Roofline
@@ -44,7 +44,7 @@ def load() -> list[tuple[Row, Pinned, float]]:
         except Unpredictable:
             continue
         seconds = measured_step(row, job)
-        if seconds and row["measured"] != "no":
+        if seconds and is_measured(row):
             found.append((row, job, seconds))
     return found
 

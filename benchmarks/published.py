@@ -1,8 +1,9 @@
 """Predicts step time and peak memory of published configurations, and holds them against what was measured.
 
 `python -m benchmarks.published [CSV] [--planner] [--json]`. Predictions read the configuration's columns alone. Memory
-is what is allocated on the fullest rank (named in `worst_rank`), or what the row's figure is: the last rank's, or the
-driver's. They are closed forms (`cost.pinned`); with `--planner` rows are predicted by the path of `evenflow plan` too.
+is what is allocated on the fullest rank (named in `worst_rank`), or what the row's figure is: the last rank's, or what
+the driver shows (reserved). They are closed forms (`cost.pinned`); with `--planner` rows are predicted by the path of
+`evenflow plan` too.
 """
 
 from __future__ import annotations
@@ -57,8 +58,14 @@ def _predict_row(number: int, row: Row, roofline: Roofline) -> Prediction:
 
 
 def _memory_figure(row: Row) -> tuple[bool, bool]:
-    """Of what a row's memory is: of the last rank, as the driver shows it."""
-    return "last" in row["memory_kind"], "smi" in row["memory_kind"]
+    """Of what a row's memory is: of the last rank, as the driver shows it or its allocator with what it keeps."""
+    kind = row["memory_kind"].lower()
+    return "last" in kind, any(word in kind for word in ("smi", "reserved", "driver"))
+
+
+def is_measured(row: Row) -> bool:
+    """Whether somebody ran it: other rows' figures are worked out, and say nothing of a prediction."""
+    return row["measured"].lower() != "no"
 
 
 def measured_step(row: Row, job: Pinned) -> float | None:
@@ -109,7 +116,7 @@ def errors(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[tuple
     """Relative absolute errors of step time and memory of each row that was predicted and measured."""
     found: list[tuple[Row, float | None, float | None]] = []
     for row, one in zip(rows, predictions, strict=True):
-        if one.job is None or one.step_time_s is None or row["measured"] == "no":
+        if one.job is None or one.step_time_s is None or not is_measured(row):
             continue
         seconds, size = measured_step(row, one.job), measured_bytes(row)
         found.append((
@@ -127,7 +134,7 @@ def sweeps(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[dict[
     for sweep in ids:
         groups: dict[str, tuple[float, list[float]]] = {}
         for row, one in zip(rows, predictions, strict=True):
-            if row["sweep"] != sweep or one.job is None or one.step_time_s is None:
+            if row["sweep"] != sweep or one.job is None or one.step_time_s is None or not is_measured(row):
                 continue
             if seconds := measured_step(row, one.job):
                 groups.setdefault(repr(one.job), (one.step_time_s, []))[1].append(seconds)

@@ -7,18 +7,24 @@ import importlib
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-NAMES = ("layer_times", "fit", "predicted", "rehearsed", "planner", "published")
+PAGE = (Path(__file__).parents[2] / "docs" / "measurements.md").read_text()
+NAMES = sorted(set(re.findall(r"python -m benchmarks\.(\w+)", PAGE)))  # whose figures are published
+DESCRIBED = ("layer_times", "fit", "predicted", "rehearsed", "planner", "published")
 
 
 def documented(name: str) -> list[list[str]]:
-    """The arguments of each command in a benchmark's docstring; of what may be left out, all is there."""
-    text = importlib.import_module(f"benchmarks.{name}").__doc__ or ""
+    """The arguments of each command in a benchmark's docstring and on the page of its figures.
+
+    Of what may be left out, all is there. A command ends where two blanks follow: what it does stands behind them.
+    """
+    text = f"{importlib.import_module(f'benchmarks.{name}').__doc__}\n{PAGE}"
     found = []
-    for line in re.findall(rf"python -m benchmarks\.{name}\b([^\n`#]*)", text):
+    for line in re.findall(rf"python -m benchmarks\.{name}\b((?: [^\s`#]+)*)", text):
         words = re.sub(r"[\[\]]", "", line).split()
         found.append([{"N": "1"}.get(word, word.partition("|")[0]) for word in words])
     return found
@@ -29,24 +35,26 @@ class Parsed(Exception):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_takes_the_arguments_that_its_docstring_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    parse = argparse.ArgumentParser.parse_args
+def test_a_benchmark_takes_the_arguments_that_are_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_known_args  # what every kind of parser ends in
 
     def stop(parser: argparse.ArgumentParser, *arguments: Any) -> None:
-        parse(parser, *arguments)
+        _, unknown = parse(parser, *arguments)
+        assert not unknown, f"{words}: {unknown}"
         raise Parsed
 
+    assert set(DESCRIBED) < set(NAMES)
     module, commands = importlib.import_module(f"benchmarks.{name}"), documented(name)
     assert commands
     for words in commands:
         monkeypatch.setattr(sys, "argv", [name, *words])
         with monkeypatch.context() as patch:
-            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+            patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
             with pytest.raises(Parsed):
                 module.main()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DESCRIBED)
 def test_a_benchmark_says_what_it_does(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fit
-from benchmarks.published import DATA, main, predict, report
+from benchmarks.published import DATA, main, predict, report, sweeps
 from benchmarks.published_rows import COLUMNS, read_rows
 from evenflow.cost.roofline import Roofline
 
@@ -167,6 +167,26 @@ def test_a_measured_cell_that_is_no_figure_is_not_compared(table, capsys, odd):
     assert "step_time, all: 0 rows" in said
     for column in ("step_time_s", "peak_mem_gib"):
         assert f"not compared 1: {column} '{odd}' is not a number above 0" in said
+
+
+def test_a_row_that_nobody_measured_is_in_no_sweep(table):
+    rows = [ROW + ",s,yes", ROW.replace("2,4,1,", "4,4,1,") + ",s,yes", ROW.replace("2,4,1,", "4,2,1,") + ",s,no"]
+    taken = [row.replace(",2.0,", f",{seconds},") for row, seconds in zip(rows, (2.0, 2.2, 0.5), strict=True)]
+    held = read_rows(Path(table(HEADER + ",sweep,measured", *taken)))
+    (found,) = sweeps(held, predict(held, Roofline()))
+    assert found["rows"] == 2
+    assert found["regret"] < 0.2, "0.5 s is nobody's"
+
+
+@pytest.mark.parametrize("kind", ["reserved", "max reserved (torch)", "nvidia-smi", "Reserved, last rank"])
+def test_a_reserved_peak_is_held_against_what_is_predicted_to_be_reserved(table, kind):
+    held = read_rows(
+        Path(table(HEADER + ",memory_kind", f"{ROW},allocated", f'{ROW},"{kind}"', f"{ROW},allocated of last"))
+    )
+    plain, one, last = predict(held, Roofline())
+    allocated = last if "last" in kind else plain
+    assert one.peak_memory_bytes == pytest.approx(allocated.peak_memory_bytes * 1.08 + 2e9)
+    assert one.peak_memory_bytes == one.reserved_bytes or "last" in kind
 
 
 def test_rows_are_predicted_by_the_planner_too(table, capsys):

@@ -121,6 +121,7 @@ def test_this_machine_as_a_device_of_the_catalogue(
     device = run_json("profile", "--device", "--processes", 2, "--out", file)
     assert load_device(file).half_flops == device["half_flops"] > 1e6
     assert {"single_flops", "memory_bytes_per_s", "node_bytes_per_s"} <= set(device["measured"])
+    assert "eighth_flops" in set(device["assumed"]) - set(device["measured"]), "nobody timed it"
     assert "network_bytes_per_s" in device["assumed"]
     assert main(["profile"]) == 2
     assert "a MODEL, or --device for this machine, would do" in capfd.readouterr().err

@@ -14,6 +14,9 @@ from evenflow.cli import main
 from evenflow.errors import FaultError, ImpossibleError, InputError
 from evenflow.export import TARGETS, export_plan
 from evenflow.files import save_plan
+from evenflow.files.cluster import read_cluster
+from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
+from evenflow.spec.presets import PRESETS
 from tests.export.plans import plan_of
 
 
@@ -56,6 +59,34 @@ def test_a_name_cannot_break_what_is_written(name: str, target: str, tmp_path: P
         elif path.endswith(".json"):
             json.loads(text)
     assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_which_rank_belongs_on_which_of_unequal_devices_is_said(target: str) -> None:
+    """No file of any target has it: a rank on another device than it was planned for is slow, or does not fit."""
+    plan = plan_of()
+    assert "planned for one" not in " ".join(export_plan(plan, target).notes)
+    slow = replace(plan, speeds=(1.0, 1.0, 0.42, 1.0))
+    assert "ranks 0 to 1 are planned for ones of speed 1 that" in export_plan(slow, target).notes[-1]
+    assert "rank 2 is planned for one of speed 0.42 that" in export_plan(slow, target).notes[-1]
+    small = replace(plan, memory_limits=(8 * 2**30, 4 * 2**30, 8 * 2**30, 8 * 2**30))
+    assert "rank 1 is planned for one of speed 1 that may use 4.00 GiB" in export_plan(small, target).notes[-1]
+    alike = replace(plan, speeds=(1.0,) * 4, memory_limits=(2**30,) * 4)
+    assert "planned for one" not in " ".join(export_plan(alike, target).notes)
+
+
+def test_a_plan_for_a_cluster_of_two_kinds_says_who_is_whose(tmp_path: Path) -> None:
+    file = tmp_path / "two.toml"
+    file.write_text(
+        '[[nodes]]\ncount = 1\ndevices = 8\ndevice = "H100-80GB"\n'
+        '[[nodes]]\ncount = 1\ndevices = 8\ndevice = "A100-40GB"\n'
+    )
+    pins = Pins(pp=2, tp=8, cp=1, ep=1, micro_batch_size=1, schedule="1f1b")
+    plan = plan_layout(LayoutRequest(PRESETS["llama-2-7b"], read_cluster(str(file)), 64, 2048, "megatron", pins))
+    (note,) = (note for note in export_plan(plan, "megatron").notes if "is planned for" in note)
+    assert plan.speeds is not None
+    for rank in range(2):
+        assert f"rank {rank} is planned for one of speed {plan.speeds[rank]:.3g} that may use " in note
 
 
 def test_an_unknown_target() -> None:

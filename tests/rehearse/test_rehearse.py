@@ -14,6 +14,7 @@ import pytest
 
 from evenflow.cli import main
 from evenflow.cost import RankCost, StageCost
+from evenflow.draw.words import origins_text
 from evenflow.errors import InputError
 from evenflow.files import load_plan, load_profile, save_plan
 from evenflow.launch import ForkServer
@@ -94,9 +95,11 @@ def test_one_rank_from_the_command_line(
     assert found["measured"]["peak_bytes"] > 0
     assert found["predicted"]["peak_bytes"] == load_plan(path).ranks[1].peak_bytes
     assert "means nothing" in found["note"]
+    assert found["costs"] == load_plan(path).costs
     assert main(["rehearse", str(path), "--rank", "0", "--steps", "1"]) == 0
     shown = " ".join(capfd.readouterr().out.split())
     assert "means nothing" in shown
+    assert f" costs {origins_text(load_plan(path))} " in shown
 
 
 def test_all_ranks_make_a_step_and_a_profile_that_plans(
@@ -110,6 +113,7 @@ def test_all_ranks_make_a_step_and_a_profile_that_plans(
     found = json.loads(capfd.readouterr().out)
     assert [own["rank"] for own in found["ranks"]] == [0, 1]
     assert found["step"]["measured_s"] >= max(own["measured"]["compute_s"] for own in found["ranks"])
+    assert found["costs"] == load_plan(path).costs
     assert load_profile(profile).fingerprint == load_plan(path).fingerprint
     options = ["--pp", 2, "--global-batch-size", 8, "--profile", profile]
     again = load_plan(make_plan(tmp_path, model, *options))

@@ -80,10 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         show(rehearsal_table(plan, figures, step_s, device, note))
     elif step_s is None:
-        show_json({**figures[0], "device": device, "note": note})
+        show_json({**figures[0], "device": device, "note": note, "costs": plan.costs})
     else:
         step = {"measured_s": step_s, "predicted_s": plan.predicted.step_s}
-        show_json({"ranks": figures, "step": step, "device": device, "note": note})
+        show_json({"ranks": figures, "step": step, "device": device, "note": note, "costs": plan.costs})
     return 0
 
 

@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         write_text(arguments.trace, timeline_trace(drawn, plan.model))
     if arguments.json:
         comparison = comparison_json(compare(predicted, measured)) if measured else None
-        show_json({"plan": plan_json(plan), "comparison": comparison, "why": why_json(plan, shown, findings)})
+        why = why_json(plan, shown, findings)
+        show_json({"plan": plan_json(plan), "comparison": comparison, "why": why, "costs": plan.costs})
     else:
         show(report_table(plan, predicted, measured, findings))
     return 0

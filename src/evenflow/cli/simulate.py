@@ -37,13 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _simulate(plan: Plan, as_json: bool) -> int:
     from evenflow.cli.console import show, show_json
-    from evenflow.draw import idle_table
+    from evenflow.draw import costs_line, idle_table
     from evenflow.search import order_gap, plan_timeline
     from evenflow.timeline import idle_by_cause
 
     timeline = plan_timeline(plan)
     if not as_json:
-        show(idle_table(timeline))
+        show(idle_table(timeline), "", costs_line(plan))
         return 0
     causes = idle_by_cause(timeline)
     show_json(
@@ -65,6 +65,7 @@ def _simulate(plan: Plan, as_json: bool) -> int:
                 }
                 for rank, own in enumerate(timeline.ranks)
             ],
+            "costs": plan.costs,
         }
     )
     return 0
@@ -77,7 +78,8 @@ def _compare(plan: Plan, as_json: bool) -> int:
 
     compared = tuple(compare_schedules(plan))
     if as_json:
-        show_json({"plan": plan.schedule, "schedules": [_row(one.schedule, one.plan, one.reason) for one in compared]})
+        rows = [_row(one.schedule, one.plan, one.reason) for one in compared]
+        show_json({"plan": plan.schedule, "schedules": rows, "costs": plan.costs})
     else:
         show(schedules_table(plan, [(one.schedule, one.plan, one.reason) for one in compared]))
     return 0

@@ -7,13 +7,14 @@ from evenflow.draw.png import timeline_png
 from evenflow.draw.rehearsal_table import rehearsal_table
 from evenflow.draw.report_table import report_table
 from evenflow.draw.svg import timeline_svg
-from evenflow.draw.tables import comparison_table, idle_table, plan_table, schedules_table
+from evenflow.draw.tables import comparison_table, costs_line, idle_table, plan_table, schedules_table
 from evenflow.draw.trace import timeline_trace
 from evenflow.draw.words import held_out_text
 
 __all__ = [
     "blame_text",
     "comparison_table",
+    "costs_line",
     "device_table",
     "finding_lines",
     "held_out_text",

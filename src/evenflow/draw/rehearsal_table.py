@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from evenflow.draw.scale import bytes_scale, seconds_scale
-from evenflow.draw.tables import new_table, title
+from evenflow.draw.tables import costs_line, new_table, title
 from evenflow.draw.words import error_text, ranges, shape_text
 from evenflow.plan import Plan
 from evenflow.timeline import Figure
@@ -55,4 +55,4 @@ def rehearsal_table(
     if step_s is not None:
         predicted = format_seconds(plan.predicted.step_s)
         lines.insert(0, Text(f"the whole step from these times: {format_seconds(step_s)} (the plan says {predicted})"))
-    return Group(title(plan.model, shape_text(plan)), table, Text(), *lines)
+    return Group(title(plan.model, shape_text(plan)), table, Text(), costs_line(plan), *lines)

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from evenflow.draw.findings import blame_text, finding_lines
 from evenflow.draw.scale import bytes_scale
-from evenflow.draw.tables import new_table, title
+from evenflow.draw.tables import costs_line, new_table, title
 from evenflow.draw.words import error_text, shape_text
 from evenflow.plan import Plan
 from evenflow.timeline import Figure, Findings, Timeline, blames, critical_path, path_seconds
@@ -60,6 +60,7 @@ def report_table(plan: Plan, predicted: Timeline, measured: Timeline | None, fin
         parts.append(Text(f"the {_MOST_RANKS} of {len(shown.ranks)} ranks that idle most; --html has all"))
     parts.append(Text())
     parts += [Text(f"- {line}", overflow="fold") for line in finding_lines(plan, shown, findings)]
+    parts += [Text(), costs_line(plan)]
     return Group(*parts)
 
 

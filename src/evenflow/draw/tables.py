@@ -76,11 +76,26 @@ def _summed_row(plan: Plan, rank: RankPlan, total: float, scales: tuple[Scale, S
     ]
 
 
-def _plan_lines(plan: Plan) -> Table:
-    predicted, bound = plan.predicted, plan.bound
+def costs_line(plan: Plan) -> Table:
+    """Whether the figures above were measured, are analytic or are assumed: one line, under whatever is predicted."""
+    return _named_lines([_costs_entry(plan)])
+
+
+def _costs_entry(plan: Plan) -> tuple[str, str]:
+    return "costs", origins_text(plan)
+
+
+def _named_lines(entries: Iterable[tuple[str, str]]) -> Table:
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="dim", no_wrap=True)
     lines.add_column(overflow="fold")
+    for name, text in entries:
+        lines.add_row(name, Text(text))
+    return lines
+
+
+def _plan_lines(plan: Plan) -> Table:
+    predicted, bound = plan.predicted, plan.bound
     even = f"the busiest rank works {predicted.imbalance:.2f} times the mean"
     plans = "1 plan" if plan.search.considered == 1 else f"{plan.search.considered} plans"
     entries = [
@@ -91,22 +106,23 @@ def _plan_lines(plan: Plan) -> Table:
         ("memory", _memory_text(plan)),
         ("bound", f"{format_seconds(bound.step_s)} at the least; the step is {_above(bound.gap)}"),
         ("search", f"{plans} simulated in {format_seconds(plan.search.seconds)}"),
-        ("costs", origins_text(plan)),
+        _costs_entry(plan),
         *(("note", plain(note)) for note in plan.notes),
     ]
-    for name, text in entries:
-        lines.add_row(name, Text(text))
-    return lines
+    return _named_lines(entries)
 
 
 def _memory_text(plan: Plan) -> str:
-    """What the fullest rank's tensors take, and beside it what its device gives away for them."""
+    """What the fullest rank's tensors take, and beside it what its device gives away for them.
+
+    `costs` says of memory what holds of the tensors: the allocator's margin and the context are assumed all the same.
+    """
     worst = plan.worst_rank
     reserved = plan.reserved_bytes(worst)
     where = f"on rank {worst.rank}" + (", the fullest" if len(plan.ranks) > 1 else "")
     if reserved == worst.peak_bytes:
         return f"{format_bytes(worst.peak_bytes)} {where}"
-    return f"{format_bytes(worst.peak_bytes)} allocated {where}; {format_bytes(reserved)} reserved"
+    return f"{format_bytes(worst.peak_bytes)} allocated {where}; {format_bytes(reserved)} reserved (margin assumed)"
 
 
 def schedules_table(plan: Plan, rows: Sequence[tuple[str, Plan | None, str]]) -> RenderableType:
@@ -143,7 +159,7 @@ def schedules_table(plan: Plan, rows: Sequence[tuple[str, Plan | None, str]]) ->
             "this plan" if name == plan.schedule else "",
             style="bold" if seconds == fastest else "",
         )
-    return Group(title(plan.model, shape_text(plan)), table, *reasons)
+    return Group(title(plan.model, shape_text(plan)), table, *reasons, Text(), costs_line(plan))
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:

@@ -59,7 +59,7 @@ def measure_device(
     return Accelerator(
         name=re.sub(r"[^A-Za-z0-9]+", "-", machine.processor).strip("-"),
         half_flops=middle("half_flops"),
-        eighth_flops=middle("half_flops"),
+        eighth_flops=middle("half_flops"),  # nobody timed fp8: as if it were no faster
         single_flops=middle("single_flops"),
         memory_bytes=float(cluster.device.memory_bytes),
         memory_bytes_per_s=middle("memory_bytes_per_s"),
@@ -71,8 +71,8 @@ def measure_device(
         processors=cluster.threads,
         node_wire="between processes",
         network_wire=network.name,
-        assumed=("network_bytes_per_s", *(() if is_joined else ("node_bytes_per_s",))),
-        measured=(*figures, "memory_bytes", "eighth_flops"),
+        assumed=("eighth_flops", "network_bytes_per_s", *(() if is_joined else ("node_bytes_per_s",))),
+        measured=(*figures, "memory_bytes"),
     )
 
 
