@@ -52,7 +52,8 @@ def test_restarts_are_counted_from_the_newest_checkpoint(
     monkeypatch.setattr(supervise, "replace", lambda ready, **_: ready)
     job = replace(Job(model="m", data=tmp_path, out=tmp_path), restarts=2)
     ready: Any = SimpleNamespace(done_steps=0)
-    watcher: Any = SimpleNamespace(progress=Silent(), signals=SimpleNamespace(received=None))
+    signals = SimpleNamespace(received=None, hear=lambda: None)
+    watcher: Any = SimpleNamespace(progress=Silent(), signals=signals)
     if starts is None:
         supervise.see_through(job, ready, None, watcher)  # type: ignore[arg-type]
         assert attempts.starts == len(saves) + 1

@@ -209,7 +209,7 @@ class MemoryModel:
         )
 
     def _message_bytes(self, held: Sequence[LayerBytes], tied: int, is_first: bool) -> int:
-        """The largest message, of a tied weight's gradient or to other replicas; under ZeRO 1 with the shares of all.
+        """The largest message, of a tied weight's gradient or to other replicas; under ZeRO 1 with earlier shares.
 
         A tied weight is in no other message. Of presets, whose trainers mostly add gradients in place, it is left out.
         """
@@ -220,7 +220,8 @@ class MemoryModel:
         whole = sum(map(own_gradient_bytes, held)) - (tied if is_first else 0)
         largest = max((own.largest_gradient_bytes for own in (held[1:] if tied and is_first else held)), default=0)
         message = min(whole, max(MESSAGE_BYTES, largest))
-        return max(tied, message + (-(-whole // self.shares) if self.shares > 1 else 0))
+        before = -(-(whole - message) // self.shares) if self.shares > 1 else 0  # the shares of the messages before it
+        return max(tied, message + before)
 
     def _state_bytes(self, parameter_bytes: int, master_bytes: int) -> int:
         """Parameters, gradients and optimizer state, of those that replicas share out this one's part."""
