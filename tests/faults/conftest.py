@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -100,11 +100,12 @@ def same_weights(first: Path, second: Path, step: int = STEPS) -> bool:
 
 
 @pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str, list[float]], None]:
-    """Prints how often, the median and the worst of some seconds, past pytest's capture."""
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Prints how often, the median and the worst of some seconds, or of what else, past pytest's capture."""
 
-    def say(what: str, seconds: list[float]) -> None:
+    def say(what: str, values: Sequence[float], unit: str = "s", digits: int = 2) -> None:
+        middle, worst = (f"{own:.{digits}f} {unit}" for own in (median(values), max(values)))
         with capsys.disabled():
-            print(f"\n{what}: n {len(seconds)}, median {median(seconds):.2f} s, worst {max(seconds):.2f} s")
+            print(f"\n{what}: n {len(values)}, median {middle}, worst {worst}")
 
     return say

@@ -175,20 +175,39 @@ class Slows(Hears):
             self.thread.join()
 
 
-def test_a_slow_rank_is_named_and_lives(whole: Whole, tmp_path: Path) -> None:
+def slowed(whole: Whole, out: Path, rank: int) -> list[tuple[int, int]]:
+    """Slow a rank to a third, once its pace is known; returns who was named as slow, and after how many steps."""
     job, _ = whole
     first = 20
-    hears = Slows(tmp_path / "run", 1, first)
+    hears = Slows(out, rank, first)
     try:
-        result = evenflow.train(replace(job, out=tmp_path / "run", steps=first + 24, save_every=None), hears)
+        result = evenflow.train(replace(job, out=out, steps=first + 24, save_every=None), hears)
     finally:
         hears.end()
     assert not hears.starting("fault: ")
     assert len(result.metrics) == first + 24
-    named = [(moment, line) for moment, line in hears.lines if " is slow: " in line]
-    assert [line.partition(" is slow")[0] for _, line in named] == ["warning: rank 1"], named
-    then = max(step for moment, step in hears.steps if moment < named[0][0])
-    assert first < then <= first + 20
+    named = [(moment, re.match(r"warning: rank (\d+) is slow: ", line)) for moment, line in hears.lines]
+    return [
+        (int(found[1]), max(step for done, step in hears.steps if done < moment) - first)
+        for moment, found in named
+        if found
+    ]
+
+
+def test_a_slow_rank_is_named_and_lives(whole: Whole, tmp_path: Path) -> None:
+    ((named, steps),) = slowed(whole, tmp_path / "run", 1)
+    assert named == 1
+    assert 0 < steps <= 20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_each_rank_is_named_when_it_is_slow(whole: Whole, tmp_path: Path, report: Callable[..., None]) -> None:
+    runs = [(rank, slowed(whole, tmp_path / f"{number}-{rank}", rank)) for number in range(3) for rank in (0, 1)]
+    steps = [after for rank, found in runs for named, after in found if named == rank]
+    report("slowed to a third: named after", steps, "steps", 0)
+    assert [[named for named, _ in found] for _, found in runs] == [[rank] for rank, _ in runs]
+    assert 0 < min(steps) <= max(steps) <= 20
 
 
 @pytest.mark.soak
@@ -206,9 +225,7 @@ def test_normal_steps_accuse_nobody(whole: Whole, tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_every_rank_at_every_point(
-    whole: Whole, faults: Faults, tmp_path: Path, report: Callable[[str, list[float]], None]
-) -> None:
+def test_every_rank_at_every_point(whole: Whole, faults: Faults, tmp_path: Path, report: Callable[..., None]) -> None:
     times = [
         check_killed(whole, faults, tmp_path / f"{number}-{rank}-{point}", rank, point)
         for number in range(2)

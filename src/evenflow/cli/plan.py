@@ -103,10 +103,9 @@ def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
 def _plan_model(arguments: argparse.Namespace) -> Plan:
     """A model that can be traced is planned from its layers, measured or by their FLOPs."""
     from evenflow.files import load_profile
-    from evenflow.models import find_model
+    from evenflow.files.cluster import read_cluster
     from evenflow.plan import check_zero
     from evenflow.spec.trainers import OURS, find_trainer
-    from evenflow.train import choose_cluster, make_batch, plan_model
 
     trainer = find_trainer(arguments.trainer or OURS)
     for name in ("cp", "ep"):
@@ -119,6 +118,11 @@ def _plan_model(arguments: argparse.Namespace) -> Plan:
             "would do"
         )
     profile = load_profile(arguments.profile) if arguments.profile else None
+    read_cluster(arguments.cluster)  # before torch is imported: what is wrong with either is said at once
+
+    from evenflow.models import find_model
+    from evenflow.train import choose_cluster, make_batch, plan_model
+
     cluster, axes = choose_cluster(
         arguments.cluster, arguments.pp, arguments.tp, arguments.dp, profile.threads if profile else None
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from pathlib import Path
 
 from evenflow.cli.job_options import add_job_options, read_job_options
 from evenflow.cli.options import add_json
@@ -26,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(job_text(part), end="")
         return 0
     settings = job_settings(part)  # before torch is imported: what is missing is said at once
+    _check_plan(settings["plan"])
 
     from evenflow.cli.console import TerminalProgress, show, show_json
     from evenflow.cli.figures import run_json
@@ -43,3 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
     show(comparison_table(result.comparison), idle_table(result.measured))
     show(f"model: {result.out / 'model'}   report: {result.out / 'report.html'}")
     return 0
+
+
+def _check_plan(file: Path | None) -> None:
+    """What is wrong with a plan by itself is said before torch is imported too.
+
+    Raises:
+        InputError: what is.
+    """
+    from evenflow.files import load_plan
+    from evenflow.launch import notice_torchrun
+
+    # Under torchrun the worker that leads reads it once the others can hear what is wrong; they need not have it.
+    if file is not None and notice_torchrun(os.environ) is None:
+        load_plan(file)

@@ -159,10 +159,23 @@ def prepare_held_out(
             progress.tokenised(corpus.done, corpus.total, tokens)
 
         folder, separator = run / _EVAL_TOKENS, text.separator_id
+        if job.resume:
+            _say_damaged(folder, path, progress)
         store = build_store(corpus.documents(), text.tokenizer, folder, separator, corpus.fingerprint(), encoded)
         return Sequences(store, text.sequences.seq_length, text.sequences.packing, text.sequences.separate)
 
     progress.said(f"evaluation: {_described(_evaluated(job, tokenised))} from {job.eval_data}")
+
+
+def _say_damaged(folder: Path, data: Path, progress: Progress) -> None:
+    """Name what is wrong with tokens that a run made before; the data is there to make them of again."""
+    if not folder.exists():  # it evaluated nothing
+        return
+    try:
+        TokenStore.open(folder).verify()
+    except InputError as error:
+        what, _, _ = str(error).rpartition("; ")
+        progress.said(f"warning: {what}; the tokens of {data} are made again")
 
 
 def evaluation_request(job: Job, micro_batch_size: int) -> dict[str, Any] | None:

@@ -87,22 +87,15 @@ class TokenStore:
             )
         try:
             dtype, count = _DTYPES[facts["dtype"]], int(facts["count"])
-            size = path.stat().st_size
-            if size != count * dtype.itemsize or count < 1:
-                raise InputError(
-                    f"{path} has {size} bytes where {FACTS_NAME} says {count * dtype.itemsize}; "
-                    f"without {folder} it is made again"
-                )
+            _check_size(path, count * dtype.itemsize)
             tokens = np.memmap(path, dtype=dtype, mode="r", shape=(count,))
             path = folder / DOCUMENTS_NAME
             places = int(facts["documents"]) + 1
-            if path.stat().st_size != places * _PLACES.itemsize:
-                raise InputError(
-                    f"{path} has {path.stat().st_size} bytes where {FACTS_NAME} says {places * _PLACES.itemsize}; "
-                    f"without {folder} it is made again"
-                )
+            _check_size(path, places * _PLACES.itemsize)
             documents = np.memmap(path, dtype=_PLACES, mode="r", shape=(places,))
             path = folder / LEARNED_NAME
+            if facts["masked"]:
+                _check_size(path, count)
             learned = np.memmap(path, dtype=np.uint8, mode="r", shape=(count,)) if facts["masked"] else None
             return cls(
                 folder,
@@ -390,6 +383,19 @@ def _existing(folder: Path, source: str, tokenizer_hash: str, separator_id: int 
 
 def _facts_hash(facts: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Hold a store's file against the bytes that its facts say.
+
+    Raises:
+        InputError: it has others, or none.
+    """
+    found = path.stat().st_size
+    if found != size or size < 1:
+        raise InputError(
+            f"{path} has {found} bytes where {FACTS_NAME} says {size}; without {path.parent} it is made again"
+        )
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
