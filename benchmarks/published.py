@@ -108,8 +108,13 @@ def unreadable(row: Row) -> list[str]:
 
 def is_tested(row: Row) -> bool:
     """Half of the rows, by a hash of the configuration: figures are fitted on the others."""
+    return configuration_hash(row)[0] % 2 == 1
+
+
+def configuration_hash(row: Row) -> bytes:
+    """The same for rows that were run alike, so that no configuration is on both sides of a cut."""
     names = ("source", "model", "gpu", "gpus", "seq", "micro_batch", "global_batch", "tp", "pp", "schedule")
-    return hashlib.sha256("|".join(row[name] for name in names).encode()).digest()[0] % 2 == 1
+    return hashlib.sha256("|".join(row[name] for name in names).encode()).digest()
 
 
 def errors(rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[tuple[Row, float | None, float | None]]:

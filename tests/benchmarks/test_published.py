@@ -10,6 +10,7 @@ import pytest
 from benchmarks import fit
 from benchmarks.published import DATA, main, predict, report, sweeps
 from benchmarks.published_rows import COLUMNS, read_rows
+from evenflow.cost.pinned import step_seconds
 from evenflow.cost.roofline import Roofline
 
 MEASURED = ("step_time_s", "tflops_per_gpu", "mfu", "peak_mem_gib")
@@ -202,10 +203,31 @@ def test_rows_are_predicted_by_the_planner_too(table, capsys):
     assert "planner against measured, memory: 2 rows" in capsys.readouterr().out
 
 
-def test_the_figures_in_use_are_near_those_that_the_fit_finds():
-    """One more turn of the fit from them makes the fitted half's error less by no more than a fortieth."""
+def test_the_figures_in_use_are_those_that_the_fit_finds():
+    """Begun at them it takes no step, and begun elsewhere it takes one that both parts of the fitted half gain by."""
     rows, used = fit.halves()["fitted"], Roofline()
-    for factor in (1.06, 1.02):
-        assert fit.loss(rows, fit.sweep(rows, used, factor)) > 0.975 * fit.loss(rows, used)
+    assert all(len(part) > 50 for part in fit.parts(rows))
+    assert fit.fit(rows, used) == used
     worse = Roofline(matmul=0.7, throttle=0.6)
-    assert fit.loss(rows, fit.sweep(rows, worse, 1.06)) < 0.975 * fit.loss(rows, worse)
+    better = fit.sweep(rows, worse, 1.06)
+    assert all(fit.loss(part, better) < 0.99 * fit.loss(part, worse) for part in fit.parts(rows))
+    assert fit.fit(rows, Roofline(matmul=0.85)).matmul < 0.8
+
+
+@pytest.mark.parametrize(("second", "is_taken"), [(0.8, True), (0.7, False)])
+def test_a_step_is_taken_where_both_parts_gain(second, is_taken):
+    """Rows that take as long as if products reached 0.8 of the peak, or in one part 0.7, where 0.75 is in use."""
+    rows = []
+    for part, share in zip(fit.parts(fit.halves()["fitted"]), (0.8, second), strict=True):
+        row, job, _ = part[0]
+        rows.append((row, job, step_seconds(job, Roofline(matmul=share))))
+    found = fit.sweep(rows, Roofline(), 1.06)
+    assert (found != Roofline()) == is_taken
+    assert (found.matmul > 0.75) == is_taken
+
+
+def test_a_gain_that_is_less_than_its_standard_error_over_sources_is_noise():
+    before = {"a": 0.10, "b": 0.10, "c": 0.10}
+    assert fit.is_gain(before, {"a": 0.09, "b": 0.08, "c": 0.09})
+    assert not fit.is_gain(before, {"a": 0.04, "b": 0.11, "c": 0.11}), "one source of three"
+    assert not fit.is_gain(before, before)

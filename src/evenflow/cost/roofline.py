@@ -21,9 +21,8 @@ _TILES = ((256, 128, 1.0), (128, 128, 0.92), (128, 64, 0.75))
 class Roofline:
     """The few figures that data sheets do not give, each common to all devices.
 
-    `benchmarks.fit` begins at them and looks for better ones on half of the published rows. What it finds is less than
-    a twentieth better there, and not on the other half by both of its errors, so these are in use. What is computed
-    with them is analytic: no measurement of the device at hand.
+    `benchmarks.fit` begins at them and looks for better ones on half of the published rows: none is better there by
+    more than noise. What is computed with them is analytic: no measurement of the device at hand.
 
     Attributes:
         matmul: share of the peak that a large product reaches.
