@@ -136,6 +136,19 @@ def test_no_layout_is_faster_than_its_bound(seed: int) -> None:
         assert bound <= found.step_s, layout
 
 
+@pytest.mark.parametrize("slow", ["network_bytes_per_s", "node_bytes_per_s"])
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "interleaved"])
+def test_where_edges_differ_a_bound_takes_the_quickest(schedule: str, slow: str) -> None:
+    """Of the three edges of four ranks one leaves its node, or two stay in theirs, and transfers there take longest."""
+    device = replace(DEVICE, node_devices=2, **{slow: 1e8})
+    costs = PresetCosts(SMALL, device, SEQ, TRAINERS["evenflow"])
+    solver = Solver(costs, [Kind(4, 1.0, 1e15)], "none")
+    layout = Layout(4, 1, 1, 1, 1, 2 if schedule == "interleaved" else 1, schedule, 1, 0, 4)
+    found = solver.solve(layout)
+    assert found.is_all
+    assert lower_bounds(columns([layout], costs, solver.cap, solver.wish))[0] <= found.step_s
+
+
 @pytest.mark.parametrize(("m", "size"), [(4, 1), (4, 2), (8, 1)])
 def test_gpipe_of_several_stages_a_rank_is_no_faster_than_its_bound(m: int, size: int) -> None:
     """Its forwards and backwards lie far apart, so a rank's path does not hold both of the first microbatch's."""
