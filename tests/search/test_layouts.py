@@ -140,7 +140,7 @@ def test_no_layout_is_faster_than_its_bound(seed: int) -> None:
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "interleaved"])
 def test_where_edges_differ_a_bound_takes_the_quickest(schedule: str, slow: str) -> None:
     """Of the three edges of four ranks one leaves its node, or two stay in theirs, and transfers there take longest."""
-    device = replace(DEVICE, node_devices=2, **{slow: 1e8})
+    device = replace(DEVICE, node_devices=2, **{slow: 1e9})
     costs = PresetCosts(SMALL, device, SEQ, TRAINERS["evenflow"])
     solver = Solver(costs, [Kind(4, 1.0, 1e15)], "none")
     layout = Layout(4, 1, 1, 1, 1, 2 if schedule == "interleaved" else 1, schedule, 1, 0, 4)
