@@ -15,7 +15,7 @@ from functools import cache
 from statistics import median
 from typing import Any
 
-from evenflow.cost.costs import LinkCost
+from evenflow.cost import LinkCost, Network
 from evenflow.cost.pinned import Holding, Pinned, Redone
 from evenflow.cost.preset import PresetCosts, Shape
 from evenflow.cost.roofline import Roofline
@@ -73,8 +73,12 @@ class _Costs(PresetCosts):
             is_ep_overlapped=own.is_ep_overlapped, is_sequence_parallel=own.is_sequence_parallel,
         )  # fmt: skip
 
-    def link(self, stride: int) -> LinkCost:
-        own, pieces = super().link(stride), 1 if self._pinned.is_sequence_parallel else self._pinned.tp
+    def links(self, ranks: int, rank_devices: int) -> tuple[LinkCost, Network | None]:
+        own, network = super().links(ranks, rank_devices)
+        return self._in_pieces(own), network and replace(network, link=self._in_pieces(network.link))
+
+    def _in_pieces(self, own: LinkCost) -> LinkCost:
+        pieces = 1 if self._pinned.is_sequence_parallel else self._pinned.tp
         return replace(own, bytes_per_s=own.bytes_per_s * pieces)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from evenflow.cost import LinkCost
 from evenflow.cost.collectives import Fabric
-from evenflow.cost.costs import LinkCost
 
 FABRIC = Fabric(LinkCost(0.0, 100.0), LinkCost(0.0, 10.0), node_devices=8)
 

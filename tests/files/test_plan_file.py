@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evenflow.cost import LinkCost
+from evenflow.cost import LinkCost, Network
 from evenflow.errors import InputError
 from evenflow.files import load_plan, plan_json, save_plan
 from tests.files.samples import sample_plan
@@ -33,9 +33,19 @@ def test_a_plan_with_every_field_unlike_its_default_comes_back(tmp_path):
         threads=7,
         notes=("one", "line\nbreak"),
         device="NVIDIA H200",
+        network=Network(LinkCost(1e-5, 5e10), node_devices=8, rank_devices=2 * 3 * 4),
     )
     save_plan(odd, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == odd
+
+
+def test_a_file_from_before_edges_differed_is_read_as_it_was(tmp_path):
+    plan = sample_plan()
+    data = plan_json(plan)
+    assert data.pop("network") is None
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    assert load_plan(tmp_path / "plan.json") == plan
+    assert set(plan.links.between) == set()
 
 
 def test_the_promised_keys():

@@ -26,7 +26,7 @@ def best_by_trying_everything(layouts: Iterable[Layout], costs: PresetCosts, cap
 
 def _best(layout: Layout, costs: PresetCosts, cap: float) -> float:
     model = preset_model(costs, layout.shape, layout.dp, layout.zero)
-    base = preset_costs(costs, layout.shape, layout.dp, layout.zero, norm_seconds(costs, layout))
+    base = preset_costs(costs, layout.shape, layout.pp, layout.dp, layout.zero, norm_seconds(costs, layout))
     program = _program(layout)
     count, best = len(model.layers), float("inf")
     for cuts in combinations(range(1, count), layout.stages - 1):

@@ -13,6 +13,7 @@ from evenflow.cost.preset import PresetCosts
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Search
 from evenflow.program import compute_order, verify_plan
+from evenflow.search import plan_timeline
 from evenflow.search.hardware import plan_hardware
 from evenflow.search.layouts import Layout, LayoutRequest, Pins, Space, plan_layout
 from evenflow.search.layouts.assemble import assemble
@@ -33,6 +34,8 @@ TIED_SEEDS = range(12, 18)
 SMALL = Architecture("small", "test", 6, 2048, 8192, 16, 8, 128, 32000)
 DEVICE = ACCELERATORS["A100-80GB"]
 SEQ = 2048
+# In nodes of eight, of three, and of two that are joined by more than their devices are.
+IN_NODES = (DEVICE, replace(DEVICE, node_devices=3), replace(DEVICE, node_devices=2, node_bytes_per_s=15e9))
 
 
 def space(random: Random, architecture: Architecture = SMALL, trainer: str | None = None) -> Space:
@@ -52,7 +55,7 @@ def test_a_step_is_the_simulators_and_no_rank_holds_more_than_was_allowed_for(se
     random = Random(seed)
     small = replace(SMALL, tied=seed in TIED_SEEDS)
     own = space(random, small)
-    costs = PresetCosts(small, DEVICE, SEQ, own.trainer)
+    costs = PresetCosts(small, IN_NODES[seed % 3], SEQ, own.trainer)
     solver = Solver(costs, [Kind(1, 1.0, caps(costs, random))], random.choice(["auto", "auto", "none", "full"]))
     for layout in random.sample(all_of := own.layouts(), min(len(all_of), 6)):
         found = solver.solve(layout)
@@ -86,6 +89,22 @@ def test_a_plan_says_where_the_rate_of_its_link_is_from() -> None:
     assert {own["layers"] for own in found.values()} == {"analytic"}
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zb-v"])
+@pytest.mark.parametrize(("cluster", "far"), [("2x4xA100-80GB", 1), ("4x2xA100-80GB", 3), ("8xA100-80GB", 0)])
+def test_a_plan_waits_for_the_network_where_its_pipeline_leaves_a_node(cluster: str, far: int, schedule: str) -> None:
+    """Four ranks of two devices each."""
+    pins = Pins(pp=4, tp=1, dp=2, cp=1, micro_batch_size=1, schedule=schedule)
+    whole, eight = parse_cluster(cluster), replace(SMALL, layers=8)
+    plan = plan_layout(LayoutRequest(eight, whole, 16, SEQ, pins=pins))
+    fabric = PresetCosts(eight, whole.groups[0].accelerator, SEQ, TRAINERS["evenflow"]).fabric
+    edges = [plan.links.cost((rank, rank + 1)) for rank in range(3)]
+    assert (edges.count(fabric.network), edges.count(fabric.node)) == (far, 3 - far)
+    assert plan_timeline(plan).step_s == plan.predicted.step_s
+    if far:
+        in_one = replace(plan, link=fabric.node, network=None)
+        assert plan_timeline(in_one).step_s < plan.predicted.step_s or schedule == "zb-v"  # which may hide it
+
+
 def test_a_tied_table_is_held_once_by_a_rank_that_has_both_ends() -> None:
     tied = replace(SMALL, tied=True)
     state = {}
@@ -105,7 +124,7 @@ def test_no_layout_is_faster_than_its_bound(seed: int) -> None:
     random = Random(seed)
     small = replace(SMALL, tied=seed in TIED_SEEDS)
     own = space(random, small)
-    costs = PresetCosts(small, DEVICE, SEQ, own.trainer)
+    costs = PresetCosts(small, IN_NODES[seed % 3], SEQ, own.trainer)
     solver = Solver(costs, [Kind(1, 1.0, caps(costs, random))], random.choice(["auto", "auto", "selective", "full"]))
     layouts = own.layouts()
     layouts = random.sample(layouts, min(len(layouts), 25))
@@ -115,6 +134,19 @@ def test_no_layout_is_faster_than_its_bound(seed: int) -> None:
         assert found.is_all or layout.stages > 6
         assert rough <= bound * (1 + 1e-6), "both are found by bisection"
         assert bound <= found.step_s, layout
+
+
+@pytest.mark.parametrize("slow", ["network_bytes_per_s", "node_bytes_per_s"])
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "interleaved"])
+def test_where_edges_differ_a_bound_takes_the_quickest(schedule: str, slow: str) -> None:
+    """Of the three edges of four ranks one leaves its node, or two stay in theirs, and transfers there take longest."""
+    device = replace(DEVICE, node_devices=2, **{slow: 1e9})
+    costs = PresetCosts(SMALL, device, SEQ, TRAINERS["evenflow"])
+    solver = Solver(costs, [Kind(4, 1.0, 1e15)], "none")
+    layout = Layout(4, 1, 1, 1, 1, 2 if schedule == "interleaved" else 1, schedule, 1, 0, 4)
+    found = solver.solve(layout)
+    assert found.is_all
+    assert lower_bounds(columns([layout], costs, solver.cap, solver.wish))[0] <= found.step_s
 
 
 @pytest.mark.parametrize(("m", "size"), [(4, 1), (4, 2), (8, 1)])

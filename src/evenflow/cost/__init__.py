@@ -2,8 +2,8 @@
 
 from evenflow.cost.analytic import analytic_costs
 from evenflow.cost.collectives import all_reduce_s, combined_s, spread_s
-from evenflow.cost.costs import TIMED_PARTS, Costs, LayerCost, LinkCost, Origin
-from evenflow.cost.links import Edge, Links
+from evenflow.cost.costs import TIMED_PARTS, Costs, LayerCost, Origin
+from evenflow.cost.links import Edge, LinkCost, Links, Network, rank_links
 from evenflow.cost.memory import MESSAGE_BYTES, HasLayers, MemoryModel, StageMemory
 from evenflow.cost.profile import Profile
 from evenflow.cost.stage import RankCost, StageCost, at_speeds, rank_costs, stage_costs
@@ -18,6 +18,7 @@ __all__ = [
     "LinkCost",
     "Links",
     "MemoryModel",
+    "Network",
     "Origin",
     "Profile",
     "RankCost",
@@ -28,6 +29,7 @@ __all__ = [
     "at_speeds",
     "combined_s",
     "rank_costs",
+    "rank_links",
     "spread_s",
     "stage_costs",
 ]

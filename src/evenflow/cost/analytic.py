@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from evenflow.cost.catalogue import NORM_TRAFFIC, OPTIMIZER_TRAFFIC, catalogue_costs
 from evenflow.cost.collectives import combined_s
-from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.cost.costs import Costs, LayerCost
+from evenflow.cost.links import LinkCost
 from evenflow.cost.memory import own_gradient_bytes
 from evenflow.spec import Again, Cluster, Layer, Model
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from evenflow.cost.collectives import Fabric
-from evenflow.cost.costs import Costs, LayerCost, LinkCost
+from evenflow.cost.costs import Costs, LayerCost
+from evenflow.cost.links import LinkCost
 from evenflow.cost.memory import own_gradient_bytes
-from evenflow.cost.pinned import fabric_of
+from evenflow.cost.pinned import fabric_of, link_origin
 from evenflow.cost.roofline import Roofline
 from evenflow.spec import Attention, Combined, Layer, LayerOperator, Model, Recompute, Work
 from evenflow.spec.accelerators import Accelerator
@@ -25,8 +26,9 @@ NORM_TRAFFIC = 1
 def catalogue_costs(model: Model, device: Accelerator, pp: int, dp: int, roofline: Roofline | None = None) -> Costs:
     """Seconds of each layer by the roofline, of messages by the links between the processes that send them.
 
-    Processes are numbered tp fastest and pp slowest, and nodes are filled one after another. Gradients are added in a
-    node first and over nodes then; their turn of a ring is such that an even stage's take as long as that.
+    Processes are numbered tp fastest and pp slowest, and nodes are filled one after another, so some of a pipeline's
+    edges may leave their node and others not (`cost.links`). Gradients are added in a node first and over nodes then;
+    their turn of a ring is such that an even stage's take as long as that.
 
     Args:
         model: traced in the type that it trains in, for its tp.
@@ -37,22 +39,23 @@ def catalogue_costs(model: Model, device: Accelerator, pp: int, dp: int, rooflin
     """
     own = _Device(device, roofline or Roofline(), model.dtype == "fp32")
     fabric, tp = fabric_of(device, own.roofline), model.tp
-    far = pp > 1 and pp * dp * tp > device.node_devices  # the slowest of a pipeline's edges is what it waits for
+    link, network = fabric.pipeline(pp, dp * tp)
     return Costs(
         layers=tuple(own.layer(layer, tp, fabric) for layer in model.layers),
         stage_forward_s=0.0,
         stage_backward_s=0.0,
-        link=fabric.network if far else fabric.node,
+        link=link,
         reduce_s=fabric.seconds("all-reduce", 8.0, pp * dp * tp),
         peak_flops=own.peak,
         origin={
             "layers": "analytic",
             "halves": "analytic",
-            "link": device.origin("network_bytes_per_s" if far else "node_bytes_per_s"),
+            "link": link_origin(device, pp, dp * tp),
             "optimizer": "analytic",
             "memory": "analytic",
         },
         sum_link=_sum_link(fabric, sum(map(own_gradient_bytes, model.layers)) / pp, dp, tp) if dp > 1 else None,
+        network=network,
     )
 
 

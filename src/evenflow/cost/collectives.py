@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from evenflow.cost.costs import LinkCost
+from evenflow.cost.links import LinkCost, Network, edge_kinds
 from evenflow.spec import Combined
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"]
@@ -65,7 +65,8 @@ class Fabric:
             kind: which.
             size: bytes that each rank ends with (all-gather), starts with (the others) or sends (send).
             ranks: in the group.
-            stride: devices between neighbours; those of a node are next to each other.
+            stride: devices between neighbours; those of a node are next to each other. A send that far is taken to stay
+                in a node that has more; which edges of a pipeline do is for `pipeline` to say.
         """
         if ranks <= 1 or size <= 0:
             return 0.0
@@ -78,6 +79,18 @@ class Fabric:
         near = _one(kind, size, inside, self.node)
         # What leaves the node was reduced there (or is spread there after): each device carries its share.
         return near + _one(kind, size / inside, outside, self.network)
+
+    def pipeline(self, ranks: int, rank_devices: int) -> tuple[LinkCost, Network | None]:
+        """What a transfer takes from a rank to the next, and between nodes where only some of these edges leave one.
+
+        Args:
+            ranks: of the pipeline.
+            rank_devices: devices of each, next to each other.
+        """
+        kinds = edge_kinds(ranks, rank_devices, self.node_devices)
+        if len(kinds) > 1:
+            return self.node, Network(self.network, self.node_devices, rank_devices)
+        return self.network if True in kinds else self.node, None
 
     def routed_s(self, size: float, copies: int, ranks: int) -> float:
         """Tokens on their way to experts: each rank's states, sent to `copies` ranks that are chosen alike.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from evenflow.cost.links import LinkCost, Links, Network, rank_links
 from evenflow.spec import Recompute, Recomputes, recompute_of
 
 Origin = Literal["measured", "analytic", "assumed"]
@@ -56,18 +58,6 @@ TIMED_PARTS = tuple(name for name in LayerCost.__slots__ if name != "reduce_s")
 
 
 @dataclass(frozen=True, slots=True)
-class LinkCost:
-    """One transfer between neighbouring ranks takes `latency_s + bytes / bytes_per_s`."""
-
-    latency_s: float
-    bytes_per_s: float
-
-    def seconds(self, size: float) -> float:
-        """Seconds for `size` bytes."""
-        return self.latency_s + size / self.bytes_per_s
-
-
-@dataclass(frozen=True, slots=True)
 class Costs:
     """What a plan is made from.
 
@@ -75,7 +65,7 @@ class Costs:
         layers: one entry for each of the model's layers, in order.
         stage_forward_s: what a stage's forward costs beside its layers (masks, positions, calls).
         stage_backward_s: what a stage's backward (or its input half) costs beside its layers.
-        link: transfers between neighbouring stages.
+        link: transfers between neighbouring stages; with a network, of those on one node.
         reduce_s: combining the gradient norm over all ranks, once a step.
         peak_flops: floating-point operations a second of one device at its best.
         origin: for each group of figures (`layers`, `halves`, `link`, `optimizer`, `memory`), where it comes from.
@@ -84,6 +74,7 @@ class Costs:
         speeds: how fast each rank computes, where they differ: a rank of speed 2 takes half of these seconds.
         process_bytes: what a rank's process holds beside tensors; 0 where nobody measured it.
         sum_link: what a turn of a ring takes that adds gradients up; None where that is a transfer's.
+        network: transfers between stages on different nodes; None where all edges are alike.
     """
 
     layers: tuple[LayerCost, ...]
@@ -98,6 +89,7 @@ class Costs:
     speeds: tuple[float, ...] | None = None
     process_bytes: int = 0
     sum_link: LinkCost | None = None
+    network: Network | None = None
 
     @property
     def reduces_by_layer(self) -> bool:
@@ -108,6 +100,10 @@ class Costs:
     def adding(self) -> LinkCost:
         """What a turn of a ring takes that adds gradients up."""
         return self.sum_link or self.link
+
+    def links(self, stage_rank: Sequence[int]) -> Links:
+        """What each edge takes, where stages are on these ranks."""
+        return rank_links(self.link, self.network, stage_rank)
 
     def over(self, replicas: int, shares: int) -> Costs:
         """These costs for several replicas, of which `shares` share out every update."""

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evenflow.cost.costs import LinkCost
+from evenflow.cost.links import LinkCost, Network
 from evenflow.cost.pinned import (
     Pinned,
     Redone,
@@ -24,7 +24,7 @@ from evenflow.cost.pinned import (
 )
 from evenflow.cost.roofline import Roofline
 from evenflow.spec import RECOMPUTES
-from evenflow.spec.accelerators import Accelerator, FigureOrigin
+from evenflow.spec.accelerators import Accelerator
 from evenflow.spec.architecture import Architecture
 from evenflow.spec.operators import Shards, Traffic
 from evenflow.spec.trainers import Trainer
@@ -120,13 +120,15 @@ class PresetCosts:
         """Embedding, blocks and head."""
         return self.architecture.layers + 2
 
-    def link(self, stride: int) -> LinkCost:
-        """A transfer between pipeline neighbours that are `stride` devices apart."""
-        return self.fabric.node if stride < self.device.node_devices else self.fabric.network
+    def links(self, ranks: int, rank_devices: int) -> tuple[LinkCost, Network | None]:
+        """Transfers along a pipeline of so many ranks, each of so many devices: as `Fabric.pipeline`."""
+        return self.fabric.pipeline(ranks, rank_devices)
 
-    def link_origin(self, stride: int) -> FigureOrigin:
-        """Where that transfer's rate comes from."""
-        return self.device.origin("node_bytes_per_s" if stride < self.device.node_devices else "network_bytes_per_s")
+    def least_hop_s(self, ranks: int, shape: Shape, rank_devices: int) -> float:
+        """Seconds that no transfer along that pipeline is shorter than."""
+        link, network = self.links(ranks, rank_devices)
+        size = self.figures(shape).hidden_bytes
+        return min(own.seconds(size) for own in (link, network.link if network is not None else link))
 
     def figures(self, shape: Shape) -> LayerFigures:
         """What a microbatch costs."""

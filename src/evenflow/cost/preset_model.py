@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evenflow.cost.costs import Costs, LayerCost
+from evenflow.cost.pinned import link_origin
 from evenflow.cost.preset import HALF, LayerFigures, PresetCosts, Shape, StepFigures
 from evenflow.spec import Activations, Again, Layer, LayerKind, Model, Operator
 
@@ -30,9 +31,10 @@ def preset_model(costs: PresetCosts, shape: Shape, dp: int, zero: int) -> Model:
     )
 
 
-def preset_costs(costs: PresetCosts, shape: Shape, dp: int, zero: int, norm_s: float) -> Costs:
-    """Seconds of each layer, nothing recomputed."""
-    stride = shape.tp * shape.cp * dp
+def preset_costs(costs: PresetCosts, shape: Shape, pp: int, dp: int, zero: int, norm_s: float) -> Costs:
+    """Seconds of each layer, nothing recomputed, and of transfers between `pp` ranks."""
+    rank_devices = shape.tp * shape.cp * dp
+    link, network = costs.links(pp, rank_devices)
     figures, step = costs.figures(shape), costs.step_figures(shape, dp, zero)
     copies = dp * shape.cp
     layers = []
@@ -56,18 +58,19 @@ def preset_costs(costs: PresetCosts, shape: Shape, dp: int, zero: int, norm_s: f
         layers=tuple(layers),
         stage_forward_s=0.0,
         stage_backward_s=0.0,
-        link=costs.link(stride),
+        link=link,
         reduce_s=norm_s,
         peak_flops=costs.device.half_flops,
         origin={
             "layers": "analytic",
             "halves": "analytic",
-            "link": costs.link_origin(stride),
+            "link": link_origin(costs.device, pp, rank_devices),
             "optimizer": "analytic",
             "memory": "analytic",
         },
         replicas=copies,
         shares=copies if zero else 1,
+        network=network,
     )
 
 

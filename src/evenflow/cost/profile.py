@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evenflow.cost.costs import Costs, LayerCost, LinkCost, Origin
+from evenflow.cost.costs import Costs, LayerCost, Origin
+from evenflow.cost.links import LinkCost
 from evenflow.errors import InputError
 from evenflow.spec import Cluster, Machine, Model, this_machine
 

@@ -8,7 +8,7 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
-from evenflow.cost import LinkCost
+from evenflow.cost import LinkCost, Network
 from evenflow.files.document import Part
 from evenflow.spec.batch import MOST_MICROBATCHES
 
@@ -69,3 +69,19 @@ class LinkPart(Part):
     def value(self) -> LinkCost:
         """The link that this part says."""
         return LinkCost(self.latency_s, inf if self.bytes_per_s is None else self.bytes_per_s)
+
+
+class NetworkPart(Part):
+    """What joins nodes, and how many devices each has."""
+
+    link: LinkPart
+    node_devices: Count
+
+    @classmethod
+    def of(cls, network: Network) -> NetworkPart:
+        """The part that says what `network` is."""
+        return cls(link=LinkPart.of(network.link), node_devices=network.node_devices)
+
+    def value(self, rank_devices: int) -> Network:
+        """The network that this part says, where each pipeline rank has so many devices."""
+        return Network(self.link.value(), self.node_devices, rank_devices)

@@ -20,6 +20,7 @@ from evenflow.files.parts import (
     Index,
     LinkPart,
     Microbatches,
+    NetworkPart,
     Rate,
     Seconds,
     Speed,
@@ -228,6 +229,7 @@ class PlanDocument(Document):
     memory_limits: list[Bytes] | None = None
     source: str = ""
     memory: MemoryPart | None = None
+    network: NetworkPart | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
@@ -275,17 +277,19 @@ class PlanDocument(Document):
             memory=MemoryPart(
                 worst_rank=worst.rank, peak_bytes=worst.peak_bytes, reserved_bytes=plan.reserved_bytes(worst)
             ),
+            network=None if plan.network is None else NetworkPart.of(plan.network),
         )
 
     def value(self) -> Plan:
         """The plan that this file says."""
+        axes = Axes(**self.axes.model_dump())
         return Plan(
             model=self.model,
             fingerprint=self.fingerprint,
             cluster=self.cluster,
             threads=self.threads,
             at_once=self.at_once,
-            axes=Axes(**self.axes.model_dump()),
+            axes=axes,
             schedule=self.schedule,
             micro_batch_size=self.micro_batch_size,
             microbatches=self.microbatches,
@@ -316,6 +320,7 @@ class PlanDocument(Document):
             speeds=None if self.speeds is None else tuple(self.speeds),
             memory_limits=None if self.memory_limits is None else tuple(self.memory_limits),
             source=self.source,
+            network=None if self.network is None else self.network.value(axes.processes // axes.pp),
         )
 
 

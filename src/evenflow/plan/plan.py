@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evenflow.cost import Costs, LayerCost, LinkCost, Origin, RankCost, StageCost, StageMemory
+from evenflow.cost import (
+    Costs,
+    LayerCost,
+    LinkCost,
+    Links,
+    Network,
+    Origin,
+    RankCost,
+    StageCost,
+    StageMemory,
+    rank_links,
+)
 from evenflow.plan.axes import Axes, Zero
 from evenflow.spec import Dtype, Recompute, gradient_bytes
 from evenflow.spec.accelerators import reserved_bytes
@@ -122,7 +133,7 @@ class Plan:
         stage_backward_s: what a stage's backward costs beside its layers.
         stages: in the model's order.
         ranks: by their index on the pp axis.
-        link: transfers between neighbouring stages.
+        link: transfers between neighbouring stages; with a network, of those on one node.
         reduce_s: combining the gradient norm over all ranks.
         peak_flops: floating-point operations a second of one device at its best.
         predicted: the simulated step.
@@ -141,6 +152,7 @@ class Plan:
         speeds: how fast each rank computes, where they differ; layers and stages have the seconds of speed 1.
         memory_limits: bytes that each rank may use, where they differ; `memory_limit` is the most of them.
         source: where the model was found: a path, a hub id, or a preset's name; empty where nobody said.
+        network: transfers between stages on different nodes; None where all edges are alike.
     """
 
     model: str
@@ -179,6 +191,7 @@ class Plan:
     speeds: tuple[float, ...] | None = None
     memory_limits: tuple[int, ...] | None = None
     source: str = ""
+    network: Network | None = None
 
     @property
     def tied_gradient_bytes(self) -> int:
@@ -232,7 +245,13 @@ class Plan:
             speeds=self.speeds,
             process_bytes=self.process_bytes,
             sum_link=self.sum_link,
+            network=self.network,
         )
+
+    @property
+    def links(self) -> Links:
+        """What a transfer takes on each edge between ranks."""
+        return rank_links(self.link, self.network, self.stage_rank)
 
     @property
     def worst_rank(self) -> RankPlan:

@@ -64,4 +64,4 @@ def linked_work(
 def _work(plan: Plan) -> Work:
     memory = [stage.memory for stage in plan.stages]
     costs = at_speeds([stage.cost for stage in plan.stages], plan.stage_rank, plan.speeds)
-    return linked_work(plan.stage_rank, plan.microbatches, costs, memory, plan.link)
+    return linked_work(plan.stage_rank, plan.microbatches, costs, memory, plan.links)

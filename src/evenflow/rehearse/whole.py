@@ -115,7 +115,7 @@ def rehearsed_profile(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) 
         layers=_alike(plan, layers),
         stage_forward_s=plan.stage_forward_s,
         stage_backward_s=plan.stage_backward_s,
-        link=plan.link,
+        link=plan.link if plan.network is None else plan.network.link,  # a profile has one for all edges
         reduce_s=plan.reduce_s,
         peak_flops=plan.peak_flops,
         cluster=plan.cluster,

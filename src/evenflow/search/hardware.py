@@ -12,6 +12,7 @@ from dataclasses import replace
 from evenflow.cost import (
     Costs,
     LinkCost,
+    Links,
     MemoryModel,
     StageMemory,
     all_reduce_s,
@@ -46,15 +47,16 @@ def split_hardware(
     for stage, rank in enumerate(stage_rank if gathers else ()):  # what each has updated goes to all of them
         gather_s = spread_s(costs.adding, costs.shares, stages[stage].parameter_bytes)
         ranks[rank] = replace(ranks[rank], optimizer_s=ranks[rank].optimizer_s + gather_s)
+    links = costs.links(stage_rank)
     return Hardware(
         stages=stage_costs(costs, split),
         ranks=ranks,
-        links=costs.link,
+        links=links,
         memory=stages,
         reduce_s=costs.reduce_s,
         reduce_grad_s=_by_layer(costs, split)
         or _reduce_grad_s(costs.adding, costs.replicas, costs.shares, stages, stage_rank, tied_bytes),
-        reduce_tied_s=_reduce_tied_s(costs, stage_rank, tied_bytes),
+        reduce_tied_s=_reduce_tied_s(costs, links, stage_rank, tied_bytes),
         at_once=at_once,
         speeds=costs.speeds,
     )
@@ -67,12 +69,12 @@ def plan_hardware(plan: Plan) -> Hardware:
     return Hardware(
         stages=[stage.cost for stage in plan.stages],
         ranks=[rank.cost for rank in plan.ranks],
-        links=plan.link,
+        links=plan.links,
         memory=stages,
         reduce_s=plan.reduce_s,
         reduce_grad_s=_by_layer(plan.layer_costs, plan.stage_layers)
         or _reduce_grad_s(plan.layer_costs.adding, replicas, shares, stages, plan.stage_rank, plan.tied_gradient_bytes),
-        reduce_tied_s=_reduce_tied_s(plan.layer_costs, plan.stage_rank, plan.tied_gradient_bytes),
+        reduce_tied_s=_reduce_tied_s(plan.layer_costs, plan.links, plan.stage_rank, plan.tied_gradient_bytes),
         at_once=plan.at_once,
         speeds=plan.speeds,
     )
@@ -105,7 +107,9 @@ def _reduce_grad_s(
     )
 
 
-def _reduce_tied_s(costs: Costs, stage_rank: Sequence[int], tied_gradient_bytes: int) -> tuple[float, ...] | None:
+def _reduce_tied_s(
+    costs: Costs, links: Links, stage_rank: Sequence[int], tied_gradient_bytes: int
+) -> tuple[float, ...] | None:
     """For each group of tied stages, adding the gradients of all copies, those of every replica.
 
     Layers that say what adding their gradients takes have the replicas' in that: then those of one replica are left.
@@ -113,7 +117,9 @@ def _reduce_tied_s(costs: Costs, stage_rank: Sequence[int], tied_gradient_bytes:
     groups = tied_stages(len(stage_rank), tied_gradient_bytes)
     replicas = 1 if costs.reduces_by_layer else costs.replicas
     copies = [replicas * len({stage_rank[stage] for stage in group}) for group in groups]
-    return tuple(all_reduce_s(costs.adding, number, tied_gradient_bytes) for number in copies) if groups else None
+    # Both ends of the pipeline add them to each other, and are as far apart as they are.
+    adding = costs.sum_link or links.cost((stage_rank[0], stage_rank[-1]))
+    return tuple(all_reduce_s(adding, number, tied_gradient_bytes) for number in copies) if groups else None
 
 
 def plan_work(

@@ -133,6 +133,7 @@ def _assemble(
         dtype=model.dtype,
         process_bytes=costs.process_bytes,
         sum_link=costs.sum_link,
+        network=costs.network,
     )
 
 

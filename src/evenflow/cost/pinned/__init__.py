@@ -15,6 +15,7 @@ from evenflow.cost.pinned.seconds import (
     embedding_seconds,
     fabric_of,
     layer_seconds,
+    link_origin,
     one_block,
     step_seconds,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "embedding_seconds",
     "fabric_of",
     "layer_seconds",
+    "link_origin",
     "one_block",
     "peak_bytes",
     "pending_bytes",

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from evenflow.cost.collectives import Collective, Fabric
-from evenflow.cost.costs import LinkCost
+from evenflow.cost.links import LinkCost, edge_kinds
 from evenflow.cost.pinned.job import Pinned
 from evenflow.cost.roofline import Roofline
-from evenflow.spec.accelerators import Accelerator
+from evenflow.spec.accelerators import Accelerator, FigureOrigin
 from evenflow.spec.operators import Attention, LayerOperator, Matmul, Traffic
 
 _HALF = 2  # bytes
@@ -50,6 +51,13 @@ def fabric_of(device: Accelerator, roofline: Roofline) -> Fabric:
         LinkCost(2 * roofline.latency_s, device.network_bytes_per_s * roofline.network),
         device.node_devices,
     )
+
+
+def link_origin(device: Accelerator, ranks: int, rank_devices: int) -> FigureOrigin:
+    """Where the rates of a pipeline's edges come from; where some leave their node, the less certain of both."""
+    kinds = edge_kinds(ranks, rank_devices, device.node_devices) or {False}
+    found = [device.origin("network_bytes_per_s" if far else "node_bytes_per_s") for far in kinds]
+    return max(found, key=get_args(FigureOrigin).index)
 
 
 def block_seconds(job: Pinned, roofline: Roofline) -> BlockSeconds:

@@ -62,6 +62,7 @@ def assemble(
         stages=stage_plans(found.split, problem),
         ranks=played.ranks,
         link=own.link,
+        network=own.network,
         reduce_s=own.reduce_s,
         peak_flops=own.peak_flops,
         predicted=replace(played.predicted, mfu=mfu),
@@ -83,7 +84,7 @@ def assemble(
 def _problem(found: Found, costs: PresetCosts, model: Model, modes: tuple[Recompute, ...], limit: int) -> Problem:
     """What a planner of traced models would have been asked for."""
     layout = found.layout
-    own = preset_costs(costs, layout.shape, layout.dp, layout.zero, norm_seconds(costs, layout))
+    own = preset_costs(costs, layout.shape, layout.pp, layout.dp, layout.zero, norm_seconds(costs, layout))
     return Problem(
         model=model.under(modes),
         costs=replace(own, speeds=found.speeds).under(modes),

@@ -107,9 +107,7 @@ def columns(layouts: Sequence[Layout], costs: PresetCosts, cap: float, wish: str
     table = np.array(rows).T
     count = np.array([(own.pp, own.microbatches, own.stages_per_rank) for own in layouts], dtype=np.float64).T
     kinds = np.array([_kind(own) for own in layouts])
-    hops = np.array([
-        costs.link(own.tp * own.cp * own.dp).seconds(costs.figures(own.shape).hidden_bytes) for own in layouts
-    ])  # fmt: skip
+    hops = np.array([costs.least_hop_s(own.pp, own.shape, own.rank_devices) for own in layouts])
     total = np.array([float(costs.architecture.layers)] * len(layouts))
     alone = dict(zip(_ROW, table[6:], strict=True))
     return Columns(

@@ -49,6 +49,11 @@ class Layout:
         return self.pp * self.tp * self.dp * self.cp
 
     @property
+    def rank_devices(self) -> int:
+        """How many a pipeline rank has."""
+        return self.tp * self.dp * self.cp
+
+    @property
     def stages(self) -> int:
         """Of the whole pipeline."""
         return self.pp * self.stages_per_rank

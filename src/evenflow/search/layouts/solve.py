@@ -5,12 +5,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evenflow.cost import rank_links
 from evenflow.cost.preset import PresetCosts
 from evenflow.search.layouts.bounds import columns, lower_bounds, norm_seconds
 from evenflow.search.layouts.layout import Layout
@@ -154,8 +155,8 @@ class _Solve:
         self.stages = Stages(figures, step, self.order.counts, caps, way)
         self.wish = way if way in WAYS else "auto"  # of which others are a part
         self.caps, self.speeds = caps, speeds
-        hop = costs.link(layout.tp * layout.cp * layout.dp).seconds(figures.hidden_bytes)
-        self.lag = np.full(layout.stages - 1, hop)
+        links = rank_links(*costs.links(layout.pp, layout.rank_devices), layout.stage_rank)
+        self.lag = np.array([links.cost(edge).seconds(figures.hidden_bytes) for edge in pairwise(layout.stage_rank)])
         self.norm_s = norm_seconds(costs, layout)
         self.simulated = 0
         self.bound_s = 0.0
