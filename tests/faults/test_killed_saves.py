@@ -48,6 +48,17 @@ def wait_for_save(run: Path, first: int) -> int:
     raise AssertionError(f"no save after step {first} began in {_PATIENCE_S} s")
 
 
+def running(run: Path) -> list[int]:
+    """The ranks' process ids, once all run: what those before them left half written is gone by then."""
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        found = pids_of(run)
+        if alive(found) == found:
+            return found
+        time.sleep(0.002)
+    raise AssertionError(f"not all ranks run within {_PATIENCE_S} s")
+
+
 def save_s(run: Path, first: int) -> float:
     """How long a save takes from its first file until older ones are dropped: the median of some."""
     times = []
@@ -81,6 +92,7 @@ def kill_saves(whole: tuple[Job, RunResult], folder: Path, times: int) -> str:
         lasts_s = save_s(job.out, 2)
         base, restarts = steps_of(job.out, "step-")[-1], 0
         for victim in victims:
+            ranks = running(job.out)
             step = wait_for_save(job.out, base + 2 + chance.randrange(3))
             time.sleep(chance.uniform(0, lasts_s))
             if victim == "command":
@@ -88,7 +100,7 @@ def kill_saves(whole: tuple[Job, RunResult], folder: Path, times: int) -> str:
                 command, restarts = started.start(replace(job, resume=True)), 0
                 base = step_in(command.hears("weights: of "))
             else:
-                os.kill(pids_of(job.out)[int(victim[-1])], signal.SIGKILL)
+                os.kill(ranks[int(victim[-1])], signal.SIGKILL)
                 restarts += 1
                 base = step_in(command.hears("restart ", restarts))
                 newest = int(command.said("disk: ")[-1].split()[1])
