@@ -270,7 +270,7 @@ def _read_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,  # noqa: ARG001 - torch's own signature, whose arguments come by place or by name
-    attn_mask: Tensor | None = None,  # noqa: ARG001
+    attn_mask: Tensor | None = None,  # noqa: ARG001 - as above
     dropout_p: float = 0.0,
     **_: Any,
 ) -> _Draw | None:
