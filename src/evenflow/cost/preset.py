@@ -18,6 +18,8 @@ from evenflow.cost.pinned import (
     Redone,
     activation_bytes,
     embedding_seconds,
+    exchange_seconds,
+    expert_replicas,
     fabric_of,
     one_block,
     pending_bytes,
@@ -226,20 +228,13 @@ class PresetCosts:
     def _once_a_step(self, shape: Shape, dp: int, zero: int) -> StepFigures:
         own, fabric = self.figures(shape), self.fabric
         replicas = dp * shape.cp
-        apart = max(1, replicas // shape.ep) if shape.ep > 1 else replicas
-        shares = (replicas, apart) if zero else (1, 1)
+        shares = (replicas, expert_replicas(replicas, shape.ep)) if zero else (1, 1)
         count = len(own.dense)
         reduce_s, gather_s = np.zeros(count), np.zeros(count)
         seen: dict[tuple[float, float], tuple[float, float]] = {}
         for layer, key in enumerate(zip(own.dense.tolist(), own.experts.tolist(), strict=True)):
             if key not in seen:
-                dense, experts = (HALF * size for size in key)
-                seen[key] = (
-                    fabric.seconds("reduce-scatter", dense, replicas, shape.tp)
-                    + fabric.seconds("reduce-scatter", experts, apart, shape.tp * shape.ep),
-                    fabric.seconds("all-gather", dense, replicas, shape.tp)
-                    + fabric.seconds("all-gather", experts, apart, shape.tp * shape.ep),
-                )
+                seen[key] = exchange_seconds(fabric, key, replicas, shape.ep, shape.tp)
             reduce_s[layer], gather_s[layer] = seen[key]
         if not zero:
             reduce_s, gather_s = reduce_s + gather_s, np.zeros(count)

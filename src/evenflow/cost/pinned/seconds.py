@@ -200,6 +200,29 @@ def _streamed(job: Pinned, fabric: Fabric, dense: float) -> float:
     return job.microbatches * (gathers + fabric.seconds("reduce-scatter", 2 * size, job.dp, job.tp))
 
 
+def expert_replicas(replicas: int, ep: int) -> int:
+    """Over how many an expert's gradients are added, where `ep` of the replicas have different experts."""
+    return max(1, replicas // ep) if ep > 1 else replicas
+
+
+def exchange_seconds(fabric: Fabric, held: tuple[float, float], replicas: int, ep: int, tp: int) -> tuple[float, float]:
+    """Adding a rank's gradients up as shares, and gathering what became of them, in half precision.
+
+    Args:
+        fabric: between the replicas.
+        held: the rank's dense parameters, and its experts'.
+        replicas: over how many the dense are added.
+        ep: over how many experts are spread.
+        tp: processes between one replica and the next.
+    """
+    dense, experts = (_HALF * own for own in held)
+    apart = expert_replicas(replicas, ep)
+    reduced, gathered = (
+        fabric.seconds(kind, dense, replicas, tp) + fabric.seconds(kind, experts, apart, tp * ep) for kind in _PARTS
+    )
+    return reduced, gathered
+
+
 def _exchange(job: Pinned, fabric: Fabric, stages: Sequence[float], backwards: Sequence[float]) -> float:
     """Gradients over replicas, and parameters back, as far as the rank that is latest with them is waited for.
 
@@ -208,15 +231,10 @@ def _exchange(job: Pinned, fabric: Fabric, stages: Sequence[float], backwards: S
     """
     if job.zero >= 3:
         return 0.0
-    replicas = job.dp * job.cp
-    apart = max(1, replicas // job.ep) if job.ep > 1 else replicas
     exposed, earlier = 0.0, 0.0
     for holding, whole, backward in zip(job.holdings(), stages, backwards, strict=True):
-        dense, experts = _HALF * job.dense_parameters(holding), _HALF * job.expert_parameters(holding)
-        reduced, gathered = (
-            fabric.seconds(kind, dense, replicas, job.tp) + fabric.seconds(kind, experts, apart, job.tp * job.ep)
-            for kind in _PARTS
-        )
+        held = job.dense_parameters(holding), job.expert_parameters(holding)
+        reduced, gathered = exchange_seconds(fabric, held, job.dp * job.cp, job.ep, job.tp)
         if not job.zero:
             reduced, gathered = reduced + gathered, 0.0
         if job.is_overlapped:
