@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -120,19 +122,59 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(filler: Path) -> None:
     """Take all room that is left."""
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
+    with filler.open("wb", buffering=0) as file:
+        take_all_room(file)
+
+
+def take_all_room(file: FileIO) -> None:
+    with suppress(OSError):
         while file.write(bytes(4096)):
             pass
+
+
+class KeepsFull(Hears):
+    """Takes all room from the first checkpoint to the eighth step, what is freed meanwhile too, as other users do."""
+
+    def __init__(self, filler: Path) -> None:
+        super().__init__()
+        self.filler = filler
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.fill)
+
+    def fill(self) -> None:
+        with self.filler.open("wb", buffering=0) as file:
+            while not self.over.wait(0.001):
+                take_all_room(file)
+
+    def saved(self, checkpoint: Path, write_s: float, hash_s: float) -> None:
+        super().saved(checkpoint, write_s, hash_s)
+        if len(self.saves) == 1:
+            self.thread.start()
+
+    def stepped(self, metrics: StepMetrics, steps: int) -> None:
+        super().stepped(metrics, steps)
+        if metrics.step == 8:
+            self.end()
+
+    def end(self) -> None:
+        """There is room again when this returns."""
+        self.over.set()
+        if self.thread.ident is not None:
+            self.thread.join()
+        self.filler.unlink(missing_ok=True)
 
 
 def test_a_rank_that_is_lost_while_the_disk_is_full_is_started_again(
     whole: Whole, faults: Faults, small_disk: Path
 ) -> None:
     """In step 7, after a save that failed: neither a folder nor a file can be made for the ranks that are started."""
-    job, out, filler = whole[0], small_disk / "run", small_disk / "filler"
+    job, out = whole[0], small_disk / "run"
     faults.plan(1, "forward", 26, signal.SIGKILL)
-    hears = Breaks({5: lambda: fill(filler), 8: filler.unlink})
-    evenflow.train(replace(job, out=out), hears)
+    hears = KeepsFull(small_disk / "filler")
+    try:
+        evenflow.train(replace(job, out=out), hears)
+    finally:
+        hears.end()
     (restart,) = hears.starting("restart 1 of 3: ")
     assert "after step 3 " in restart
     said = warnings(hears)

@@ -19,7 +19,7 @@ def lines(pace: Pace, steps: int, *busy: float) -> list[tuple[int, str]]:
     return said
 
 
-@pytest.mark.parametrize("expected", [None, (0.2, 0.1)])
+@pytest.mark.parametrize("expected", [None, (0.2, 0.1), (0.12, 0.1), (0.2, 0.07)])
 def test_a_rank_slowed_to_a_third_is_named_once_within_20_steps(expected: tuple[float, float] | None) -> None:
     pace = Pace(expected)
     assert not lines(pace, 40, 0.2, 0.1)

@@ -11,17 +11,16 @@ from evenflow.timeline import usual_pace
 _WARM_UP_STEPS = 2
 _WINDOW = 17  # steps: of those, more than half have to be slow, so a rank is named within 20 of becoming so
 _ENOUGH = 5
-_SLOW, _AGAIN_USUAL = (
-    2.5,
-    1.5,
-)  # times as long as the pace of the others would have it; shared cores alone may make it 2
+# Times as long as the pace of the others would have it. Shared cores alone, or a plan that is wrong, may make it 2.
+_SLOW, _NO_NEWS, _AGAIN_USUAL = 2.5, 2.0, 1.5
 
 
 class Pace:
     """Compares the ranks' busy seconds, step by step, each with what it usually needs.
 
-    What is usual is what the plan says where its costs were measured, else the rank's own best so far: a plan from
-    FLOPs may well be wrong by as much as a rank is slow.
+    What is usual is the rank's own best so far. A rank that is slow from its first step on has no better one: it is
+    known by the plan, where its costs were measured. Those from FLOPs may well be wrong by as much as a rank is slow,
+    and measured ones by enough to hide it, so the plan is asked of nothing else.
 
     Args:
         expected: the plan's busy seconds of each process; None where they were not measured.
@@ -52,10 +51,20 @@ class Pace:
             return []
         now = [median(newest) for newest in self._newest]
         self._best = [min(pair) for pair in zip(self._best, now, strict=True)]
-        usual = self._expected or self._best
-        paces = [own / needs if needs > 0 else 1.0 for own, needs in zip(now, usual, strict=True)]
+        paces = _paces(now, self._usual())
         others = usual_pace(paces)
         return [line for rank in range(len(busy)) for line in self._judge(rank, paces[rank] / others, now[rank])]
+
+    def _usual(self) -> list[float]:
+        """Busy seconds that each rank needs where nothing slows it."""
+        if self._expected is None:
+            return self._best
+        paces = _paces(self._best, self._expected)
+        others = usual_pace(paces)
+        return [
+            best if pace <= _NO_NEWS * others else needs * others
+            for best, pace, needs in zip(self._best, paces, self._expected, strict=True)
+        ]
 
     def _judge(self, rank: int, times: float, busy_s: float) -> list[str]:
         if rank not in self._slow and times > _SLOW:
@@ -68,3 +77,7 @@ class Pace:
             self._slow.remove(rank)
             return [f"rank {rank} keeps up again"]
         return []
+
+
+def _paces(seconds: Sequence[float], needed: Sequence[float]) -> list[float]:
+    return [own / needs if needs > 0 else 1.0 for own, needs in zip(seconds, needed, strict=True)]
