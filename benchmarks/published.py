@@ -275,8 +275,8 @@ def planner_report(rows: Sequence[Row], predictions: Sequence[Prediction], roofl
         "rows": len(plans),
         "configurations": len(distinct),
         "skipped": reasons,
-        "predictions": [{"row": one.row, "step_time_s": plan.step_s, "peak_memory_bytes": plan.peak_bytes()}
-                        for _, one, plan in plans],
+        "predictions": [{"row": one.row, "step_time_s": one.step_time_s, "peak_memory_bytes": one.peak_memory_bytes}
+                        for one in by_plan],
         "difference": compared(list(distinct.values())),
         "measured": {
             name: {"step_time": _summary([seconds for _, seconds, _ in own if seconds is not None]),

@@ -190,9 +190,21 @@ def part_of(model: nn.Module, path: str) -> nn.Module | Tensor:
 
 
 def hidden_width(config: PretrainedConfig, anatomy: Anatomy) -> int:
-    """Numbers that cross a cut for each token: the hidden size, or what the blocks of this model are handed."""
+    """Numbers that cross a cut for each token: the hidden size, or what the blocks of this model are handed.
+
+    Raises:
+        InputError: the blocks' input was not seen, and the configuration has no width for all of them.
+    """
     width = anatomy.layout.width
-    return width if anatomy.layout.rest else int(config.get_text_config().hidden_size)
+    if anatomy.layout.rest:
+        return width
+    hidden_size = getattr(config.get_text_config(), "hidden_size", None)
+    if not isinstance(hidden_size, int):
+        raise InputError(
+            f"{config.model_type} has no hidden_size in its config, so what goes from block to block is not known; "
+            "a model whose blocks all hand on hidden states of one width would do"
+        )
+    return hidden_size
 
 
 def layer_of(anatomy: Anatomy, parameter: str) -> int:
