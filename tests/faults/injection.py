@@ -45,6 +45,9 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
                 time.sleep(1.5)
             case "hold":  # the interpreter, with all its threads
                 ctypes.PyDLL(None).sleep(600)
+            case "fifth":  # from here on all that it computes takes five times as long
+                for name in ("forward", "backward", "input_backward", "weight_backward"):
+                    slow_down(type(rest[0]), name)
             case "memory":
                 torch.empty(2**50)
             case str(cgroup) if cgroup.startswith("/"):  # takes more memory than its processes may have
@@ -68,6 +71,17 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
                 setattr(runner, fault["point"], spoilt)
             case number:
                 os.kill(os.getpid(), number)
+
+    def slow_down(owner, name):
+        whole = getattr(owner, name)
+
+        def slower(*arguments, **more):
+            began = time.monotonic()
+            found = whole(*arguments, **more)
+            time.sleep(4 * (time.monotonic() - began))
+            return found
+
+        setattr(owner, name, slower)
 
     def passes(point, *rest):
         if not plan:

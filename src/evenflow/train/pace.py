@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from statistics import median
 
 from evenflow.timeline import usual_pace
 
 _WARM_UP_STEPS = 2
-_WINDOW = 17  # steps: of those, more than half have to be slow, so a rank is named within 20 of becoming so
+_WINDOW = 17  # steps: of those, three quarters have to be slow, so a rank is named within 20 of becoming so
 _ENOUGH = 5
 # Times as long as the pace of the others would have it. Shared cores alone, or a plan that is wrong, may make it 2.
 _SLOW, _NO_NEWS, _AGAIN_USUAL = 2.5, 2.0, 1.5
@@ -49,7 +48,7 @@ class Pace:
             newest.append(seconds)
         if len(self._newest[0]) < _ENOUGH:
             return []
-        now = [median(newest) for newest in self._newest]
+        now = [_quick_quarter(newest) for newest in self._newest]
         self._best = [min(pair) for pair in zip(self._best, now, strict=True)]
         paces = _paces(now, self._usual())
         others = usual_pace(paces)
@@ -77,6 +76,11 @@ class Pace:
             self._slow.remove(rank)
             return [f"rank {rank} keeps up again"]
         return []
+
+
+def _quick_quarter(seconds: Sequence[float]) -> float:
+    """What a quarter of them is within: others who want the cores lengthen some steps, a slow rank all of its own."""
+    return sorted(seconds)[len(seconds) // 4]
 
 
 def _paces(seconds: Sequence[float], needed: Sequence[float]) -> list[float]:
