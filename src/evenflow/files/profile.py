@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from evenflow.cost import TIMED_PARTS, LayerCost, Origin, Profile
 from evenflow.errors import InputError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
+from evenflow.files.kinds import PROFILE, Kind
 from evenflow.files.parts import MOST_LAYERS, MOST_SECONDS, Bytes, Count, LinkPart, Rate, Seconds, Speed, no_time
 from evenflow.spec import Machine
 
@@ -41,6 +42,8 @@ class LayerPart(Part):
 
 class ProfileDocument(Document):
     """The whole file."""
+
+    kind: ClassVar[Kind] = PROFILE
 
     model: str
     fingerprint: str
