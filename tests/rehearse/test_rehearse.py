@@ -214,20 +214,6 @@ def test_a_plan_for_another_trainer_is_rehearsed_with_a_word(
         assert ("the plan is for megatron, and what ran is evenflow's own trainer" in note) == (trainer == "megatron")
 
 
-def test_a_preset_has_no_profile_and_that_is_said_before_the_minutes_that_it_would_take(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, profile = tmp_path / "plan.json", tmp_path / "profile.json"
-    command = ["plan", "llama-2-7b", "--cluster", "8xA100-80GB", "--pp", "8", "--micro-batch-size", "1"]
-    command += ["--global-batch-size", "8", "--seq-length", "128", "--schedule", "1f1b", "--out", str(path)]
-    assert main(command) == 0
-    monkeypatch.setattr("evenflow.rehearse.check_model", None)  # nothing is described, nothing run
-    line = _refused(capfd, 2, path, "--all", "--out", str(profile))
-    assert "takes none for presets" in line
-    assert "is a plan of llama-2-7b; without --out" in line
-    assert not profile.exists()
-
-
 @pytest.mark.parametrize(
     ("axes", "has", "would"),
     [

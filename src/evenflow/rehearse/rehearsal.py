@@ -119,7 +119,7 @@ def rehearse_rank(
 
 
 def check_model(plan: Plan, source: ModelSource) -> Model:
-    """Describe the model that a plan must be for; of a preset only the number of layers can tell.
+    """Describe the model that a plan must be for; of a preset only its name and number of layers can tell.
 
     Raises:
         InputError: it is for another one, or its axes are not run.
@@ -133,7 +133,10 @@ def check_model(plan: Plan, source: ModelSource) -> Model:
             f"nor experts (ep); a plan made with {would} would do"
         )
     model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp, plan.dtype)
-    same = len(model.layers) == len(plan.layers) if source.is_preset else model.fingerprint == plan.fingerprint
+    if source.is_preset:
+        same = (source.name, len(model.layers)) == (plan.model, len(plan.layers))
+    else:
+        same = model.fingerprint == plan.fingerprint
     if not same:
         raise InputError(
             f"the plan is for {plan.model} ({len(plan.layers)} layers, fingerprint {plan.fingerprint}), not for "
