@@ -17,8 +17,9 @@ from evenflow.cost.measured_preset import dimensions_hash
 from evenflow.cost.pinned import fabric_of
 from evenflow.cost.roofline import Roofline
 from evenflow.plan import Plan
+from evenflow.program import plan_program
 from evenflow.rehearse.layers import layer_costs, runs_halves
-from evenflow.rehearse.rehearsal import Rehearsed
+from evenflow.rehearse.rehearsal import Rehearsed, part_of
 from evenflow.spec import Combined, Model, this_machine
 from evenflow.spec.accelerators import ACCELERATORS
 from evenflow.spec.architecture import Architecture
@@ -52,10 +53,19 @@ def _exchange(plan: Plan) -> Callable[[Iterable[Combined]], float]:
 
 
 def predicted_compute_s(plan: Plan, model: Model, rank: int) -> float:
-    """A plan's seconds in forwards and backwards of a rank's step, less those of what its shards put together."""
+    """A plan's seconds in forwards and backwards of a rank's step, less those of what its shards put together.
+
+    They are those on cores of its own: where the plan's ranks take turns, a rank is busy for longer.
+    """
     sums = tensor_sums(plan, model)
     together = sum(sums[stage].forward_s + sums[stage].backward_s for stage in plan.ranks[rank].stages)
-    return max(plan.ranks[rank].busy_s - plan.microbatches * together, 0.0)
+    busy_s = plan.ranks[rank].busy_s if plan.at_once >= len(plan.ranks) else _alone_s(plan, rank)
+    return max(busy_s - plan.microbatches * together, 0.0)
+
+
+def _alone_s(plan: Plan, rank: int) -> float:
+    parts = [part for action in plan_program(plan).ranks[rank] if (part := part_of(action)) is not None]
+    return float(sum(getattr(plan.stages[stage].cost, name) for stage, name in parts if stage >= 0))
 
 
 def rehearsed_plan(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) -> Plan:
