@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import evenflow
 from evenflow.cli import main
 from evenflow.cost import Profile, RankCost, StageCost
 from evenflow.files import load_plan, load_profile, profile_json, save_profile
@@ -130,6 +131,9 @@ def test_every_rank_of_the_new_plan_is_as_busy_as_the_rehearsed_one(
     for rank, rehearsed in zip(again.ranks, whole.ranks, strict=True):
         assert rank.busy_s == pytest.approx(rehearsed.busy_s)
         assert rank.cost.optimizer_s == pytest.approx(1.5), "norm and update"
+    pins: dict[str, Any] = {"schedule": schedule, "recompute": recompute, "pp": 8}
+    profile = load_profile(tmp_path / "profile.json")
+    assert evenflow.plan(NAME, "1x8xH100-80GB", 16, 64, profile=profile, **pins).ranks == again.ranks
     assert plan.link == again.link
     assert [own.saved_bytes for own in plan.layers] == [own.saved_bytes for own in again.layers]
 
