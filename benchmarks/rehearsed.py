@@ -8,8 +8,9 @@ A run's ranks have busy seconds and a peak of memory in RUN/timeline.json and RU
 run before its ranks are rehearsed and again after, and its figures are the means of both, so that a machine that grows
 slower favours nobody.
 Where a run has more ranks than cores, a rank's busy seconds in it are those of a shared core; what is held against
-them are the busy seconds of the step that is simulated from the rehearsal, on as many cores. Errors are relative to
-what was measured in the run.
+them are the busy seconds of the step that is simulated from the rehearsal, on as many cores. As many copies of a rank
+take turns on them then as the run has ranks, so that caches are as full of others' data as there. Errors are relative
+to what was measured in the run.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def plan(
         global_batch_size: sequences of a step.
         seq_length: tokens of a sequence.
         micro_batch_size: by default as many as leave each rank four microbatches.
-        profile: measured costs; without them they come from FLOPs.
+        profile: measured costs; without them they come from FLOPs. Of a preset, those that `evenflow rehearse` wrote.
         schedule: `1f1b` (default), another one's name, or `auto`.
         memory_limit: bytes that a rank may use; by default the device's memory.
         stages_per_rank: by default as many as the schedule asks for.
@@ -184,9 +184,7 @@ def plan(
     preset = preset_of(str(model))
     if preset is None:
         return _plan_model(str(model), cluster, batch, pins, profile, recompute, memory_limit, dtype)
-    if profile is not None:
-        raise InputError(f"a profile holds layers that were timed, and {preset.name} is known by its dimensions")
-    return _plan_preset(preset, cluster, batch, pins, recompute, memory_limit, dtype)
+    return _plan_preset(preset, cluster, batch, pins, profile, recompute, memory_limit, dtype)
 
 
 def _plan_model(
@@ -229,6 +227,7 @@ def _plan_preset(
     cluster: str | Cluster,
     batch: tuple[int, int],
     pins: Pins,
+    profile: Profile | None,
     recompute: RecomputeWish | None,
     memory_limit: int | None,
     dtype: Dtype | None,
@@ -242,7 +241,7 @@ def _plan_preset(
         LayoutRequest(
             preset, devices, *batch,
             pins=pins, recompute=recompute or "auto", memory_limit=memory_limit,
-            dtype=None if dtype is None else check_dtype(dtype),
+            dtype=None if dtype is None else check_dtype(dtype), profile=profile,
         )
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_nodes_devices_and_links(tmp_path: Path) -> None:
         ('like = "A100-80GB"', 'file = "/etc/hosts"', r"devices.fast.file: '/etc/hosts' leads out of "),
         ('like = "A100-80GB"', 'file = ""', r"devices.fast.file: "),
         ('like = "A100-80GB"', 'file = "a\\u0000"', r"devices.fast.file: 'a\\x00' leads out of "),
-        ('like = "A100-80GB"', 'file = "lab.toml"', r"devices.fast.file: .*lab.toml: .*JSON"),
+        ('like = "A100-80GB"', 'file = "lab.toml"', r"devices.fast.file: .*lab.toml: is a cluster, not a device"),
     ],
 )
 def test_the_key_that_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,21 @@ from evenflow.cost import RankCost, StageCost
 from evenflow.draw.words import origins_text
 from evenflow.errors import InputError
 from evenflow.files import load_plan, load_profile, save_plan
-from evenflow.launch import ForkServer
+from evenflow.launch import ForkServer, unpack
 from evenflow.models import describe_model, find_model
 from evenflow.plan import Axes, Plan
 from evenflow.program import plan_program
-from evenflow.rehearse import Rehearsed, distinct_ranks, predicted_compute_s, rehearsed_plan, rehearsed_profile
+from evenflow.rehearse import (
+    Rehearsed,
+    distinct_ranks,
+    predicted_compute_s,
+    rehearse_rank,
+    rehearsed_plan,
+    rehearsed_profile,
+)
 from evenflow.rehearse.rehearsal import _payload, check_model
 from evenflow.search import plan_timeline
+from evenflow.spec import Cluster, Device
 from evenflow.spec.architecture import Experts, Latent
 from evenflow.spec.cluster import local_cluster
 from evenflow.spec.presets import PRESETS
@@ -214,20 +223,6 @@ def test_a_plan_for_another_trainer_is_rehearsed_with_a_word(
         assert ("the plan is for megatron, and what ran is evenflow's own trainer" in note) == (trainer == "megatron")
 
 
-def test_a_preset_has_no_profile_and_that_is_said_before_the_minutes_that_it_would_take(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, profile = tmp_path / "plan.json", tmp_path / "profile.json"
-    command = ["plan", "llama-2-7b", "--cluster", "8xA100-80GB", "--pp", "8", "--micro-batch-size", "1"]
-    command += ["--global-batch-size", "8", "--seq-length", "128", "--schedule", "1f1b", "--out", str(path)]
-    assert main(command) == 0
-    monkeypatch.setattr("evenflow.rehearse.check_model", None)  # nothing is described, nothing run
-    line = _refused(capfd, 2, path, "--all", "--out", str(profile))
-    assert "takes none for presets" in line
-    assert "is a plan of llama-2-7b; without --out" in line
-    assert not profile.exists()
-
-
 @pytest.mark.parametrize(
     ("axes", "has", "would"),
     [
@@ -303,6 +298,83 @@ def test_a_plan_that_cannot_be_rehearsed_is_one_line(
     line = _refused(capfd, 2, path, "--rank", "0")
     assert "is a plan for tiny-llama, which is gone" in line
     assert "--model MODEL" in line
+
+
+class _Told(Exception):
+    """How a rehearsal would be run."""
+
+
+class _Asked:
+    """A launcher that runs nothing."""
+
+    def running(self, name: str, target: str, ranks: int, payload: dict[str, Any], threads: int) -> Any:
+        raise _Told(ranks, payload["shares_cores"])
+
+
+@pytest.mark.parametrize(
+    ("pp", "memory", "wanted"),
+    [(2, 2**40, (2, False)), (4, 2**40, (4, True)), (4, 2**20, (2, False)), (1, 2**40, (1, False))],
+    ids=["own cores", "taking turns", "too little memory for so many", "one"],
+)
+def test_as_many_rehearse_a_rank_as_will_share_the_cores(
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pp: int,
+    memory: int,
+    wanted: tuple[int, bool],
+) -> None:
+    """Of this machine's, here of two cores; a plan for other devices has one rank rehearsed by one process."""
+
+    def two_cores(processes: int | None = None, threads: int | None = None) -> Cluster:
+        count = processes or 2
+        device = Device("cpu", memory // count, 64e9, 0.5, 2e9, 1e-4, "made up")
+        return Cluster("local", device, count, threads or 1, min(count, 2), is_local=True)
+
+    model = make_model()
+    plan, source = load_plan(make_plan(tmp_path, model, "--pp", pp, "--global-batch-size", 8)), find_model(str(model))
+    described = check_model(plan, source)
+    small = replace(plan, ranks=tuple(replace(own, peak_bytes=2**19) for own in plan.ranks))
+    monkeypatch.setattr("evenflow.rehearse.rehearsal.local_cluster", two_cores)
+    with pytest.raises(_Told) as told:
+        rehearse_rank(small, source, described, 0, launcher=_Asked())  # type: ignore[arg-type]
+    assert told.value.args == wanted
+    with pytest.raises(_Told) as told:
+        rehearse_rank(replace(small, cluster="8xA100-80GB"), source, described, 0, launcher=_Asked())  # type: ignore[arg-type]
+    assert told.value.args == (1, False)
+
+
+@pytest.mark.parametrize("shares_cores", [True, False])
+def test_a_rank_that_takes_turns_counts_its_own_time(
+    server: ForkServer, make_model: Callable[..., Path], tmp_path: Path, shares_cores: bool
+) -> None:
+    """The processor's time of its process, which begins at nothing, and not that on the wall."""
+    model = make_model()
+    path = make_plan(tmp_path, model, "--pp", 2, "--global-batch-size", 4)
+    source = find_model(str(model))
+    payload = _payload(path, source, check_model(load_plan(path), source), 0, 0, local_cluster())
+    began = time.perf_counter()
+    group = server.start("rehearsal", "evenflow.rehearse.ranks:run", 1, {**payload, "shares_cores": shares_cores})
+    steps = [unpack(item[1]["spans"]) for item in group.messages() if item is not None and item[1]["kind"] == "step"]
+    assert len(steps) == 2
+    for moments in steps:
+        assert sorted(moments) == moments
+        assert moments[-1] > moments[0]
+        assert (moments[-1] < time.perf_counter() - began) == shares_cores
+
+
+def test_a_rank_that_takes_turns_is_planned_on_cores_of_its_own(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What is rehearsed is held against that, not against how long it is busy while others have its core."""
+    model = make_model()
+    plan = load_plan(make_plan(tmp_path, model, "--pp", 4, "--global-batch-size", 8))
+    described = describe_model(find_model(str(model)), 2, 64)
+    shared = replace(plan, at_once=1, ranks=tuple(replace(own, busy_s=99.0) for own in plan.ranks))
+    for rank in range(4):
+        cost = plan.stages[rank].cost
+        alone = plan.microbatches * (cost.forward_s + cost.backward_s)
+        assert predicted_compute_s(shared, described, rank) == pytest.approx(alone)
 
 
 def _refused(capfd: pytest.CaptureFixture[str], code: int, path: Path, *options: str) -> str:

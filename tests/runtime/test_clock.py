@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from evenflow.runtime.clock import CudaClock, HostClock, clock_of
+from evenflow.runtime.clock import CudaClock, HostClock, ProcessorClock, clock_of
 
 
 class Device:
@@ -54,6 +54,17 @@ def test_host_marks_are_in_order_and_read_once() -> None:
         clock.mark()
     moments = clock.read()
     assert before <= moments[0] <= moments[1] <= moments[2] <= time.perf_counter()
+    assert clock.read() == []
+
+
+def test_time_that_others_have_the_core_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads, whose time the system adds up."""
+    worked = iter([10.0, 16.0])
+    monkeypatch.setattr(time, "process_time", lambda: next(worked))
+    clock = ProcessorClock(2)
+    clock.mark()
+    clock.mark()
+    assert clock.read() == [5.0, 8.0]
     assert clock.read() == []
 
 

@@ -74,16 +74,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
-    """A preset is planned from its dimensions: torch is not imported."""
+    """A preset is planned from its dimensions, or as its ranks were rehearsed: torch is not imported."""
+    from evenflow.files import load_profile
     from evenflow.files.cluster import read_cluster
     from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
     from evenflow.spec.trainers import OURS
 
-    if arguments.profile:
-        raise InputError(
-            f"--profile holds layers that were timed, and {arguments.model} is known by its dimensions alone; a model "
-            "directory would do, or no --profile"
-        )
     names = ("pp", "tp", "dp", "cp", "ep", "stages_per_rank", "schedule", "micro_batch_size", "zero")
     return plan_layout(
         LayoutRequest(
@@ -96,6 +92,7 @@ def _plan_preset(arguments: argparse.Namespace, preset: Architecture) -> Plan:
             arguments.recompute or "auto",
             arguments.memory_limit,
             arguments.dtype,
+            load_profile(arguments.profile) if arguments.profile else None,
         )
     )
 

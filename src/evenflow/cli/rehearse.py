@@ -50,16 +50,17 @@ def run(arguments: argparse.Namespace) -> int:
         rehearsed_profile,
     )
     from evenflow.search import plan_timeline
+    from evenflow.spec.presets import find_preset
     from evenflow.spec.trainers import OURS
 
     plan = load_plan(arguments.plan)
     if not arguments.all:
         check_rank(plan, arguments.rank)
     source = _find(plan, arguments)
-    if arguments.out and source.is_preset:
+    if arguments.out and source.is_preset and plan.speeds is not None:
         raise InputError(
-            f"--out writes a profile for `plan --profile`, which takes none for presets, and {arguments.plan} is a "
-            f"plan of {source.name}; without --out the times are printed, and a plan of a model directory has a profile"
+            f"--out writes a profile of one kind of device, and the ranks of {arguments.plan} are on several; a plan "
+            f"for {plan.device} alone would do, and without --out the times are printed"
         )
     model = check_model(plan, source)
     alike = distinct_ranks(plan) if arguments.all else {arguments.rank: (arguments.rank,)}
@@ -71,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         every = {rank: found[first] for first, ranks in alike.items() for rank in ranks}
         step_s = plan_timeline(rehearsed_plan(plan, model, every)).step_s
         if arguments.out:
-            save_profile(rehearsed_profile(plan, model, every), arguments.out)
+            preset = find_preset(source.name) if source.is_preset else None
+            save_profile(rehearsed_profile(plan, model, every, preset), arguments.out)
     device = next(iter(found.values())).device
     note = _NOTE if device == plan.device else f"{_NOTE}; the plan's seconds are those of {plan.device}, not {device}"
     if plan.trainer != OURS:

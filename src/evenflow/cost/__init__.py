@@ -5,7 +5,7 @@ from evenflow.cost.collectives import all_reduce_s, combined_s, spread_s
 from evenflow.cost.costs import TIMED_PARTS, Costs, LayerCost, Origin
 from evenflow.cost.links import Edge, LinkCost, Links, Network, rank_links
 from evenflow.cost.memory import MESSAGE_BYTES, HasLayers, MemoryModel, StageMemory
-from evenflow.cost.profile import Profile
+from evenflow.cost.profile import Profile, Rehearsal
 from evenflow.cost.stage import RankCost, StageCost, at_speeds, rank_costs, stage_costs
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Origin",
     "Profile",
     "RankCost",
+    "Rehearsal",
     "StageCost",
     "StageMemory",
     "all_reduce_s",

@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from evenflow.cost.costs import Origin
 from evenflow.cost.links import LinkCost, Network
 from evenflow.cost.pinned import (
     Pinned,
@@ -118,6 +119,11 @@ class PresetCosts:
         self._steps: dict[tuple[Shape, int, int], StepFigures] = {}
 
     @property
+    def origins(self) -> dict[str, Origin]:
+        """Where the seconds of layers, of their backward's halves and of updates come from."""
+        return {"layers": "analytic", "halves": "analytic", "optimizer": "analytic"}
+
+    @property
     def layers(self) -> int:
         """Embedding, blocks and head."""
         return self.architecture.layers + 2
@@ -135,7 +141,7 @@ class PresetCosts:
     def figures(self, shape: Shape) -> LayerFigures:
         """What a microbatch costs."""
         if shape not in self._figures:
-            self._figures[shape] = self._work_out(shape)
+            self._figures[shape] = self.work_out(shape)
         return self._figures[shape]
 
     def step_figures(self, shape: Shape, dp: int, zero: int) -> StepFigures:
@@ -165,7 +171,17 @@ class PresetCosts:
         it = self.architecture
         return it.vocab * it.hidden / shape.tp if it.tied else 0.0
 
-    def _work_out(self, shape: Shape) -> LayerFigures:
+    def owned(self, shape: Shape, shares: tuple[int, int]) -> Floats:
+        """Parameters of each layer that a replica updates: of dense ones, and of experts, one in so many."""
+        own = self.figures(shape)
+        return own.dense / shares[0] + own.experts / shares[1]
+
+    def update_seconds(self, shape: Shape, shares: tuple[int, int]) -> Floats:
+        """Seconds in which it updates those."""
+        return self.owned(shape, shares) * _UPDATE_TRAFFIC / (self.device.memory_bytes_per_s * self.roofline.memory)
+
+    def work_out(self, shape: Shape) -> LayerFigures:
+        """The figures of a shape, which `figures` keeps."""
         it, job = self.architecture, self.job(shape)
         whole = shape.tp if job.is_sequence_parallel else 1
         tokens = shape.micro_batch * self.seq / shape.cp
@@ -241,8 +257,7 @@ class PresetCosts:
         if self.trainer.is_overlapped:
             reduce_s = np.maximum(reduce_s - own.input_s[0] - own.weight_s, 0.0)
             gather_s = np.maximum(gather_s - own.forward_s, 0.0)
-        owned = own.dense / shares[0] + own.experts / shares[1]
-        update_s = owned * _UPDATE_TRAFFIC / (self.device.memory_bytes_per_s * self.roofline.memory)
+        owned, update_s = self.owned(shape, shares), self.update_seconds(shape, shares)
         state = (HALF + _GRADIENT) * (own.dense + own.experts) + _MASTER * owned
         tied = self.tied_parameters(shape) * (HALF + _GRADIENT + _MASTER / shares[0])
         return StepFigures(reduce_s, update_s + gather_s, state, float(np.ceil(tied)))

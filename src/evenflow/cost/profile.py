@@ -7,7 +7,30 @@ from dataclasses import dataclass
 from evenflow.cost.costs import Costs, LayerCost, Origin
 from evenflow.cost.links import LinkCost
 from evenflow.errors import InputError
-from evenflow.spec import Cluster, Machine, Model, this_machine
+from evenflow.spec import Cluster, Dtype, Machine, Model, this_machine
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What was rehearsed, and on what, where a profile's layers come from ranks of a plan rather than from layers.
+
+    Attributes:
+        ran_on: what the ranks ran on here: `cpu`, or a GPU's name.
+        device: what the plan's ranks compute on.
+        tp: over how many processes the plan shares out every layer.
+        dtype: of weights and activations.
+        trainer: who the plan is for: what a block runs again under `selective` is its own.
+        halves: where the backward's halves come from: a schedule that runs backwards whole has none to measure.
+        is_preset: whether the model is known by its dimensions alone.
+    """
+
+    ran_on: str
+    device: str
+    tp: int
+    dtype: Dtype
+    trainer: str
+    halves: Origin
+    is_preset: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +41,7 @@ class Profile:
         machine: where it was measured.
         torch_version: PyTorch's version.
         model: what the user called the model.
-        fingerprint: the traced model's hash (layers and microbatch shape).
+        fingerprint: the traced model's hash (layers and microbatch shape); of a preset, of its dimensions.
         micro_batch_size: sequences in the timed microbatch.
         seq_length: tokens of each sequence.
         processes: how many processes were busy at once.
@@ -36,6 +59,7 @@ class Profile:
         sum_link: what a turn of a ring took that adds a large tensor up, the making of its message included; None where
             that was not measured.
         link_origin: where transfers and the norm's reduction come from: a rank that was rehearsed alone has none.
+        rehearsal: of which plan's ranks, and on what; None where layers were timed one by one.
     """
 
     machine: Machine
@@ -57,6 +81,7 @@ class Profile:
     speeds: tuple[float, ...] | None = None
     process_bytes: int = 0
     sum_link: LinkCost | None = None
+    rehearsal: Rehearsal | None = None
 
     def costs(self) -> Costs:
         """The measured costs."""
@@ -71,7 +96,7 @@ class Profile:
             sum_link=self.sum_link,
             origin={
                 "layers": "measured",
-                "halves": "measured",
+                "halves": self.rehearsal.halves if self.rehearsal else "measured",
                 "link": self.link_origin,
                 "optimizer": "measured",
                 "memory": "analytic",
@@ -85,6 +110,11 @@ class Profile:
         Raises:
             InputError: what differs, with both values.
         """
+        if self.rehearsal is not None and self.rehearsal.is_preset:
+            raise InputError(
+                f"the profile is of the preset {self.model}, which is known by its dimensions alone, and {model.name} "
+                f"is a model whose layers are traced; `evenflow plan {self.model} --profile` reads it"
+            )
         pairs = [
             (
                 "microbatch (micro_batch_size x seq_length)",

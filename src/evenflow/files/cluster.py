@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from pydantic import Field
 from evenflow.errors import InputError
 from evenflow.files.device import load_device
 from evenflow.files.document import Part, checked, read_text
+from evenflow.files.kinds import CLUSTER, refuse_other, refuse_other_text
 from evenflow.files.parts import Count
 from evenflow.spec import Cluster
 from evenflow.spec.accelerators import Accelerator, named_accelerator
@@ -64,12 +66,15 @@ def load_cluster(path: Path) -> Cluster:
     """Read a cluster file.
 
     Raises:
-        InputError: it cannot be read, is not TOML, a key is wrong (which), or a device is not known.
+        InputError: it cannot be read, is not TOML or of another kind, a key is wrong (which), or a device is not known.
     """
+    text = read_text(path, "TOML")
     try:
-        data: Any = tomllib.loads(read_text(path, "TOML"))
+        data: Any = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
+        refuse_other_text(text, CLUSTER, str(path))
         raise InputError(f"{path}: is not TOML: {error}") from None
+    refuse_other(data, CLUSTER, str(path))
     part = checked(ClusterPart, data, str(path))
     groups = []
     for number, nodes in enumerate(part.nodes):
@@ -98,6 +103,9 @@ def read_cluster(text: str, processes: int | None = None, threads: int | None = 
         InputError: as of `parse_cluster` and `load_cluster`.
     """
     if not text.endswith(".toml"):
+        with suppress(OSError):  # a name that no file can have
+            if Path(text).is_file():
+                refuse_other_text(read_text(Path(text), "TOML"), CLUSTER, text)
         return parse_cluster(text, processes, threads)
     found = load_cluster(Path(text).expanduser())
     return grouped_cluster(found.name, found.groups, processes)

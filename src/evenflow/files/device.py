@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from evenflow.files.document import Document, read_document, refused_as, write_json
+from evenflow.files.kinds import DEVICE, Kind
 from evenflow.files.parts import Count, Rate
 from evenflow.spec.accelerators import Accelerator
 
 
 class DeviceDocument(Document):
     """The whole file."""
+
+    kind: ClassVar[Kind] = DEVICE
 
     name: Annotated[str, Field(min_length=1)]
     half_flops: Rate

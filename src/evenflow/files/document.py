@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evenflow.errors import FaultError, InputError
+from evenflow.files.kinds import Kind, refuse_other, refuse_other_text
 
 FORMAT_VERSION: Literal[6] = 6
 _LINE = 110
@@ -21,6 +22,7 @@ _PART_BYTES = 2**20
 _MOST_DIGITS = 40  # of a whole number; longer ones take Python long to read, and from 4300 digits on it refuses
 
 Read = TypeVar("Read", bound="Part")
+ReadDocument = TypeVar("ReadDocument", bound="Document")
 
 
 class Part(BaseModel):
@@ -30,20 +32,30 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """A whole file; the version is its first key."""
+    """A whole file; the version is its first key. `kind` is what it is, for messages."""
+
+    kind: ClassVar[Kind]
 
     format_version: Literal[6] = FORMAT_VERSION
 
 
-def read_document(path: Path, schema: type[Read]) -> Read:
+def read_document(path: Path, schema: type[ReadDocument]) -> ReadDocument:
     """Read a JSON file and check it.
 
     Raises:
-        InputError: the file cannot be read, is not JSON, is of another version or breaks the schema.
+        InputError: the file cannot be read, is not JSON, is of another kind or version or breaks the schema.
     """
-    data = parse_json(read_text(path), str(path))
-    if issubclass(schema, Document):
-        _check_version(data, path)
+    kind = schema.kind
+    if kind.file is not None and (path / kind.file).is_file():
+        raise InputError(f"{path}: is a folder, not {kind.name}; {path / kind.file}, which is in it, would do")
+    text = read_text(path)
+    try:
+        data = parse_json(text, str(path))
+    except InputError:
+        refuse_other_text(text, kind, str(path))
+        raise
+    refuse_other(data, kind, str(path))
+    _check_version(data, path)
     return checked(schema, data, str(path))
 
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from evenflow.errors import InputError
 from evenflow.files.document import FORMAT_VERSION, Part, mistake_of, read_text
+from evenflow.files.kinds import JOB, refuse_other, refuse_other_text
 from evenflow.files.parts import MOST_BYTES, MOST_COUNT, Count
 from evenflow.program import AUTO, SCHEDULES
 from evenflow.spec import DEFAULT_GLOBAL_BATCH_SIZE, DEFAULT_SEQ_LENGTH, Dtype, RecomputeWish
@@ -261,14 +262,19 @@ def load_job(path: Path) -> JobPart:
     """Read a job file: those keys that it has.
 
     Raises:
-        InputError: it cannot be read, is not TOML, or has a key that is unknown, of a wrong type or out of range.
+        InputError: it cannot be read, is not TOML or of another kind, or has a key that is unknown, of a wrong type or
+            out of range.
     """
+    text = read_text(path, "TOML")
     try:
-        data = tomllib.loads(read_text(path, "TOML"))
+        data = tomllib.loads(text)
     except ValueError as error:  # also a whole number that is too long to read
+        refuse_other_text(text, JOB, str(path))
         raise InputError(f"{path}: is not TOML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise InputError(f"{path}: is not a job: it nests too deeply") from None
+    if not data.keys() <= JobPart.model_fields.keys():
+        refuse_other(data, JOB, str(path))
     return check_job(data, {key: f"{path}: {key}" for key in (*JobPart.model_fields, *data)})
 
 

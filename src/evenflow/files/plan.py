@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from evenflow.cost import LayerCost, Origin, RankCost, StageCost, StageMemory
 from evenflow.errors import InputError, ProgramError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
+from evenflow.files.kinds import PLAN, Kind
 from evenflow.files.parts import (
     MOST_LAYERS,
     MOST_STEP_BYTES,
@@ -191,6 +192,8 @@ class MemoryPart(Part):
 
 class PlanDocument(Document):
     """The whole file. The keys down to `costs` are the promise; those after it make it a whole plan."""
+
+    kind: ClassVar[Kind] = PLAN
 
     model: str
     axes: AxesPart

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from evenflow.cost import TIMED_PARTS, LayerCost, Origin, Profile
+from evenflow.cost import TIMED_PARTS, LayerCost, Origin, Profile, Rehearsal
 from evenflow.errors import InputError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
+from evenflow.files.kinds import PROFILE, Kind
 from evenflow.files.parts import MOST_LAYERS, MOST_SECONDS, Bytes, Count, LinkPart, Rate, Seconds, Speed, no_time
-from evenflow.spec import Machine
+from evenflow.spec import Dtype, Machine
 
 # A plan adds up what its layers take, and that are still seconds as a file has them.
 LayerSeconds = Annotated[float, Field(ge=0, le=MOST_SECONDS / (8 * MOST_LAYERS))]
@@ -39,8 +40,27 @@ class LayerPart(Part):
     selective_s: LayerSeconds
 
 
+class RehearsalPart(Part):
+    """Whose ranks were rehearsed, and on what."""
+
+    ran_on: str
+    device: str
+    tp: Count
+    dtype: Dtype
+    trainer: str
+    halves: Origin
+    is_preset: bool
+
+    @classmethod
+    def of(cls, rehearsal: Rehearsal) -> RehearsalPart:
+        """The part that says what `rehearsal` is."""
+        return cls(**{name: getattr(rehearsal, name) for name in Rehearsal.__slots__})
+
+
 class ProfileDocument(Document):
     """The whole file."""
+
+    kind: ClassVar[Kind] = PROFILE
 
     model: str
     fingerprint: str
@@ -61,6 +81,7 @@ class ProfileDocument(Document):
     speeds: list[Speed] | None = None
     process_bytes: Bytes = 0
     sum_link: LinkPart | None = None
+    rehearsal: RehearsalPart | None = None
 
     @classmethod
     def of(cls, profile: Profile) -> ProfileDocument:
@@ -86,6 +107,7 @@ class ProfileDocument(Document):
             speeds=None if profile.speeds is None else list(profile.speeds),
             process_bytes=profile.process_bytes,
             sum_link=None if profile.sum_link is None else LinkPart.of(profile.sum_link),
+            rehearsal=None if profile.rehearsal is None else RehearsalPart.of(profile.rehearsal),
         )
 
     def value(self) -> Profile:
@@ -110,6 +132,7 @@ class ProfileDocument(Document):
             speeds=None if self.speeds is None else tuple(self.speeds),
             process_bytes=self.process_bytes,
             sum_link=None if self.sum_link is None else self.sum_link.value(),
+            rehearsal=None if self.rehearsal is None else Rehearsal(**self.rehearsal.model_dump()),
         )
 
 

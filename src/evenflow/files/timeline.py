@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from evenflow.errors import InputError, ProgramError
 from evenflow.files.document import Document, Part, read_document, refused_as, write_json
+from evenflow.files.kinds import TIMELINES, Kind
 from evenflow.files.parts import (
     LEAST_STEP_S,
     MOST_LAYERS,
@@ -104,6 +105,8 @@ class TimelinePart(Part):
 
 class TimelineDocument(Document):
     """The whole file."""
+
+    kind: ClassVar[Kind] = TIMELINES
 
     step: Count | None
     stage_rank: Annotated[list[Index], Field(min_length=1, max_length=MOST_LAYERS)]

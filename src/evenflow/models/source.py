@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evenflow.errors import InputError
 from evenflow.files import check_index, check_inside, check_shard_header
+from evenflow.files.kinds import CONFIG, refuse_other
 from evenflow.spec.presets import is_preset
 
 
@@ -115,6 +116,7 @@ def read_config(text: str, path: str = "the configuration") -> PretrainedConfig:
         facts = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from None
+    refuse_other(facts, CONFIG, path)
     if not isinstance(facts, dict) or not isinstance(facts.get("model_type"), str):
         raise InputError(f"{path} has no model_type; a Hugging Face config names its architecture there")
     model_type = facts.pop("model_type")

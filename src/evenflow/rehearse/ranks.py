@@ -20,6 +20,7 @@ from evenflow.runtime import (
     CudaMemoryMeter,
     MadeUpTransport,
     MemoryMeter,
+    ProcessorClock,
     made_up_mesh,
     memory_meter,
     rank_device,
@@ -67,6 +68,8 @@ def _rehearse(
     mesh = made_up_mesh(plan.axes, process, tied_ranks, device)
     executor, _, _, _ = assemble(payload, plan, program, MadeUpTransport(_SEED), mesh, device)
     executor.gauge = meter.held_bytes
+    if payload["shares_cores"]:
+        executor.clock = ProcessorClock(plan.threads)
     tokens = RandomTokens(payload, plan, device)
     executor.starts_now()
     for step in range(1, payload["steps"] + 1):

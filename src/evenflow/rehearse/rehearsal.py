@@ -47,7 +47,7 @@ class Rehearsed:
     Attributes:
         rank: its index on the pp axis.
         device: what it ran on: `cpu`, or a GPU's name.
-        compute_s: its seconds in forwards and backwards of a step, without what it would wait for.
+        compute_s: its seconds in forwards and backwards of a step on cores of its own, without what it would wait for.
         peak_bytes: the most memory it held above what its process held before the model was built.
         stages: the mean seconds of each of its stages' actions; 0 for a kind that its program does not have.
         once: its seconds once a step, reductions not included.
@@ -73,9 +73,11 @@ def rehearse_rank(
 ) -> Rehearsed:
     """Run one rank of a plan here, with made-up peers.
 
-    Where the plan's ranks are this machine's cores, as many processes rehearse the rank side by side as have cores of
-    their own in the plan, since cores that share caches and memory are slower when all of them work; figures are
-    medians over them.
+    Where the plan's ranks are processes of this machine, as many rehearse the rank side by side as a run has: cores
+    that share caches and memory are slower when all of them work, and a core that several take turns on finds its
+    caches full of the others' data. Where they are more than there are cores, what is counted is the processor's time
+    of each, as when layers are timed (`measure.layers.rank_clock`): the simulator shares the cores out. If memory lacks
+    for so many of this one rank, only those that have cores of their own run. Figures are medians over all.
 
     Args:
         plan: the plan; also one for a thousand devices.
@@ -94,12 +96,13 @@ def rehearse_rank(
     """
     check_rank(plan, rank)
     cluster = local_cluster(threads=plan.threads)
-    processes = processes or _side_by_side(plan, cluster)
+    processes = processes or _side_by_side(plan, rank, cluster)
     check_memory(plan, rank, cluster, processes)
     said(f"rehearsing rank {rank}: {WARM_UP_STEPS + steps} steps on {cluster.device.name}")
     with tempfile.TemporaryDirectory(prefix="evenflow-") as folder:
         save_plan(plan, Path(folder) / "plan.json")
         payload = _payload(Path(folder) / "plan.json", source, model, rank, steps, cluster)
+        payload["shares_cores"] = _shares_cores(plan, processes, cluster)
         reports: dict[int, list[dict[str, Any]]] = {number: [] for number in range(processes)}
         target = "evenflow.rehearse.ranks:run"
         with (launcher or ThisHost()).running("rehearsal", target, processes, payload, plan.threads) as group:
@@ -119,7 +122,7 @@ def rehearse_rank(
 
 
 def check_model(plan: Plan, source: ModelSource) -> Model:
-    """Describe the model that a plan must be for; of a preset only the number of layers can tell.
+    """Describe the model that a plan must be for; of a preset only its name and number of layers can tell.
 
     Raises:
         InputError: it is for another one, or its axes are not run.
@@ -133,7 +136,10 @@ def check_model(plan: Plan, source: ModelSource) -> Model:
             f"nor experts (ep); a plan made with {would} would do"
         )
     model = describe_model(source, plan.micro_batch_size, plan.seq_length, plan.axes.tp, plan.dtype)
-    same = len(model.layers) == len(plan.layers) if source.is_preset else model.fingerprint == plan.fingerprint
+    if source.is_preset:
+        same = (source.name, len(model.layers)) == (plan.model, len(plan.layers))
+    else:
+        same = model.fingerprint == plan.fingerprint
     if not same:
         raise InputError(
             f"the plan is for {plan.model} ({len(plan.layers)} layers, fingerprint {plan.fingerprint}), not for "
@@ -210,11 +216,17 @@ def layer_kind(layer: LayerPlan) -> tuple[object, ...]:
     return tuple(getattr(layer, name) for name in LayerPlan.__slots__ if name != "name")
 
 
-def _side_by_side(plan: Plan, cluster: Cluster) -> int:
-    """How many processes rehearse at once: on cores of this machine as many as a run has, each on cores of its own."""
+def _side_by_side(plan: Plan, rank: int, cluster: Cluster) -> int:
+    """How many processes rehearse at once: on cores of this machine as many as a run has, if memory does for them."""
     if cluster.device.is_gpu or plan.cluster != "local":
         return 1
-    return min(plan.axes.processes, cluster.at_once)
+    run = local_cluster(plan.axes.processes, plan.threads)
+    return run.devices if plan.ranks[rank].peak_bytes <= run.device.memory_bytes else run.at_once
+
+
+def _shares_cores(plan: Plan, processes: int, cluster: Cluster) -> bool:
+    """Whether so many processes are more than there are cores for."""
+    return not cluster.device.is_gpu and local_cluster(processes, plan.threads).at_once < processes
 
 
 def _payload(path: Path, source: ModelSource, model: Model, rank: int, steps: int, cluster: Cluster) -> dict[str, Any]:
@@ -223,6 +235,7 @@ def _payload(path: Path, source: ModelSource, model: Model, rank: int, steps: in
         "rank": rank,
         "steps": WARM_UP_STEPS + steps,
         "gpus": len(visible_gpus()) if cluster.device.is_gpu else 0,
+        "shares_cores": False,
         "config": source.config.to_json_string(use_diff=False),
         "hidden_size": model.hidden_size,
         "crossing": model.crossing or model.dtype,
@@ -236,7 +249,7 @@ def _payload(path: Path, source: ModelSource, model: Model, rank: int, steps: in
 def _summary(plan: Plan, rank: int, actions: Sequence[Action], reports: Sequence[dict[str, Any]]) -> Rehearsed:
     """One process's steps: medians over them, each stage's seconds the mean of the step's actions."""
     steps = [_seconds(actions, unpack(own["spans"])) for own in reports]
-    count = Counter(key for action in actions if (key := _part_of(action)) is not None)
+    count = Counter(key for action in actions if (key := part_of(action)) is not None)
     middle = {key: median(step[key] for step in steps) / number for key, number in count.items()}
     return Rehearsed(
         rank=rank,
@@ -255,12 +268,12 @@ def _seconds(actions: Sequence[Action], moments: Sequence[float]) -> Counter[_Pa
     """A step's seconds by what they are part of; `moments` has start and end of each action in turn."""
     found: Counter[_Part] = Counter()
     for action, start, end in zip(actions, moments[::2], moments[1::2], strict=True):
-        if (key := _part_of(action)) is not None:
+        if (key := part_of(action)) is not None:
             found[key] += end - start  # type: ignore[assignment]  # a counter adds up seconds as well
     return found
 
 
-def _part_of(action: Action) -> _Part | None:
+def part_of(action: Action) -> _Part | None:
     """What an action's seconds are part of: a stage's costs, or (stage -1) the rank's; None for others."""
     match action:
         case Forward(stage=stage):

@@ -5,21 +5,24 @@ What a rank takes alone was measured; transfers, reductions and what shards of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from statistics import fmean, median
+from statistics import median
 
 import torch
 
-from evenflow.cost import TIMED_PARTS, LayerCost, Profile, RankCost, StageCost, combined_s, spread_s
+from evenflow.cost import Profile, RankCost, Rehearsal, StageCost, combined_s, spread_s
 from evenflow.cost.catalogue import exchanged_s
+from evenflow.cost.measured_preset import dimensions_hash
 from evenflow.cost.pinned import fabric_of
 from evenflow.cost.roofline import Roofline
-from evenflow.plan import Plan, StagePlan
-from evenflow.program import WeightBackward, plan_program
-from evenflow.rehearse.rehearsal import Rehearsed, layer_kind
+from evenflow.plan import Plan
+from evenflow.program import plan_program
+from evenflow.rehearse.layers import layer_costs, runs_halves
+from evenflow.rehearse.rehearsal import Rehearsed, part_of
 from evenflow.spec import Combined, Model, this_machine
 from evenflow.spec.accelerators import ACCELERATORS
+from evenflow.spec.architecture import Architecture
 
 
 def tensor_sums(plan: Plan, model: Model) -> tuple[StageCost, ...]:
@@ -50,10 +53,19 @@ def _exchange(plan: Plan) -> Callable[[Iterable[Combined]], float]:
 
 
 def predicted_compute_s(plan: Plan, model: Model, rank: int) -> float:
-    """A plan's seconds in forwards and backwards of a rank's step, less those of what its shards put together."""
+    """A plan's seconds in forwards and backwards of a rank's step, less those of what its shards put together.
+
+    They are those on cores of its own: where the plan's ranks take turns, a rank is busy for longer.
+    """
     sums = tensor_sums(plan, model)
     together = sum(sums[stage].forward_s + sums[stage].backward_s for stage in plan.ranks[rank].stages)
-    return max(plan.ranks[rank].busy_s - plan.microbatches * together, 0.0)
+    busy_s = plan.ranks[rank].busy_s if plan.at_once >= len(plan.ranks) else _alone_s(plan, rank)
+    return max(busy_s - plan.microbatches * together, 0.0)
+
+
+def _alone_s(plan: Plan, rank: int) -> float:
+    parts = [part for action in plan_program(plan).ranks[rank] if (part := part_of(action)) is not None]
+    return float(sum(getattr(plan.stages[stage].cost, name) for stage, name in parts if stage >= 0))
 
 
 def rehearsed_plan(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) -> Plan:
@@ -90,29 +102,33 @@ def _measured(planned: StageCost, measured: StageCost, sums: StageCost) -> Stage
     )
 
 
-def rehearsed_profile(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) -> Profile:
+def rehearsed_profile(
+    plan: Plan, model: Model, found: Mapping[int, Rehearsed], preset: Architecture | None = None
+) -> Profile:
     """The rehearsed seconds by layer, for a planner to read.
 
-    A rank runs stages, not layers. So of each stage its layers get their part as the plan shares it out, and layers
-    that the plan takes to be equal get the mean over all stages.
+    A rank runs stages, not layers: `rehearse.layers` says how these come from those.
 
     Args:
         plan: what was rehearsed.
         model: its model, described.
         found: every rank's rehearsal, or that of one that does the same.
+        preset: what the model is, where it is known by its dimensions alone; it is planned with no more of the profile
+            than its layers.
     """
     whole = rehearsed_plan(plan, model, found)
-    layers = _layer_costs(plan, whole)
     return Profile(
         machine=this_machine(),
         torch_version=torch.__version__,
         model=plan.model,
-        fingerprint=plan.fingerprint,
+        fingerprint=dimensions_hash(preset) if preset else plan.fingerprint,
         micro_batch_size=plan.micro_batch_size,
         seq_length=plan.seq_length,
         processes=plan.axes.processes,
         threads=plan.threads,
-        layers=_alike(plan, layers),
+        layers=layer_costs(
+            plan, [stage.cost for stage in whole.stages], {rank: own.once for rank, own in found.items()}
+        ),
         stage_forward_s=plan.stage_forward_s,
         stage_backward_s=plan.stage_backward_s,
         link=plan.link if plan.network is None else plan.network.link,  # a profile has one for all edges
@@ -122,6 +138,15 @@ def rehearsed_profile(plan: Plan, model: Model, found: Mapping[int, Rehearsed]) 
         link_origin=plan.costs["link"],
         process_bytes=_process_bytes(plan, found),
         sum_link=plan.sum_link,
+        rehearsal=Rehearsal(
+            ran_on=next(iter(found.values())).device,
+            device=plan.device,
+            tp=plan.axes.tp,
+            dtype=plan.dtype,
+            trainer=plan.trainer,
+            halves="measured" if runs_halves(plan) else plan.costs.get("halves", "assumed"),
+            is_preset=preset is not None,
+        ),
     )
 
 
@@ -129,63 +154,3 @@ def _process_bytes(plan: Plan, found: Mapping[int, Rehearsed]) -> int:
     """What processes held beside the tensors that the plan expects."""
     beside = [own.peak_bytes - plan.ranks[rank].peak_bytes + plan.process_bytes for rank, own in found.items()]
     return max(int(median(beside)), 0)
-
-
-def _layer_costs(plan: Plan, whole: Plan) -> list[LayerCost]:
-    """Each layer's seconds, its stage's shared out as the plan does."""
-    found: list[LayerCost] = []
-    for planned, measured in zip(plan.stages, whole.stages, strict=True):
-        rank = planned.rank
-        scale = _scale(plan, planned, measured.cost)
-        norm = _ratio(whole.ranks[rank].cost.norm_s, plan.ranks[rank].cost.norm_s)
-        update = _ratio(whole.ranks[rank].cost.optimizer_s, plan.ranks[rank].cost.optimizer_s)
-        update *= plan.axes.dp if plan.zero else 1  # a profile's is that of the whole update
-        for number in planned.layers:
-            layer = plan.layers[number]
-            cost, again_s = layer.cost, layer.cost.again_s(layer.recompute)
-            found.append(
-                LayerCost(
-                    forward_s=cost.forward_s * scale.forward_s,
-                    backward_s=(cost.backward_s - again_s) * scale.backward_s,
-                    input_s=(cost.input_s - again_s) * scale.input_s,
-                    weight_s=cost.weight_s * scale.weight_s,
-                    norm_s=cost.norm_s * norm,
-                    optimizer_s=cost.optimizer_s * update,
-                    recompute_s=cost.recompute_s * scale.backward_s,
-                    selective_s=cost.selective_s * scale.backward_s,
-                )
-            )
-    return found
-
-
-def _scale(plan: Plan, planned: StagePlan, measured: StageCost) -> StageCost:
-    """How many times the planned seconds of a stage's layers were measured, by kind.
-
-    A program runs backwards whole or in halves; those that it does not run are taken to be off as the others are.
-    """
-    layers = [plan.layers[layer].cost for layer in planned.layers]
-    outside = StageCost(plan.stage_forward_s, plan.stage_backward_s, plan.stage_backward_s, 0.0)
-    found = {
-        name: _ratio(getattr(measured, name) - getattr(outside, name), sum(getattr(own, name) for own in layers))
-        for name in StageCost.__slots__
-    }
-    if any(isinstance(action, WeightBackward) for action in plan_program(plan).ranks[planned.rank]):
-        halves = measured.input_s + measured.weight_s - outside.input_s
-        found["backward_s"] = _ratio(halves, sum(own.input_s + own.weight_s for own in layers))
-    else:
-        found["input_s"] = found["weight_s"] = found["backward_s"]
-    return StageCost(**found)
-
-
-def _ratio(measured: float, planned: float) -> float:
-    return max(measured, 0.0) / planned if planned > 0 else 1.0
-
-
-def _alike(plan: Plan, layers: Sequence[LayerCost]) -> tuple[LayerCost, ...]:
-    """The same, layers of one kind with one cost."""
-    kinds = [layer_kind(layer) for layer in plan.layers]
-    means: dict[tuple[object, ...], LayerCost] = {}
-    for kind in set(kinds):
-        own = [cost for cost, other in zip(layers, kinds, strict=True) if other == kind]
-        means[kind] = LayerCost(**{name: fmean(getattr(cost, name) for cost in own) for name in TIMED_PARTS})
-    return tuple(means[kind] for kind in kinds)

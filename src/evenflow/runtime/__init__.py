@@ -1,6 +1,6 @@
 """What a rank is made of beside its stage: what `execute` runs with and `measure` times must be one and the same."""
 
-from evenflow.runtime.clock import Clock, CudaClock, HostClock, clock_of
+from evenflow.runtime.clock import Clock, CudaClock, HostClock, ProcessorClock, clock_of
 from evenflow.runtime.device import (
     carry,
     choose_transport,
@@ -61,6 +61,7 @@ __all__ = [
     "OptimizerSettings",
     "PipelineTransport",
     "ProcessTensorGroup",
+    "ProcessorClock",
     "Reductions",
     "StagedTransport",
     "TensorGroup",

@@ -44,6 +44,31 @@ class HostClock:
         return moments
 
 
+class ProcessorClock:
+    """The clock of a rank that shares its cores with others and never waits: seconds that cores have worked for it.
+
+    What passes on the wall is then the others' time too, and who had how much of it is chance. The processor's time of
+    this process, spread over its threads, is what it takes of a core; what taking turns costs it, caches that others
+    have filled above all, is in it.
+
+    Args:
+        threads: that compute.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._moments: list[float] = []
+
+    def mark(self) -> None:
+        """Note the time."""
+        self._moments.append(time.process_time() / self._threads)
+
+    def read(self) -> list[float]:
+        """The times noted since the last reading, of `time.process_time` for each thread."""
+        moments, self._moments = self._moments, []
+        return moments
+
+
 class TimedEvent(Protocol):
     """What is used of `torch.cuda.Event`."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+from evenflow.cost import Profile
+from evenflow.cost.measured_preset import MeasuredPreset
 from evenflow.cost.preset import PresetCosts, Shape
 from evenflow.errors import ImpossibleError, InputError
 from evenflow.plan import Plan, Search
@@ -14,9 +16,11 @@ from evenflow.search.layouts.best_first import best_first
 from evenflow.search.layouts.closest import closest_of, closest_text
 from evenflow.search.layouts.explain import ALTERNATIVES, notes
 from evenflow.search.layouts.layout import FREE, Pins, Space
+from evenflow.search.layouts.profiled import MEASURED_AXES, check_profile, profile_notes, profiled_pins
 from evenflow.search.layouts.solve import Found, Kind, Solver
 from evenflow.search.replay import most_over, reschedule
 from evenflow.spec import Batch, Cluster, Dtype
+from evenflow.spec.accelerators import Accelerator
 from evenflow.spec.architecture import Architecture
 from evenflow.spec.cluster import check_memory_limit
 from evenflow.spec.trainers import OURS, Trainer, find_trainer
@@ -39,6 +43,7 @@ class LayoutRequest:
         recompute: what blocks run again; `auto` is as little as fits.
         memory_limit: bytes that a device's tensors may take; by default what its memory leaves.
         dtype: of weights and activations, which for presets is bf16; None says nothing.
+        profile: what its layers took when ranks were rehearsed; only layouts of that shape are searched then.
     """
 
     architecture: Architecture
@@ -50,6 +55,7 @@ class LayoutRequest:
     recompute: str = "auto"
     memory_limit: int | None = None
     dtype: Dtype | None = None
+    profile: Profile | None = None
 
     @property
     def limit(self) -> int:
@@ -75,7 +81,8 @@ def plan_layout(request: LayoutRequest) -> Plan:
     """The plan with the shortest step.
 
     Raises:
-        InputError: a trainer or device that is not known, fixed axes that no layout has, a batch that does not divide.
+        InputError: a trainer or device that is not known, fixed axes that no layout has, a batch that does not divide,
+            a profile of something else.
         ImpossibleError: no layout fits; the closest is named.
     """
     began = time.perf_counter()
@@ -85,6 +92,7 @@ def plan_layout(request: LayoutRequest) -> Plan:
             f"{request.architecture.name} is known by its dimensions alone, and is planned for devices of the "
             "catalogue; --cluster 128x8xA100-80GB would do, or a model directory for this machine"
         )
+    asked, request = request.pins, _as_measured(request, trainer)
     _check(request, trainer)
     space = request.space(trainer)
     layouts = space.layouts()
@@ -116,9 +124,18 @@ def plan_layout(request: LayoutRequest) -> Plan:
         )
     if request.pins.schedule == AUTO:
         plan = reschedule(plan, AUTO)
-    own_pins = [name for name in space.pins.given() if name in request.pins.given()]
-    said = notes(plan, searched, solver, space, own_pins)
+    kept = MEASURED_AXES if request.profile is not None else ()
+    own_pins = [name for name in space.pins.given() if name in asked.given() and name not in kept]
+    said = (*profile_notes(request.profile), *notes(plan, searched, solver, space, own_pins))
     return replace(plan, search=Search(len(layouts), time.perf_counter() - began), notes=said)
+
+
+def _as_measured(request: LayoutRequest, trainer: Trainer) -> LayoutRequest:
+    """The request, kept to the axes that its profile is for, if it has one."""
+    if request.profile is None:
+        return request
+    check_profile(request.profile, request.architecture, request.cluster, request.seq_length, trainer)
+    return replace(request, pins=profiled_pins(request.profile, request.pins))
 
 
 def _most_bytes(request: LayoutRequest) -> float:
@@ -146,10 +163,7 @@ def _check(request: LayoutRequest, trainer: Trainer) -> None:
 
 def _kinds(request: LayoutRequest, trainer: Trainer) -> tuple[PresetCosts, list[Kind]]:
     """Costs on the devices that compute a block the fastest, and the cluster's kinds of devices beside those."""
-    every = [
-        PresetCosts(request.architecture, group.accelerator, request.seq_length, trainer)
-        for group in request.cluster.groups
-    ]
+    every = [_costs(request, group.accelerator, trainer) for group in request.cluster.groups]
     seconds = [_block_s(own) for own in every]
     fastest = min(range(len(every)), key=seconds.__getitem__)
     found = []
@@ -160,6 +174,12 @@ def _kinds(request: LayoutRequest, trainer: Trainer) -> tuple[PresetCosts, list[
             cap = request.limit
         found.append(Kind(group.devices, seconds[fastest] / taken, float(cap)))
     return every[fastest], found
+
+
+def _costs(request: LayoutRequest, device: Accelerator, trainer: Trainer) -> PresetCosts:
+    if request.profile is not None:
+        return MeasuredPreset(request.architecture, device, request.seq_length, trainer, request.profile)
+    return PresetCosts(request.architecture, device, request.seq_length, trainer)
 
 
 def _block_s(costs: PresetCosts) -> float:
