@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from evenflow.errors import FaultError, InputError
+from evenflow.errors import FaultError, InputError, WorkerLostError
 from evenflow.launch.channel import Channel, Message
 from evenflow.launch.client import ForkServer, shared_server
 from evenflow.launch.group import Group, RunningRank
@@ -45,6 +45,7 @@ _FACTS = {
     "cores": int,
     "local_rank": int,
     "local_ranks": int,
+    "restarts": int,
 }
 _APPEARS_S = 5.0  # a network file system shows another host's new file only after a while
 
@@ -60,7 +61,7 @@ class SeveralHosts:
         tick: called now and then while waiting; what it raises ends the run.
 
     Raises:
-        FaultError: they did not all come in time.
+        WorkerLostError: they did not all come in time.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class SeveralHosts:
         try:
             for worker in _gather(torchrun.ranks, listener, secret, heard, tick):
                 self.workers[worker.rank] = worker
+                worker.send({"kind": "welcome"})
         except BaseException as error:
             self._let_go(error)
             raise
@@ -94,6 +96,11 @@ class SeveralHosts:
     def ranks(self) -> int:
         """One rank for each worker."""
         return self.torchrun.ranks
+
+    @property
+    def restarts(self) -> int:
+        """How often each worker was started again by its own torchrun, summed."""
+        return self.torchrun.restarts + sum(worker.facts["restarts"] for worker in self.workers.values())
 
     def ranks_here(self, processes: int) -> int:
         """Those of this host's workers."""
@@ -125,7 +132,7 @@ class SeveralHosts:
         """Take in what workers say while no job runs.
 
         Raises:
-            FaultError: one of them is gone.
+            WorkerLostError: one of them is gone.
         """
         for worker in self.workers.values():
             worker.read()
@@ -205,6 +212,7 @@ def describe_host(torchrun: Torchrun) -> Message:
         "cores": this_machine().cores,
         "local_rank": torchrun.local_rank,
         "local_ranks": torchrun.local_ranks,
+        "restarts": torchrun.restarts,
     }
 
 
@@ -264,7 +272,7 @@ def _gather(
         tick()
         if time.monotonic() > deadline:
             names = ", ".join(str(rank) for rank in sorted(missing))
-            raise FaultError(
+            raise WorkerLostError(
                 f"waited {_GATHER_S:.0f} s for the torchrun workers with RANK {names} of {ranks}; none of them "
                 f"called {listener.getsockname()[0]}. Did they start, and can their hosts reach that address?"
             )

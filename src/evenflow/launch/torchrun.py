@@ -13,6 +13,7 @@ from evenflow.errors import InputError
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _RUN_ID = "TORCHELASTIC_RUN_ID"
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _LAST_PORT = 65535
 _MOST_DIGITS = 9  # no count of ranks and no port has more
 
@@ -29,7 +30,8 @@ class Torchrun:
         master: the host name or address of the store that all workers can reach.
         port: the store's port.
         serves_store: whether this worker has to serve it (else torchrun does).
-        run: a name that no other start of workers has in that store.
+        run: the name of torchrun's job in that store, the same whenever it starts the workers again.
+        restarts: how often the torchrun of this host has started its workers again; each host counts its own.
     """
 
     rank: int
@@ -40,6 +42,7 @@ class Torchrun:
     port: int
     serves_store: bool
     run: str
+    restarts: int = 0
 
     @property
     def leads(self) -> bool:
@@ -83,7 +86,8 @@ def notice_torchrun(environment: Mapping[str, str]) -> Torchrun | None:
         environment["MASTER_ADDR"],
         numbers["MASTER_PORT"],
         serves_store=rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        run=f"{environment.get(_RUN_ID, 'run')}-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+        run=environment.get(_RUN_ID) or "run",
+        restarts=_number(environment, _RESTARTS) if environment.get(_RESTARTS) else 0,
     )
 
 
