@@ -192,7 +192,7 @@ def test_a_caller_that_never_stops_is_read_once_a_turn_and_hung_up_on() -> None:
 
 
 HELLO = {"secret": SECRET, "rank": 1, "host": "h", "device": "cpu", "gpus": 0, "memory_bytes": 1, "cores": 1}
-HELLO |= {"kind": "hello", "local_rank": 0, "local_ranks": 1, "restarts": 0}
+HELLO |= {"kind": "hello", "local_rank": 0, "local_ranks": 1}
 
 
 def test_what_follows_a_hello_is_heard() -> None:

@@ -28,7 +28,7 @@ WHOLE = {
 
 
 def test_all_of_it_is_read() -> None:
-    assert notice_torchrun(WHOLE) == Torchrun(3, 4, 1, 2, "10.0.0.1", 29500, serves_store=False, run="job", restarts=1)
+    assert notice_torchrun(WHOLE) == Torchrun(3, 4, 1, 2, "10.0.0.1", 29500, serves_store=False, run="job")
     assert notice_torchrun({"PATH": "/bin", "LOCAL_WORLD_SIZE": ""}) is None
 
 
@@ -57,7 +57,6 @@ def test_half_of_it_is_an_error_that_names_what_is_missing(name: str) -> None:
         ({"MASTER_PORT": "0"}, "MASTER_PORT is 0 in the environment; ports are 1 to 65535"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999 in the environment; ports are 1 to 65535"),
         ({"WORLD_SIZE": "9" * 5000}, "not a whole number"),
-        ({"TORCHELASTIC_RESTART_COUNT": "-1"}, "TORCHELASTIC_RESTART_COUNT is '-1' in the environment"),
     ],
 )
 def test_nonsense_is_refused(changed: dict[str, str], says: str) -> None:

@@ -62,10 +62,9 @@ def test_a_loopback_address_is_refused_while_there_are_other_hosts(
     with pytest.raises(FaultError, match="nothing is left to start again: MASTER_ADDR") as late:
         lead(torchrun, StopSignals(), print).__enter__()
     assert late.value.exit_code == 2
-    starts.go_on()
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with pytest.raises(InputError, match="GLOO_SOCKET_IFNAME is lo on"):
-        lead(torchrun, StopSignals(), print).__enter__()
+        lead(replace(torchrun, run="other"), StopSignals(), print).__enter__()
 
 
 def test_a_worker_leaves_when_the_leading_one_has_left(torchrun: Torchrun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,7 @@ def test_a_run_that_lives_in_the_folder_keeps_the_next_start_out(job: Job, start
         (FaultError("x"), 3),
         (RankError("x"), 3),
         (RankLostError("x"), 3),
+        (StoppedError("x", 15), 143),
         (WorkerLostError("x"), None),
         (OSError("x"), None),
         (KeyboardInterrupt(), None),
@@ -141,24 +142,12 @@ def test_what_would_come_again_is_not_tried_again(
     end = starts.end()
     assert (end.code if end else None) == code
     if end is not None:
-        assert end.is_certain
         assert end.error().exit_code == code
         assert isinstance(end.error(), EvenflowError)
 
 
 def test_ranks_that_are_lost_while_the_run_is_asked_to_stop_say_nothing(starts: Starts) -> None:
     starts.ended(RankLostError("x"), asked=True)
-    assert starts.end() is None
-
-
-def test_a_stop_is_meant_for_the_run_where_a_restart_is_counted(starts: Starts) -> None:
-    """torchrun ends its workers, and counts no restart, to let a host in that has come back."""
-    starts.ended(StoppedError("stopped", 15), restarts=3)
-    end = starts.end()
-    assert end is not None
-    assert (end.code, end.is_certain) == (143, False)
-    assert [end.was_wished(restarts) for restarts in (2, 3, 4)] == [False, False, True]
-    starts.go_on()
     assert starts.end() is None
 
 

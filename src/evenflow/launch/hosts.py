@@ -45,7 +45,6 @@ _FACTS = {
     "cores": int,
     "local_rank": int,
     "local_ranks": int,
-    "restarts": int,
 }
 _APPEARS_S = 5.0  # a network file system shows another host's new file only after a while
 
@@ -96,11 +95,6 @@ class SeveralHosts:
     def ranks(self) -> int:
         """One rank for each worker."""
         return self.torchrun.ranks
-
-    @property
-    def restarts(self) -> int:
-        """How often each worker was started again by its own torchrun, summed."""
-        return self.torchrun.restarts + sum(worker.facts["restarts"] for worker in self.workers.values())
 
     def ranks_here(self, processes: int) -> int:
         """Those of this host's workers."""
@@ -212,7 +206,6 @@ def describe_host(torchrun: Torchrun) -> Message:
         "cores": this_machine().cores,
         "local_rank": torchrun.local_rank,
         "local_ranks": torchrun.local_ranks,
-        "restarts": torchrun.restarts,
     }
 
 

@@ -13,7 +13,6 @@ from evenflow.errors import InputError
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _RUN_ID = "TORCHELASTIC_RUN_ID"
-_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _LAST_PORT = 65535
 _MOST_DIGITS = 9  # no count of ranks and no port has more
 
@@ -31,7 +30,6 @@ class Torchrun:
         port: the store's port.
         serves_store: whether this worker has to serve it (else torchrun does).
         run: the name of torchrun's job in that store, the same whenever it starts the workers again.
-        restarts: how often the torchrun of this host has started its workers again; each host counts its own.
     """
 
     rank: int
@@ -42,7 +40,6 @@ class Torchrun:
     port: int
     serves_store: bool
     run: str
-    restarts: int = 0
 
     @property
     def leads(self) -> bool:
@@ -87,7 +84,6 @@ def notice_torchrun(environment: Mapping[str, str]) -> Torchrun | None:
         numbers["MASTER_PORT"],
         serves_store=rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
         run=environment.get(_RUN_ID) or "run",
-        restarts=_number(environment, _RESTARTS) if environment.get(_RESTARTS) else 0,
     )
 
 

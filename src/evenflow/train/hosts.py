@@ -58,7 +58,7 @@ def lead(torchrun: Torchrun, signals: StopSignals, say: Callable[[str], None]) -
     own_address(torchrun.master, torchrun.port)  # an unknown name is refused here, not after the store's minutes
     starts = Starts(_store(torchrun), torchrun.run)
     before = starts.end()
-    if before is not None and before.is_certain:
+    if before is not None:
         raise before.error()
     shared_server()  # imports torch on another core while the others come
     try:
@@ -76,14 +76,11 @@ def lead(torchrun: Torchrun, signals: StopSignals, say: Callable[[str], None]) -
         starts.announce({"address": address, "port": listener.getsockname()[1], "secret": secret})
         hosts = SeveralHosts(own, listener, secret, signals.heard_elsewhere, signals.check)
     with hosts:
-        if before is not None and before.was_wished(hosts.restarts):
-            raise before.error()
-        starts.go_on()
         signals.hear = hosts.hear
         try:
             yield hosts, starts
         except BaseException as error:
-            starts.ended(error, hosts.restarts, signals.received is not None)
+            starts.ended(error, signals.received is not None)
             raise
         starts.ended(None)
 
@@ -186,7 +183,7 @@ def _find_leader(torchrun: Torchrun, address: str, signals: StopSignals) -> Agen
     why = f"it has not said within {_STORE_S:.0f} s where it is"
     while True:
         end = starts.end()
-        if end is not None and end.is_certain:
+        if end is not None:
             return end.code
         server = shared_server()  # it imports meanwhile
         facts = starts.leader()

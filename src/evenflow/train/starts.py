@@ -1,8 +1,8 @@
 """What torchrun's starts of one run leave for the next, in its store: who leads, which folder is theirs, what ended it.
 
 torchrun starts all workers again when one of them fails, whatever it failed of. Each host's agent counts its own
-restarts, and a host whose agent saw another one come back has not counted that, so no two workers need have the same
-number: nothing is named by it. The leading worker counts the starts instead.
+restarts, and one that ends its workers because another host asks for a new start has not counted that, so no two
+workers need have the same number: nothing is named by it. The leading worker counts the starts instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # public, but not in torch's stubs
 
-from evenflow.errors import EvenflowError, FaultError, RankLostError, StoppedError, WorkerLostError
+from evenflow.errors import EvenflowError, FaultError, RankLostError, WorkerLostError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +25,10 @@ class End:
     Attributes:
         code: the exit code.
         why: in words.
-        restarts: how often workers had been started again by then, summed, where a signal stopped it; else None.
     """
 
     code: int
     why: str
-    restarts: int | None = None
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether another start would come to the same, whoever asked for it."""
-        return self.restarts is None
-
-    def was_wished(self, restarts: int) -> bool:
-        """Whether a stop was meant for the run, seen from a start before which so many restarts are counted.
-
-        A torchrun that ends its workers to let another host in counts no restart; one whose workers were asked to stop
-        by somebody else takes that for a failure, and does.
-        """
-        return self.restarts is None or restarts > self.restarts
 
     def error(self) -> EvenflowError:
         """What a start that comes too late leaves with."""
@@ -91,11 +76,7 @@ class Starts:
         found = self._get("end")
         return End(**found) if isinstance(found, dict) else None
 
-    def go_on(self) -> None:
-        """Whatever ended before is going on."""
-        self._store.delete_key(f"{self._at}/end")
-
-    def ended(self, error: BaseException | None, restarts: int = 0, asked: bool = False) -> None:
+    def ended(self, error: BaseException | None, asked: bool = False) -> None:
         """Note how this start ended, where no other one should follow.
 
         What is lost with a worker or its host is worth another start. So is an error that is none of ours, as nothing
@@ -103,20 +84,17 @@ class Starts:
 
         Args:
             error: what it ended with; None for well.
-            restarts: of workers so far, summed.
             asked: whether the run had been asked to stop: ranks that are lost then may be so by the stopping.
         """
         lost: tuple[type[FaultError], ...] = (WorkerLostError, RankLostError) if asked else (WorkerLostError,)
         if error is None:
             end = End(0, "the run is complete")
-        elif isinstance(error, StoppedError):
-            end = End(error.exit_code, str(error), restarts)
         elif isinstance(error, EvenflowError) and not isinstance(error, lost):
             end = End(error.exit_code, str(error))
         else:
             return
         with suppress(RuntimeError):
-            self._set("end", {"code": end.code, "why": end.why, "restarts": end.restarts})
+            self._set("end", {"code": end.code, "why": end.why})
 
     def _set(self, name: str, value: object) -> None:
         self._store.set(f"{self._at}/{name}", json.dumps(value))
