@@ -7,6 +7,7 @@ EvenflowError
 ├── FaultError          3   a run stopped on a fault it names
 │   ├── RankError       3   an action of a rank failed: rank, action, cause
 │   ├── RankLostError   3   a rank died, fell silent or got stuck: going on from a checkpoint may do
+│   ├── WorkerLostError 3   a worker of torchrun is gone: nothing but torchrun can start it again
 │   └── PeerLostError   3   a rank saw another one disappear (never the root cause)
 ├── ImpossibleError     4   nothing fits: the closest, and what it lacks
 └── StoppedError  130/143   saved and stopped by a signal
@@ -47,6 +48,10 @@ class RankError(FaultError):
 
 class RankLostError(FaultError):
     """A rank died without a word, fell silent or got stuck; nothing says that it would again, so a run may restart."""
+
+
+class WorkerLostError(FaultError):
+    """A worker of torchrun, its host or the network to it is gone: only torchrun can start the run again."""
 
 
 class PeerLostError(FaultError):

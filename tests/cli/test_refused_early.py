@@ -46,11 +46,18 @@ def plan_of_job(folder: Path) -> tuple[list[str], str]:
     return ["train", "MODEL", "--config", "job.toml"], "bad-plan.json"
 
 
+def plan_to_rehearse(folder: Path) -> tuple[list[str], str]:
+    (folder / "bad-plan.json").write_text(json.dumps({"format_version": 1, "stages": "all"}))
+    return ["rehearse", "bad-plan.json", "--rank", "0"], "bad-plan.json"
+
+
 def not_there(folder: Path) -> tuple[list[str], str]:
     return ["train", "MODEL", "--data", "text.txt", "--out", "run", "--plan", "nowhere.json"], "nowhere.json"
 
 
-@pytest.mark.parametrize("bad", [profile, cluster, plan, job, plan_of_job, not_there], ids=lambda own: own.__name__)
+@pytest.mark.parametrize(
+    "bad", [profile, cluster, plan, job, plan_of_job, plan_to_rehearse, not_there], ids=lambda own: own.__name__
+)
 def test_a_bad_file_is_refused_before_torch_is_imported(
     bad: Callable[[Path], tuple[list[str], str]], make_model: Callable[..., Path], text: Path
 ) -> None:

@@ -30,12 +30,23 @@ def read_only(folder: Path) -> Iterator[None]:
     Raises:
         PermissionError: nothing may be mounted here, or no such folder is there; nothing stays mounted.
     """
-    as_root("mount", "--bind", folder, folder)
-    try:
+    with bound(folder, folder):
         as_root("mount", "-o", "remount,bind,ro", folder)
         yield
+
+
+@contextmanager
+def bound(folder: Path, place: Path) -> Iterator[None]:
+    """Within, a folder is at another place as well.
+
+    Raises:
+        PermissionError: nothing may be mounted here, or no such folder is there; nothing stays mounted.
+    """
+    as_root("mount", "--bind", folder, place)
+    try:
+        yield
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def may_mount(folder: Path) -> bool:

@@ -137,7 +137,9 @@ def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     everyone = family(process)
     os.kill(pids[0], signal.SIGSTOP)  # so that the step that the first signal waits for never ends
     os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.5)
+    for line in process.stderr or []:
+        if line.startswith("stopping after this step"):  # so the first one was heard
+            break
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130

@@ -20,7 +20,7 @@ import evenflow
 from evenflow.files import load_metrics, load_samples
 from evenflow.train import Job, RunResult
 from tests.faults.conftest import STEPS, Hears, same_weights
-from tests.faults.disks import as_root, may_mount, read_only
+from tests.faults.disks import as_root, bound, may_mount, read_only
 from tests.faults.injection import Faults
 from tests.faults.test_disks import Breaks, names, warnings
 
@@ -43,9 +43,14 @@ class _Device:
         folder.mkdir()
         image.touch()
         os.truncate(image, size)
+        self._thaw: Timer | None = None
         as_root("mkfs.ext2", "-q", "-F", "-b", 4096, image)
         self._loop = as_root("losetup", "--find", "--show", image)
-        as_root("mount", self._loop, folder)
+        try:
+            as_root("mount", self._loop, folder)
+        except PermissionError:
+            as_root("losetup", "--detach", self._loop)
+            raise
 
     def lose(self) -> None:
         """From now on what is written beyond what was taken, and a little, is an error of the device."""
@@ -60,7 +65,11 @@ class _Device:
     def hold(self, seconds: float) -> None:
         """Let whoever writes wait so long."""
         as_root("fsfreeze", "--freeze", self.folder)
-        Timer(seconds, subprocess.run, [["fsfreeze", "--unfreeze", str(self.folder)]]).start()
+        self._thaw = Timer(seconds, self._unfreeze)
+        self._thaw.start()
+
+    def _unfreeze(self) -> None:
+        subprocess.run(["fsfreeze", "--unfreeze", str(self.folder)], check=False)
 
     def _limit(self, size: int) -> None:
         device = os.open(self._loop, os.O_RDWR)
@@ -72,6 +81,9 @@ class _Device:
 
     def close(self) -> None:
         """Give everything back."""
+        if self._thaw is not None and self._thaw.is_alive():  # what waits for the disk would never end
+            self._thaw.cancel()
+            self._unfreeze()
         subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
         subprocess.run(["losetup", "--detach", self._loop], check=False)
 
@@ -135,6 +147,7 @@ def test_a_device_that_the_kernel_cannot_write_to_costs_no_step(whole: Whole, fa
     _goes_on(whole, faults, device.folder / "run", hears, "Input/output error|Cannot allocate memory")
 
 
+@pytest.mark.alone  # three steps have to be done while the disk waits
 def test_a_run_whose_numbers_are_none_waits_for_a_save_on_a_slow_disk(
     whole: Whole, faults: Faults, device: _Device, tmp_path: Path
 ) -> None:
@@ -142,21 +155,20 @@ def test_a_run_whose_numbers_are_none_waits_for_a_save_on_a_slow_disk(
     out = tmp_path / "run"
     (device.folder / "lost+found").rmdir()
 
-    def slows() -> None:
-        (out / "checkpoints").mkdir()
-        as_root("mount", "--bind", device.folder, out / "checkpoints")
-        device.hold(8.0)
-
     faults.plan(1, "backward", 22, "inf gradient", settles=False)
-    hears = Breaks({1: slows})
-    try:
+    with ExitStack() as mounted:
+
+        def slows() -> None:
+            (out / "checkpoints").mkdir()
+            mounted.enter_context(bound(device.folder, out / "checkpoints"))
+            device.hold(8.0)
+
+        hears = Breaks({1: slows})
         with pytest.raises(evenflow.FaultError, match=r"^step 6 came to a loss of "):
             evenflow.train(replace(whole[0], out=out), hears)
         assert hears.steps[-1][1] == 6
         assert names(out) == ["step-00000003"]
         assert evenflow.train(replace(whole[0], out=out, resume=True)).metrics[0].step == 1
-    finally:
-        subprocess.run(["umount", "--lazy", str(out / "checkpoints")], check=True)
 
 
 class _Waited(Breaks):

@@ -86,6 +86,7 @@ def test_slurms_options() -> None:
     assert script.index("#SBATCH --output") < script.index("set -euo")  # sbatch reads no option after a command
     assert 'srun --wait=120 --cpus-per-task="$SLURM_CPUS_PER_TASK" "$python"' in script  # srun takes it from no option
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240" in script
+    assert "--nproc-per-node 8 --max-restarts 3 " in script
     assert "--cpus-per-task=6" in slurm_script(_start(Spread(1, 2, False, 3, 180)), "24:00:00")
     for wrong in ("1 day", "24:00", "0:0:10"):
         with pytest.raises(InputError, match="is not understood"):
@@ -249,7 +250,7 @@ def test_a_signal_at_any_time_of_a_start_is_handed_on_once(tmp_path: Path, when:
     """Before the step there is nothing to save: it never starts. Once it runs, it is told, and not twice."""
     script = slurm_script(_start(Spread(1, 2, False, 1, 180), str(tmp_path)), "24:00:00")
     if when == "while":  # between the start of srun and its number being known
-        script = script.replace("step=$!\n", "sleep 0.3; kill -TERM $$\nstep=$!\n")
+        script = script.replace("step=$!\n", "until [[ -s heard ]]; do sleep 0.01; done; kill -TERM $$\nstep=$!\n")
     shims = tmp_path / "bin"
     shims.mkdir()
     _shim(shims, "scontrol", 'echo "$1" >> asked\n[[ $1 != show ]] || echo localhost\n')
@@ -267,6 +268,17 @@ def test_a_signal_at_any_time_of_a_start_is_handed_on_once(tmp_path: Path, when:
     assert (heard.read_text().split() if heard.exists() else []).count("told") == (0 if when == "before" else 1)
     assert heard.exists() == (when != "before")
     assert (tmp_path / "asked").read_text().split() == ["show", "requeue"]
+
+
+@pytest.mark.parametrize("target", ["slurm", "torchrun"])
+def test_torchrun_starts_lost_workers_again_as_often_as_the_job_says(
+    job: Path, target: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for restarts in (3, 0):
+        capfd.readouterr()
+        assert main(["launch", str(job), "--to", target]) == 0
+        assert f" --max-restarts {restarts} " in capfd.readouterr().out
+        job.write_text(job.read_text() + "restarts = 0\n" * (restarts == 3))
 
 
 def test_wrong_input_is_one_line(job: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ WHOLE = {
 
 
 def test_all_of_it_is_read() -> None:
-    assert notice_torchrun(WHOLE) == Torchrun(3, 4, 1, 2, "10.0.0.1", 29500, serves_store=False, run="job-1")
+    assert notice_torchrun(WHOLE) == Torchrun(3, 4, 1, 2, "10.0.0.1", 29500, serves_store=False, run="job")
     assert notice_torchrun({"PATH": "/bin", "LOCAL_WORLD_SIZE": ""}) is None
 
 

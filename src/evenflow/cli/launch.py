@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.job}: processes is {part.processes}, and its plan has {plan.axes.processes}; without "
             "processes it would do"
         )
-    start = Start(arguments.job.resolve(), settings["out"], Path.cwd(), Path(sys.executable), spread)
+    python = Path(sys.executable)
+    start = Start(arguments.job.resolve(), settings["out"], Path.cwd(), python, spread, settings["restarts"])
     script = slurm_script(start, arguments.time or "24:00:00") if arguments.to == "slurm" else torchrun_script(start)
     if arguments.out:
         write_text(arguments.out, script)

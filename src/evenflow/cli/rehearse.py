@@ -36,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Rehearse, save and print."""
     _check(arguments)
+    from evenflow.files import load_plan, save_profile
+
+    plan = load_plan(arguments.plan)  # before torch is imported: what is wrong with it is said at once
     from evenflow.cli.console import TerminalProgress, show, show_json
     from evenflow.draw import rehearsal_table
-    from evenflow.files import load_plan, save_profile
     from evenflow.rehearse import (
         DEFAULT_STEPS,
         check_model,
@@ -53,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     from evenflow.spec.presets import find_preset
     from evenflow.spec.trainers import OURS
 
-    plan = load_plan(arguments.plan)
     if not arguments.all:
         check_rank(plan, arguments.rank)
     source = _find(plan, arguments)

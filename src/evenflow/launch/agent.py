@@ -31,7 +31,31 @@ class Agent:
         self._line = line
         self._server = server
         self._rank: LocalProcess | None = None
+        self._told: list[Message] = []  # what came with the welcome
         line.send({"kind": "hello", "secret": secret, "rank": torchrun.rank, **describe_host(torchrun)})
+
+    def is_welcome(self, tick: Callable[[], None]) -> bool:
+        """Wait for the answer to the hello: whether who answers is the leading worker of this very start.
+
+        An address can outlive who was there, and somebody else may be found at it.
+
+        Args:
+            tick: called now and then; what it raises ends the wait.
+        """
+        while not self._line.closed:
+            tick()
+            select.select([self._line.fileno()], [], [], _TURN_S)
+            try:
+                said = self._line.waiting()
+            except ValueError:  # it does not speak as workers do
+                break
+            if said:
+                welcome, *self._told = said
+                if welcome == {"kind": "welcome"}:
+                    return True
+                break
+        self._line.close()
+        return False
 
     def serve(self, signal_number: Callable[[], int | None]) -> int:
         """Do as told until told to leave; returns the exit code that the leading worker leaves with.
@@ -51,8 +75,9 @@ class Agent:
                     self._line.send({"kind": "signal", "number": number})
                     told = True
                 talking = [] if self._rank is None or self._rank.closed else [self._rank.fileno()]
-                select.select([self._line.fileno(), *talking], [], [], _TURN_S)
-                for message in self._line.waiting():
+                select.select([self._line.fileno(), *talking], [], [], 0.0 if self._told else _TURN_S)
+                told_before, self._told = self._told, []
+                for message in (*told_before, *self._line.waiting()):
                     if message["kind"] == "bye":
                         return int(message["code"])
                     self._obey(message)

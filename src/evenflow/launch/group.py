@@ -17,6 +17,7 @@ from evenflow.errors import (
     PeerLostError,
     RankError,
     RankLostError,
+    WorkerLostError,
 )
 from evenflow.launch.channel import Message
 from evenflow.launch.heartbeat import Pulse
@@ -220,7 +221,7 @@ class Group:
         if rank.error is None:
             status = rank.process.status
             if rank.process.lost:  # nothing could be started there again: torchrun starts the whole run anew
-                return FaultError(
+                return WorkerLostError(
                     f"{rank.who} is lost: its host or the network to it is gone, or its worker there was killed, "
                     f"while {rank.doing}; the other ranks were ended"
                 )

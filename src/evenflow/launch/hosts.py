@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from evenflow.errors import FaultError, InputError
+from evenflow.errors import FaultError, InputError, WorkerLostError
 from evenflow.launch.channel import Channel, Message
 from evenflow.launch.client import ForkServer, shared_server
 from evenflow.launch.group import Group, RunningRank
@@ -60,7 +60,7 @@ class SeveralHosts:
         tick: called now and then while waiting; what it raises ends the run.
 
     Raises:
-        FaultError: they did not all come in time.
+        WorkerLostError: they did not all come in time.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class SeveralHosts:
         try:
             for worker in _gather(torchrun.ranks, listener, secret, heard, tick):
                 self.workers[worker.rank] = worker
+                worker.send({"kind": "welcome"})
         except BaseException as error:
             self._let_go(error)
             raise
@@ -125,7 +126,7 @@ class SeveralHosts:
         """Take in what workers say while no job runs.
 
         Raises:
-            FaultError: one of them is gone.
+            WorkerLostError: one of them is gone.
         """
         for worker in self.workers.values():
             worker.read()
@@ -264,7 +265,7 @@ def _gather(
         tick()
         if time.monotonic() > deadline:
             names = ", ".join(str(rank) for rank in sorted(missing))
-            raise FaultError(
+            raise WorkerLostError(
                 f"waited {_GATHER_S:.0f} s for the torchrun workers with RANK {names} of {ranks}; none of them "
                 f"called {listener.getsockname()[0]}. Did they start, and can their hosts reach that address?"
             )

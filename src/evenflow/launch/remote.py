@@ -2,7 +2,8 @@
 
 What is said over the line, besides what the rank itself says (`said`, `tell`):
 
-    to the worker     start: fork your rank; kill: end it; look: do you see these files; bye: leave
+    to the worker     welcome: to this start; start: fork your rank; kill: end it; look: do you see these files;
+                      bye: leave
     to the leader     hello; started; exited; looked; signal: somebody wants the run to stop
 """
 
@@ -12,7 +13,7 @@ import select
 import time
 from collections.abc import Callable
 
-from evenflow.errors import FaultError
+from evenflow.errors import WorkerLostError
 from evenflow.launch.channel import Channel, Message
 
 _ANSWER_S = 60.0  # its fork server may still be importing, several of them on one host at once
@@ -81,7 +82,7 @@ class Worker:
         """Ask it something and wait for the answer.
 
         Raises:
-            FaultError: it failed, is gone, or did not answer in time.
+            WorkerLostError: it is gone, or did not answer in time.
         """
         self.send(message)
         self._await(lambda: bool(self._answers), f"asked to {message['kind']}")
@@ -97,7 +98,7 @@ class Worker:
         """Wait until its rank runs.
 
         Raises:
-            FaultError: it failed, is gone, or did not answer in time.
+            WorkerLostError: it is gone, or did not answer in time.
         """
         self._await(lambda: self.process is not None and self.process.pid > 0, "asked to start its rank")
 
@@ -108,16 +109,16 @@ class Worker:
             self.read()
             self.check()
             if time.monotonic() > deadline:
-                raise FaultError(f"the worker of {self.who} has not answered in {_ANSWER_S:.0f} s: {what}")
+                raise WorkerLostError(f"the worker of {self.who} has not answered in {_ANSWER_S:.0f} s: {what}")
 
     def check(self) -> None:
         """Notice a worker that is gone.
 
         Raises:
-            FaultError: which.
+            WorkerLostError: which.
         """
         if self.lost:
-            raise FaultError(f"the worker of {self.who} is lost: it, its host or the network to it is gone")
+            raise WorkerLostError(f"the worker of {self.who} is lost: it, its host or the network to it is gone")
 
     def close(self) -> None:
         """Hang up."""

@@ -31,6 +31,7 @@ class Start:
         folder: where its paths are taken from, absolute.
         python: the interpreter that has evenflow, on every node.
         spread: nodes and processes.
+        restarts: how often torchrun starts workers that it lost again.
     """
 
     job: Path
@@ -38,6 +39,7 @@ class Start:
     folder: Path
     python: Path
     spread: Spread
+    restarts: int = 3
 
 
 def torchrun_script(start: Start) -> str:
@@ -48,7 +50,7 @@ def torchrun_script(start: Start) -> str:
             f"# evenflow launch --to torchrun: {_processes(spread)}.",
             _settings(start),
             _RESUME,
-            _command("exec", f"--standalone --nproc-per-node {spread.per_node}"),
+            _command("exec", start, "--standalone"),
         )
     usage = f'head=${{1:?"usage: $0 HOST, the same on each of {spread.nodes} nodes, HOST being the first of them"}}'
     rendezvous = '--rdzv-backend c10d --rdzv-endpoint "$head:${2:-29500}" --rdzv-id evenflow'
@@ -57,7 +59,7 @@ def torchrun_script(start: Start) -> str:
         usage,
         _settings(start),
         _RESUME,
-        _command("exec", f"--nnodes {spread.nodes} --nproc-per-node {spread.per_node} {rendezvous}"),
+        _command("exec", start, f"--nnodes {spread.nodes} {rendezvous}"),
     )
 
 
@@ -91,7 +93,7 @@ def slurm_script(start: Start, time: str) -> str:
         "--output=%x-%j.log",
     ]
     rendezvous = '--rdzv-backend c10d --rdzv-endpoint "$head:$port" --rdzv-id "$SLURM_JOB_ID-$starts"'
-    train = f"--nnodes {spread.nodes} --nproc-per-node {spread.per_node} {rendezvous}"
+    srun = 'srun --wait=120 --cpus-per-task="$SLURM_CPUS_PER_TASK"'
     return _joined(
         "\n".join(f"#SBATCH {option}" for option in options),
         f"# evenflow launch --to slurm: {_processes(spread)}. Start it with sbatch, and --partition or --account",
@@ -100,7 +102,7 @@ def slurm_script(start: Start, time: str) -> str:
         _SLURM_BEGIN,
         _RESUME,
         _SLURM_START,
-        _command('srun --wait=120 --cpus-per-task="$SLURM_CPUS_PER_TASK"', train) + " &\n" + _SLURM_END,
+        _command(srun, start, f"--nnodes {spread.nodes} {rendezvous}") + " &\n" + _SLURM_END,
     )
 
 
@@ -168,7 +170,8 @@ fi
 exit "$code\""""
 
 
-def _command(before: str, options: str) -> str:
+def _command(before: str, start: Start, nodes: str) -> str:
+    options = f"{nodes} --nproc-per-node {start.spread.per_node} --max-restarts {start.restarts}"
     return (
         f'{before} "$python" -m torch.distributed.run \\\n    {options} \\\n'
         '    -m evenflow train --config "$job" "${resume[@]}"'

@@ -29,7 +29,7 @@ class Torchrun:
         master: the host name or address of the store that all workers can reach.
         port: the store's port.
         serves_store: whether this worker has to serve it (else torchrun does).
-        run: a name that no other start of workers has in that store.
+        run: the name of torchrun's job in that store, the same whenever it starts the workers again.
     """
 
     rank: int
@@ -83,7 +83,7 @@ def notice_torchrun(environment: Mapping[str, str]) -> Torchrun | None:
         environment["MASTER_ADDR"],
         numbers["MASTER_PORT"],
         serves_store=rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        run=f"{environment.get(_RUN_ID, 'run')}-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+        run=environment.get(_RUN_ID) or "run",
     )
 
 

@@ -8,14 +8,13 @@ is your own.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # public, but not in torch's stubs
 
@@ -36,12 +35,14 @@ from evenflow.launch import (
 from evenflow.runtime import open_store
 from evenflow.train.job import Job
 from evenflow.train.signals import StopSignals
+from evenflow.train.starts import Starts
 
 _STORE_S = 120.0
+_DIAL_S = 10.0  # a host that is gone does not answer at all, and another may lead by then
 
 
 @contextmanager
-def lead(torchrun: Torchrun, signals: StopSignals, say: Callable[[str], None]) -> Iterator[SeveralHosts]:
+def lead(torchrun: Torchrun, signals: StopSignals, say: Callable[[str], None]) -> Iterator[tuple[SeveralHosts, Starts]]:
     """Gather all workers of this torchrun; they leave when this is left, with the same exit code.
 
     Args:
@@ -51,27 +52,37 @@ def lead(torchrun: Torchrun, signals: StopSignals, say: Callable[[str], None]) -
 
     Raises:
         InputError: other hosts could not reach this one at its address.
-        FaultError: the others did not come in time.
+        EvenflowError: an earlier start of these workers ended the run for good: with what.
+        WorkerLostError: the others did not come in time.
     """
-    shared_server()  # imports torch on another core while the others come
     own_address(torchrun.master, torchrun.port)  # an unknown name is refused here, not after the store's minutes
-    store = _store(torchrun)
+    starts = Starts(_store(torchrun), torchrun.run)
+    before = starts.end()
+    if before is not None:
+        raise before.error()
+    shared_server()  # imports torch on another core while the others come
     try:
         address = _own_address(torchrun)
     except InputError as error:
-        store.set(_key(torchrun), json.dumps({"left": error.exit_code}))  # or the others would wait in vain
+        starts.ended(error)  # or the others would wait in vain
         raise
     warning = exposure(torchrun, address)
     if warning is not None:
         say(warning)
     secret = secrets.token_hex(16)
+    # Ranks of an earlier start have met in the same store.
+    own = replace(torchrun, run=f"{torchrun.run}/{starts.begin()}")
     with listen(address) as listener:
-        facts = {"address": address, "port": listener.getsockname()[1], "secret": secret}
-        store.set(_key(torchrun), json.dumps(facts))
-        hosts = SeveralHosts(torchrun, listener, secret, signals.heard_elsewhere, signals.check)
+        starts.announce({"address": address, "port": listener.getsockname()[1], "secret": secret})
+        hosts = SeveralHosts(own, listener, secret, signals.heard_elsewhere, signals.check)
     with hosts:
         signals.hear = hosts.hear
-        yield hosts
+        try:
+            yield hosts, starts
+        except BaseException as error:
+            starts.ended(error, signals.received is not None)
+            raise
+        starts.ended(None)
 
 
 def serve() -> int | None:
@@ -90,24 +101,22 @@ def serve() -> int | None:
     if torchrun is None or torchrun.leads:
         return None
     with StopSignals() as signals:
-        server = shared_server()
         address = _own_address(torchrun)
         try:
-            facts = _leader(torchrun, signals)
-            if "left" in facts:
-                return int(facts["left"])
-            line = dial(facts["address"], facts["port"], address, _STORE_S)
+            found = _find_leader(torchrun, address, signals)
         except (RuntimeError, OSError) as error:
             raise FaultError(
                 f"rank {torchrun.rank} on {socket.gethostname()} ({address}) could not reach rank 0, which leads the "
                 f"run: {first_line(error)}"
             ) from None
+        if isinstance(found, int):
+            return found
 
         def asked_to_stop() -> int | None:
             signals.check_again()
             return signals.received
 
-        return Agent(torchrun, line, facts["secret"], server).serve(asked_to_stop)
+        return found.serve(asked_to_stop)
 
 
 def exposure(torchrun: Torchrun, address: str) -> str | None:
@@ -164,18 +173,31 @@ def _store(torchrun: Torchrun) -> Store:
         ) from None
 
 
-def _leader(torchrun: Torchrun, signals: StopSignals) -> dict[str, Any]:
-    """What the leading worker has put into the store."""
-    store, key = _store(torchrun), _key(torchrun)
+def _find_leader(torchrun: Torchrun, address: str, signals: StopSignals) -> Agent | int:
+    """This worker as the agent of its rank, welcome to the one that leads; or the exit code of a run that has ended.
+
+    What is read first may be where the leading worker of an earlier start was.
+    """
+    starts = Starts(_store(torchrun), torchrun.run)
     deadline = time.monotonic() + _STORE_S
-    while not store.check([key]):
+    why = f"it has not said within {_STORE_S:.0f} s where it is"
+    while True:
+        end = starts.end()
+        if end is not None:
+            return end.code
+        server = shared_server()  # it imports meanwhile
+        facts = starts.leader()
+        if facts is not None:
+            try:
+                line = dial(facts["address"], facts["port"], address, _DIAL_S)
+            except OSError as error:
+                why = str(error)
+            else:
+                agent = Agent(torchrun, line, facts["secret"], server)
+                if agent.is_welcome(signals.check):
+                    return agent
+                why = f"who answers at {facts['address']} does not know this worker"
         signals.check()
         if time.monotonic() > deadline:
-            raise OSError(f"it has not said within {_STORE_S:.0f} s where it is")
+            raise OSError(why)
         time.sleep(0.05)
-    facts: dict[str, Any] = json.loads(store.get(key))
-    return facts
-
-
-def _key(torchrun: Torchrun) -> str:
-    return f"evenflow/{torchrun.run}/lead"

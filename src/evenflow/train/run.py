@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evenflow.draw import report_html
@@ -53,6 +53,7 @@ from evenflow.train.recorder import Recorder
 from evenflow.train.records import why_damaged
 from evenflow.train.save import finish_model_folder
 from evenflow.train.signals import StopSignals
+from evenflow.train.starts import Starts
 from evenflow.train.supervise import go_on_from, see_through
 from evenflow.train.trackers import tracked
 
@@ -104,18 +105,25 @@ def train(job: Job, progress: Progress | None = None) -> RunResult:
         with StopSignals() as signals:
             if torchrun is None:
                 return _run(job, progress, signals, ThisHost())
-            with lead(torchrun, signals, progress.said) as hosts:
-                return _run(job, progress, signals, hosts)
+            with lead(torchrun, signals, progress.said) as (hosts, starts):
+                return _run(job, progress, signals, hosts, starts)
     finally:
         progress.closed()
 
 
-def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher) -> RunResult:
+def _run(
+    job: Job, progress: Progress, signals: StopSignals, launcher: Launcher, starts: Starts | None = None
+) -> RunResult:
     check_ranks(launcher.ranks, job)
+    again = starts is not None and starts.has_taken(job.out)
+    if again:
+        job = _going_on(job, progress)
     source = find_model(job.model)
     if not job.from_scratch and not job.resume:
         source.check_weights()
-    with RunFolder(job.out, job.data, job.resume) as folder:
+    with RunFolder(job.out, job.data, job.resume or again) as folder:
+        if starts is not None:
+            starts.took(job.out)
         if folder.left_by is not None:
             progress.said(f"note: {folder.left_by} ran in {job.out} and was killed; what it left unfinished is dropped")
         if folder.unguarded is not None:
@@ -130,6 +138,21 @@ def _run(job: Job, progress: Progress, signals: StopSignals, launcher: Launcher)
             progress.said(warning)
         attempt = see_through(job, ready, launcher, Watcher(progress, signals, folder))
         return _finish(job, ready, attempt, signals)
+
+
+def _going_on(job: Job, progress: Progress) -> Job:
+    """What torchrun's next start of a run does in the folder of the one before: it goes on, by the plan that it had.
+
+    Where nothing is saved yet it begins anew, over what lies there.
+    """
+    saved = any((job.out / "checkpoints").glob("step-*"))
+    where = "goes on from its newest checkpoint" if saved else "begins anew, as nothing was saved yet"
+    progress.said(f"restart by torchrun: the run in {job.out} {where}")
+    plan = job.out / PLAN
+    if job.plan is None and plan.exists():
+        # It was made as these say, and need not look so: with `auto`, say.
+        job = replace(job, plan=plan, schedule=None, recompute=None, stages_per_rank=None, memory_limit=None)
+    return replace(job, resume=job.resume or saved)
 
 
 def _preflight(job: Job, ready: Prepared, launcher: Launcher) -> Iterator[str]:
