@@ -82,7 +82,10 @@ def steps_of(out: Path) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "call", "goes_on"),
-    [(1, STEP_9, "goes on from its newest checkpoint"), (0, STEP_2, "begins anew, as nothing was saved yet")],
+    [
+        (1, STEP_9, "goes on from its newest checkpoint"),
+        pytest.param(0, STEP_2, "begins anew, as nothing was saved yet", marks=pytest.mark.full),
+    ],
     ids=["one that serves", "the one that leads"],
 )
 def test_a_killed_worker_is_started_again_and_the_run_ends_as_if_nothing_had_been(
@@ -105,6 +108,7 @@ def test_a_killed_worker_is_started_again_and_the_run_ends_as_if_nothing_had_bee
     assert same_weights(out, whole[0].out)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_what_would_come_again_ends_the_run_at_once(faults: Faults, start: Start, tmp_path: Path) -> None:
     """A petabyte is asked for once; a run that went on would not ask for it again, and so be seen to have gone on."""

@@ -18,7 +18,7 @@ from tests.faults.test_faults import wait_for_step
 from tests.hosts.test_two_hosts import everyone, facts, finish, same_bytes, worker_of
 
 # Both hosts have the same names and addresses in every test.
-pytestmark = [pytest.mark.alone, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.full, pytest.mark.slow]
 STEPS = 300
 OPTIONS = [
     *("--global-batch-size", 8, "--micro-batch-size", 2, "--seq-length", 32),
