@@ -90,6 +90,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("EVENFLOW_TESTS_MEASURE_S", str(folder / "measure-s"))
+        patch.setenv("EVENFLOW_TESTS_MODELS", json.dumps([TINY_LLAMA, {**TINY_LLAMA, "num_hidden_layers": 6}]))
         patch.syspath_prepend(BRIEF)  # the fork server is given this path
         patch.setenv("PYTHONPATH", str(BRIEF), prepend=os.pathsep)  # and other processes this one
         yield
