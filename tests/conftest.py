@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"  # of tests that compute by themselves: else workers' threads wait for cores
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # and those of ranks that have several leave a core while they wait
     if _hands_out(config):
         os.environ[TURNS] = tempfile.mkdtemp(prefix="evenflow-turns-")
 
