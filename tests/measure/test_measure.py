@@ -47,8 +47,7 @@ def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: i
     assert 8 * 2**20 < profile.process_bytes < 256 * 2**20
 
 
-@pytest.mark.alone
-@pytest.mark.usefixtures("measured_at_length")
+@pytest.mark.alone  # but not at length: the one takes tens of times as long as the other
 def test_more_work_takes_longer(make_model: Callable[..., Path]) -> None:
     small = evenflow.profile(make_model(), 1, seq_length=16)
     large = evenflow.profile(make_model(hidden_size=256, intermediate_size=1024, vocab_size=4096), 1, seq_length=128)
