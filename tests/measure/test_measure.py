@@ -55,8 +55,15 @@ def test_more_work_takes_longer(make_model: Callable[..., Path]) -> None:
     assert large.layers[-1].backward_s > 2 * small.layers[-1].backward_s
 
 
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No profile is there yet; the model is that of other tests, which takes seconds to trace."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("empty_cache")
 def test_a_cached_profile_is_measured_once_for_one_shape(make_model: Callable[..., Path]) -> None:
-    source = find_model(str(make_model(intermediate_size=144)))
+    source = find_model(str(make_model()))
     measured: list[str] = []
 
     def profile_of(seq_length: int, again: bool = False) -> evenflow.Profile:
@@ -70,8 +77,9 @@ def test_a_cached_profile_is_measured_once_for_one_shape(make_model: Callable[..
     assert measured == ["16", "32"]
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_a_profile_of_a_version_that_mixed_up_ranks_is_measured_again(make_model: Callable[..., Path]) -> None:
-    source = find_model(str(make_model(intermediate_size=152)))
+    source = find_model(str(make_model()))
     model, measured = describe_model(source, 1, 16), []
 
     def profile_of() -> evenflow.Profile:
