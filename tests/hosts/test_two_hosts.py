@@ -198,6 +198,7 @@ def test_a_cut_cable_is_noticed_at_both_ends(
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
+@pytest.mark.full  # in CI a batch job of torchrun's is told, in tests/launch
 @pytest.mark.slow
 def test_a_signal_on_the_other_host_saves_and_stops_the_run(
     endless: list[object], tmp_path: Path, torchrun: Start
