@@ -69,5 +69,5 @@ class Warm:
 
 if NAME in os.environ:
     sys.meta_path.insert(0, Brief())
-    if "evenflow.launch.server" in sys.orig_argv:
+    if "evenflow.launch.server" in sys.orig_argv and MODELS in os.environ:
         os.register_at_fork(before=Warm())

@@ -17,7 +17,7 @@ import torch
 
 import evenflow
 from evenflow.cost import TIMED_PARTS
-from evenflow.launch import ThisHost
+from evenflow.launch import ForkServer, ThisHost
 from evenflow.measure import cached_profile, measure_profile
 from evenflow.measure.layers import Repeats, rank_clock, time_layers
 from evenflow.models import describe_model, find_model
@@ -27,7 +27,23 @@ from evenflow.spec.cluster import local_cluster
 from evenflow.spec.machine import this_machine
 
 
-@pytest.mark.usefixtures("measured_at_length")
+@pytest.fixture(scope="module")
+def cold_server() -> Iterator[ForkServer]:
+    """A fork server as a user has it: what its ranks import they hold themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("EVENFLOW_TESTS_MODELS")
+        server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def cold(cold_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are forked from that."""
+    monkeypatch.setattr("evenflow.launch.client._shared", cold_server)
+
+
+@pytest.mark.usefixtures("measured_at_length", "cold")
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: int) -> None:
     profile = evenflow.profile(make_model(), processes, micro_batch_size=2, seq_length=64)
