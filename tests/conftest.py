@@ -33,6 +33,18 @@ BRIEF = Path(__file__).with_name("brief")
 BRIEF_S = 0.5
 TURNS = "EVENFLOW_TESTS_TURNS"  # the folder whose locks the workers of one `pytest -n` take turns by
 
+# Files that take more than half a minute, the longest first. Each runs whole on one worker: one that began last would
+# leave the other worker without work for as long as it takes.
+LONGEST = (
+    "parity/test_whole.py", "docs/test_commands.py", "faults/test_signals.py", "hosts/test_two_hosts.py",
+    "faults/test_damage.py", "faults/test_lost_ranks.py", "faults/test_faults.py", "faults/test_disks.py",
+    "launch/test_scripts.py", "benchmarks/test_memory.py", "benchmarks/test_peers.py", "execute/test_check.py",
+    "execute/test_check_tensor_parallel.py", "train/test_run.py", "faults/test_bad_numbers.py",
+    "execute/test_predicted_memory.py", "rehearse/test_rehearse.py", "models/test_functions.py",
+    "parity/test_microbatches.py", "models/test_tensor_parallel.py", "export/test_torch_script.py",
+    "search/test_auto.py",
+)  # fmt: skip
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Only `make gpu` computes on GPUs: what other tests say of cores holds for ranks on processors."""
@@ -40,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"  # of tests that compute by themselves: else workers' threads wait for cores
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # and those of ranks that have several leave a core while they wait
     if _hands_out(config):
         os.environ[TURNS] = tempfile.mkdtemp(prefix="evenflow-turns-")
 
@@ -52,6 +65,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _hands_out(config: pytest.Config) -> bool:
     """Whether this is the process of `pytest -n` that runs no test itself; its workers inherit its environment."""
     return bool(getattr(config.option, "numprocesses", None)) and "PYTEST_XDIST_WORKER" not in os.environ
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers take up files in the order of collection; each test stays in its file's order."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        turns = {Path(__file__).parent / name: turn for turn, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: turns.get(item.path, len(turns)))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -90,6 +110,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("EVENFLOW_TESTS_MEASURE_S", str(folder / "measure-s"))
+        patch.setenv("EVENFLOW_TESTS_MODELS", json.dumps([TINY_LLAMA, {**TINY_LLAMA, "num_hidden_layers": 6}]))
         patch.syspath_prepend(BRIEF)  # the fork server is given this path
         patch.setenv("PYTHONPATH", str(BRIEF), prepend=os.pathsep)  # and other processes this one
         yield

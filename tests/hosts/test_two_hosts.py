@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from evenflow.cli import main
 from evenflow.files import load_ranks
 from evenflow.launch.wire import DEAD_AFTER_S
 from tests.faults.raising import raising_environment
@@ -21,7 +22,7 @@ from tests.faults.test_faults import wait_for_step
 from tests.faults.test_raising_rank import await_file, latest_end
 from tests.hosts.conftest import Start
 
-pytestmark = pytest.mark.alone  # both hosts have the same names and addresses in every test, and some have time limits
+# Both hosts have the same names and addresses in every test: only this file makes them, and one worker runs all of it.
 OPTIONS = [
     *("--global-batch-size", 8, "--micro-batch-size", 2, "--seq-length", 32),
     *("--steps", 4, "--seed", 4, "--no-check"),
@@ -32,8 +33,7 @@ OPTIONS = [
 def one_host(make_model: Callable[..., Path], text: Path, tmp_path: Path) -> Path:
     """The run that the others are held against: two ranks on this host."""
     arguments = ["train", make_model(), "--data", text, "--out", tmp_path / "one", *OPTIONS, "--processes", 2]
-    done = subprocess.run([sys.executable, "-m", "evenflow", *map(str, arguments)], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
+    assert main([*map(str, arguments)]) == 0
     return tmp_path / "one"
 
 
@@ -147,6 +147,7 @@ def test_a_folder_that_is_not_shared_is_refused_before_anything_is_done(
 
 
 @pytest.mark.full  # in CI a worker dies there
+@pytest.mark.alone  # all have to be gone within a second
 @pytest.mark.slow
 def test_a_raising_rank_on_the_other_host_stops_all_and_is_named(
     endless: list[object], tmp_path: Path, torchrun: Start
@@ -197,6 +198,7 @@ def test_a_cut_cable_is_noticed_at_both_ends(
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
+@pytest.mark.full  # in CI a batch job of torchrun's is told, in tests/launch
 @pytest.mark.slow
 def test_a_signal_on_the_other_host_saves_and_stops_the_run(
     endless: list[object], tmp_path: Path, torchrun: Start

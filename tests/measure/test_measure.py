@@ -17,7 +17,7 @@ import torch
 
 import evenflow
 from evenflow.cost import TIMED_PARTS
-from evenflow.launch import ThisHost
+from evenflow.launch import ForkServer, ThisHost
 from evenflow.measure import cached_profile, measure_profile
 from evenflow.measure.layers import Repeats, rank_clock, time_layers
 from evenflow.models import describe_model, find_model
@@ -27,7 +27,23 @@ from evenflow.spec.cluster import local_cluster
 from evenflow.spec.machine import this_machine
 
 
-@pytest.mark.usefixtures("measured_at_length")
+@pytest.fixture(scope="module")
+def cold_server() -> Iterator[ForkServer]:
+    """A fork server as a user has it: what its ranks import they hold themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("EVENFLOW_TESTS_MODELS")
+        server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def cold(cold_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are forked from that."""
+    monkeypatch.setattr("evenflow.launch.client._shared", cold_server)
+
+
+@pytest.mark.usefixtures("measured_at_length", "cold")
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: int) -> None:
     profile = evenflow.profile(make_model(), processes, micro_batch_size=2, seq_length=64)
@@ -47,8 +63,7 @@ def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: i
     assert 8 * 2**20 < profile.process_bytes < 256 * 2**20
 
 
-@pytest.mark.alone
-@pytest.mark.usefixtures("measured_at_length")
+@pytest.mark.alone  # but not at length: the one takes tens of times as long as the other
 def test_more_work_takes_longer(make_model: Callable[..., Path]) -> None:
     small = evenflow.profile(make_model(), 1, seq_length=16)
     large = evenflow.profile(make_model(hidden_size=256, intermediate_size=1024, vocab_size=4096), 1, seq_length=128)
@@ -56,8 +71,15 @@ def test_more_work_takes_longer(make_model: Callable[..., Path]) -> None:
     assert large.layers[-1].backward_s > 2 * small.layers[-1].backward_s
 
 
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No profile is there yet; the model is that of other tests, which takes seconds to trace."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("empty_cache")
 def test_a_cached_profile_is_measured_once_for_one_shape(make_model: Callable[..., Path]) -> None:
-    source = find_model(str(make_model(intermediate_size=144)))
+    source = find_model(str(make_model()))
     measured: list[str] = []
 
     def profile_of(seq_length: int, again: bool = False) -> evenflow.Profile:
@@ -71,8 +93,9 @@ def test_a_cached_profile_is_measured_once_for_one_shape(make_model: Callable[..
     assert measured == ["16", "32"]
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_a_profile_of_a_version_that_mixed_up_ranks_is_measured_again(make_model: Callable[..., Path]) -> None:
-    source = find_model(str(make_model(intermediate_size=152)))
+    source = find_model(str(make_model()))
     model, measured = describe_model(source, 1, 16), []
 
     def profile_of() -> evenflow.Profile:

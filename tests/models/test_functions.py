@@ -57,33 +57,36 @@ def fresh(source: ModelSource, shape: tuple[int, int], tp: int = 1, dtype: Dtype
     return describe_model(source, *shape, tp, dtype)
 
 
+# What follows from no shape that is known: less than all of them, and more than a window lets through.
+LESS, BEYOND = (1, 8), (2, WINDOW + 8)
+
+
 @pytest.mark.parametrize(
-    ("name", "tp", "dtype"),
-    [("llama", 1, "fp32"), ("llama", 2, "bf16"), ("gpt2", 1, "fp32"), ("mixtral", 1, "bf16"), ("gemma2", 1, "fp32")],
+    ("name", "tp", "dtype", "apart"),
+    [
+        ("llama", 1, "fp32", LESS),
+        ("llama", 2, "bf16", None),
+        ("gpt2", 1, "fp32", None),
+        ("mixtral", 1, "bf16", None),
+        ("gemma2", 1, "fp32", BEYOND),
+    ],
 )
-def test_a_shape_that_follows_equals_its_trace(
-    tmp_path: Path, traced: Traced, name: str, tp: int, dtype: Dtype
+def test_a_shape_that_follows_equals_its_trace_and_others_are_traced(
+    tmp_path: Path, traced: Traced, name: str, tp: int, dtype: Dtype, apart: tuple[int, int] | None
 ) -> None:
     source = source_of(tmp_path, CONFIGS[name])
     for shape in ((2, 8), (3, 8), (2, 12)):
         describe_model(source, *shape, tp, dtype)
     traced.shapes.clear()
-    further = 5, 18  # 90 tokens, which experts cannot share evenly
-    found = describe_model(source, *further, tp, dtype)
+    asked = {(5, 18): describe_model(source, 5, 18, tp, dtype)}  # 90 tokens, which experts cannot share evenly
     assert traced.shapes == []
-    assert found == fresh(source, further, tp, dtype)
-    assert traced.shapes
-
-
-def test_what_a_window_cuts_is_traced(tmp_path: Path, traced: Traced) -> None:
-    source = source_of(tmp_path, CONFIGS["gemma2"])
-    for shape in ((2, 8), (3, 8), (2, 12)):
-        describe_model(source, *shape)
-    traced.shapes.clear()
-    beyond = 2, WINDOW + 8
-    found = describe_model(source, *beyond)
-    assert set(traced.shapes) == {beyond}
-    assert found == fresh(source, beyond)
+    if apart:
+        asked[apart] = describe_model(source, *apart, tp, dtype)
+        assert set(traced.shapes) == {apart}
+    for shape, found in asked.items():
+        traced.shapes.clear()
+        assert found == fresh(source, shape, tp, dtype)
+        assert traced.shapes
 
 
 def test_a_number_that_is_no_product_of_the_shape_is_not_guessed() -> None:
@@ -94,16 +97,6 @@ def test_a_number_that_is_no_product_of_the_shape_is_not_guessed() -> None:
     assert functions._evaluate(known, [[16], [24]], (7, 9)) is None  # nobody said what the sequence does
     assert functions._evaluate([(2, 8), (2, 12)], [[2 * 8 * 8 * 5], [2 * 12 * 12 * 5]], (3, 10)) is None  # nor batch
     assert functions._evaluate([*known, (2, 12)], [[18], [27], [26]], (5, 10)) == [55]  # labels and one more
-
-
-def test_what_is_smaller_than_all_that_is_known_is_traced(tmp_path: Path, traced: Traced) -> None:
-    source = source_of(tmp_path, CONFIGS["llama"])
-    for batch in (2, 3):
-        describe_model(source, batch, 8)
-    traced.shapes.clear()
-    found = describe_model(source, 1, 8)
-    assert set(traced.shapes) == {(1, 8)}
-    assert found == fresh(source, (1, 8))
 
 
 def test_planning_many_microbatch_sizes_traces_few(tmp_path: Path, traced: Traced) -> None:

@@ -85,7 +85,7 @@ def _played(chance, ranks, stages, microbatches):
     return tuple(map(tuple, order)), stage_rank
 
 
-@sweep(range(1200), 11)
+@sweep(range(1200), 23)
 def test_actions_that_take_no_time_are_told_apart(seeds):
     """Moments are equal then: a receive after an action that must come later would never be posted."""
     for seed in seeds:

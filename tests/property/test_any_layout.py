@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.published_planned import planned, stage_ends
@@ -16,6 +16,7 @@ from evenflow.cost.pinned import Order, Pinned, block_seconds, peak_bytes, step_
 from evenflow.cost.roofline import Roofline
 from evenflow.spec.accelerators import ACCELERATORS
 from evenflow.spec.architecture import Architecture
+from tests.sweeps import examples
 
 ROOFLINE = Roofline()
 # Apart by hops that are hidden or not, how uneven stages follow each other, and which exchange goes on beside what.
@@ -68,14 +69,14 @@ EXAMPLE = Pinned(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(20, 60, derandomize=True)
 @given(jobs(("1f1b", "interleaved-1f1b", "zb-1p")))
 def test_a_step_is_the_same_in_closed_form_and_simulated(job: Pinned) -> None:
     ours, theirs = planned(job, ROOFLINE).step_s, step_seconds(job, ROOFLINE)
     assert abs(ours / theirs - 1) < STEP[job.order], job
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@examples(8, 20, derandomize=True)
 @given(jobs(("zb-2p",)))
 def test_zb_2p_is_longer_by_the_filling_that_its_authors_skip(job: Pinned) -> None:
     """They look at the gradients' norm after the update (Qi et al. 2023, section 4); plans wait for it."""
@@ -85,7 +86,7 @@ def test_zb_2p_is_longer_by_the_filling_that_its_authors_skip(job: Pinned) -> No
     assert theirs - apart < ours < theirs + apart + filling, job
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(20, 60, derandomize=True)
 @given(jobs(("1f1b", "interleaved-1f1b", "zb-1p", "zb-2p")))
 def test_a_peak_is_the_same_in_closed_form_and_simulated(job: Pinned) -> None:
     ours, theirs = planned(job, ROOFLINE).peak_bytes(), peak_bytes(job)

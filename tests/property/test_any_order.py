@@ -48,7 +48,7 @@ def lowered_orders(draw, together: bool) -> tuple[Program, bool]:
     return lower(order, stage_rank, microbatches, work, **more), all(own[-1] < inf for own in ends if own)
 
 
-@examples(80, 400)
+@examples(40, 400)
 @given(lowered_orders(together=True), seeds)
 def test_lowering_an_order_that_can_run_brings_no_deadlock(program_and_runs, seed):
     program, runs = program_and_runs
@@ -60,7 +60,7 @@ def test_lowering_an_order_that_can_run_brings_no_deadlock(program_and_runs, see
     assert all(timeline.step_s >= own.busy_s * (1 - 1e-9) for own in timeline.ranks)
 
 
-@examples(80, 400)
+@examples(40, 400)
 @given(lowered_orders(together=False))
 def test_any_order_is_refused_as_a_deadlock_or_runs(program_and_runs):
     program, runs = program_and_runs
@@ -74,7 +74,7 @@ def test_any_order_is_refused_as_a_deadlock_or_runs(program_and_runs):
         run(program)
 
 
-@examples(240, 1200)
+@examples(120, 1200)
 @given(schedules.flatmap(lambda name: programs(name, most_ranks=3, most_microbatches=4)), st.data())
 def test_what_verify_accepts_is_what_a_machine_without_tags_can_run(program, data):
     """Legal programs with one or two actions moved: verify and a machine that knows no rule must agree."""
@@ -87,7 +87,7 @@ def test_what_verify_accepts_is_what_a_machine_without_tags_can_run(program, dat
     _agree(program)
 
 
-@examples(120, 600)
+@examples(60, 600)
 @given(schedules.flatmap(lambda name: programs(name, most_ranks=2, most_microbatches=3)), st.data())
 def test_whatever_is_left_out_done_twice_or_done_elsewhere_both_refuse(program, data):
     rank = data.draw(st.integers(0, len(program.ranks) - 1))
@@ -121,7 +121,7 @@ def orders_of_anything(draw):
     return tuple(order), stage_rank, microbatches
 
 
-@examples(80, 300)
+@examples(40, 300)
 @given(orders_of_anything(), st.booleans())
 def test_an_order_from_anywhere_is_refused_with_a_reason_or_runs(case, reduces):
     """Orders come from files: whatever stands there, lowering and verify must not break."""

@@ -45,7 +45,7 @@ from tests.property.machine import run
 from tests.property.strategies import any_program, seeds
 from tests.sweeps import examples
 
-modest = examples(50, 200)
+modest = examples(25, 200)
 
 
 @modest

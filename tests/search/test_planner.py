@@ -25,10 +25,10 @@ from evenflow.spec import Batch
 from evenflow.units import parse_bytes
 from tests.property.cases import all_splits, cluster_of, costs_of, model_of, random_costs, random_model
 from tests.search.random_cases import ONE_STAGE, random_case
-from tests.sweeps import sweep
+from tests.sweeps import some_of, sweep
 
 
-@sweep(range(300), 5)
+@sweep(range(300), 11)
 def test_is_within_a_percent_of_the_best_split_there_is(seeds):
     worse = {}
     for seed in seeds:
@@ -42,7 +42,7 @@ def test_is_within_a_percent_of_the_best_split_there_is(seeds):
     assert len(worse) <= len(seeds) / 20
 
 
-@sweep(range(5000, 5300), 5)
+@sweep(range(5000, 5300), 11)
 def test_a_limit_that_some_split_meets_is_met(seeds):
     """Limits at or near the least peak of all splits, where nearly every split is refused."""
     refused, worse = [], {}
@@ -250,7 +250,7 @@ def test_a_refusal_says_whether_recomputing_would_fit():
     assert "--recompute" not in str(caught.value)
 
 
-@sweep(range(100), 5)
+@sweep(range(100), 11)
 def test_the_limit_that_a_refusal_suggests_works(seeds):
     for seed in seeds:
         _, _, stages, microbatches, costs, model, schedule = random_case(9000 + seed)
@@ -291,7 +291,7 @@ def test_auto_is_no_slower_than_any_schedules_own_plan():
             assert auto <= make_plan(model, cluster_of(stages), batch, costs, name).predicted.step_s, (seed, name)
 
 
-@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(8, 16))])
+@some_of(range(16), 0, 1, 2, 3)
 def test_auto_is_no_slower_on_the_same_stages_where_ranks_share_cores(seed):
     random = Random(seed)
     costs, model = random_costs(random, 8), random_model(random, 8)
