@@ -88,12 +88,12 @@ def test_what_a_window_cuts_is_traced(tmp_path: Path, traced: Traced) -> None:
 
 def test_a_number_that_is_no_product_of_the_shape_is_not_guessed() -> None:
     known = [(2, 8), (3, 8)]
-    assert functions._evaluate(known, [[5, 16, "mm"], [5, 24, "mm"]], (7, 8)) == [5, 56, "mm"]
-    assert functions._evaluate(known, [[16], [17]], (7, 8)) is None  # neither stays nor grows with the microbatch
-    assert functions._evaluate(known, [["mm"], ["bmm"]], (7, 8)) is None
-    assert functions._evaluate(known, [[16], [24]], (7, 9)) is None  # nobody said what the sequence does
-    assert functions._evaluate([(2, 8), (2, 12)], [[2 * 8 * 8 * 5], [2 * 12 * 12 * 5]], (3, 10)) is None  # nor batch
-    assert functions._evaluate([*known, (2, 12)], [[18], [27], [26]], (5, 10)) == [55]  # labels and one more
+    assert functions.evaluate(known, [[5, 16, "mm"], [5, 24, "mm"]], (7, 8)) == [5, 56, "mm"]
+    assert functions.evaluate(known, [[16], [17]], (7, 8)) is None  # neither stays nor grows with the microbatch
+    assert functions.evaluate(known, [["mm"], ["bmm"]], (7, 8)) is None
+    assert functions.evaluate(known, [[16], [24]], (7, 9)) is None  # nobody said what the sequence does
+    assert functions.evaluate([(2, 8), (2, 12)], [[2 * 8 * 8 * 5], [2 * 12 * 12 * 5]], (3, 10)) is None  # nor batch
+    assert functions.evaluate([*known, (2, 12)], [[18], [27], [26]], (5, 10)) == [55]  # labels and one more
 
 
 def test_what_is_smaller_than_all_that_is_known_is_traced(tmp_path: Path, traced: Traced) -> None:

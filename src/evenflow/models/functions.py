@@ -8,7 +8,7 @@ the stage is traced at that shape. What is worked out equals what a trace there 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -58,7 +58,7 @@ class StageFunctions:
         if wanted in self._known:
             return _together(*self._known[wanted])
         for shapes in self._alike(wanted):
-            leaves = _evaluate(shapes, [self._known[shape][0] for shape in shapes], wanted)
+            leaves = evaluate(shapes, [self._known[shape][0] for shape in shapes], wanted)
             if leaves is not None:
                 return _together(leaves, self._known[shapes[0]][1])
         return None
@@ -92,33 +92,47 @@ def _together(leaves: list[Any], spec: pytree.TreeSpec) -> Recording:
     return found
 
 
-def _evaluate(shapes: Sequence[Shape], known: Sequence[Sequence[Any]], wanted: Shape) -> list[Any] | None:
+def evaluate(
+    shapes: Sequence[Shape],
+    known: Sequence[Sequence[Any]],
+    wanted: Shape,
+    follow: Callable[[Sequence[Shape], Sequence[Any], Shape], Any] | None = None,
+) -> list[Any] | None:
     """Each number at another shape; None where one does not follow from those at these shapes."""
     found: dict[tuple[Any, ...], Any] = {}
     for values in zip(*known, strict=True):
         if values not in found:
-            found[values] = _follow(shapes, values, wanted)
+            found[values] = (follow or follow_products)(shapes, values, wanted)
             if found[values] is None:
                 return None
     return [found[values] for values in zip(*known, strict=True)]
 
 
-def _follow(shapes: Sequence[Shape], values: Sequence[Any], wanted: Shape) -> Any:
-    """One number (or word, which may not change): what all products that fit it say."""
+def follow_products(shapes: Sequence[Shape], values: Sequence[Any], wanted: Shape, keys: int | None = None) -> Any:
+    """One number (or word, which may not change) at another shape: what all products that fit it say, or None.
+
+    Args:
+        shapes: where it is known.
+        values: what it is there.
+        wanted: the other shape.
+        keys: tokens that there are of each sequence, where a process has those of `wanted` alone: what grows with the
+            square of a sequence is of each of its own tokens with each of these.
+    """
     if not isinstance(values[0], int):
         return values[0] if len(set(values)) == 1 else None
     said = set()
     for powers in _PRODUCTS:
         each = {Fraction(value, _product(shape, powers)) for shape, value in zip(shapes, values, strict=True)}
         if len(each) == 1:
-            said.add(each.pop() * _product(wanted, powers))
+            said.add(each.pop() * _product(wanted, powers, keys))
     answer = said.pop() if len(said) == 1 else None
     return int(answer) if answer is not None and answer.denominator == 1 else None
 
 
-def _product(shape: Shape, powers: tuple[int, int, int]) -> int:
+def _product(shape: Shape, powers: tuple[int, int, int], keys: int | None = None) -> int:
     (batch, seq), (of_batch, of_seq, more) = shape, powers
-    return int(batch**of_batch * (seq + more) ** of_seq)
+    other = seq if keys is None else keys
+    return int(batch**of_batch * (seq + more) ** min(of_seq, 1) * (other + more) ** max(of_seq - 1, 0))
 
 
 def _cuts(config: PretrainedConfig) -> Iterator[int]:
