@@ -124,6 +124,58 @@ def test_planning_many_microbatch_sizes_traces_few(tmp_path: Path, traced: Trace
     )  # fmt: skip
 
 
+WIDE = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 16, "vocab_size": 64}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen2", "gemma2"])
+def test_a_tp_that_follows_equals_its_trace(tmp_path: Path, traced: Traced, name: str, dtype: Dtype) -> None:
+    """Products, attention, bytes, peaks and what processes put together: all of it."""
+    sizes = SMALL | CONFIGS.get(name, {"model_type": name}) | WIDE | {"num_key_value_heads": 16}
+    source = source_of(tmp_path, sizes)
+    for tp in (2, 4):
+        describe_model(source, 2, 8, tp, dtype)
+    describe_model(source, 2, 8, 1, dtype)  # whose FLOPs a shared model is told by
+    traced.shapes.clear()
+    found = describe_model(source, 2, 8, 8, dtype)
+    assert traced.shapes == []
+    assert found == fresh(source, (2, 8), 8, dtype)
+    assert traced.shapes
+    assert {own.forward_work for own in found.layers} != {None}
+
+
+def test_a_process_with_one_head_is_traced(tmp_path: Path, traced: Traced) -> None:
+    """What copies heads beside each other has nothing to do for one."""
+    sizes = CONFIGS["llama"] | WIDE | {"num_key_value_heads": 8}
+    source = source_of(tmp_path, sizes)
+    for tp in (1, 2, 4):
+        describe_model(source, 2, 8, tp)
+    traced.shapes.clear()
+    found = describe_model(source, 2, 8, 8)
+    assert traced.shapes
+    assert found == fresh(source, (2, 8), 8)
+
+
+def test_parts_of_several_sizes_are_traced(tmp_path: Path, traced: Traced) -> None:
+    """Of a vocabulary that tp does not divide the last process has less."""
+    source = source_of(tmp_path, CONFIGS["llama"] | WIDE | {"num_key_value_heads": 16, "vocab_size": 60})
+    for tp in (1, 2, 4):
+        describe_model(source, 2, 8, tp)
+    traced.shapes.clear()
+    found = describe_model(source, 2, 8, 8)
+    assert traced.shapes
+    assert found == fresh(source, (2, 8), 8)
+
+
+def test_numbers_over_tp_stay_or_are_parts_of_a_whole_or_its_sum() -> None:
+    assert functions._at_degree([2, 4], [6, 6], 8) == 6
+    assert functions._at_degree([2, 4], [16, 8], 8) == 4
+    assert functions._at_degree([2, 4], [6, 12], 8) == 24  # what all processes bring, collected
+    assert functions._at_degree([2, 4], [6, 3], 8) is None  # twelve, which eight do not share evenly
+    assert functions._at_degree([2, 4], [6, 5], 8) is None
+    assert functions._at_degree([2, 4], ["mm", "bmm"], 8) is None
+
+
 def test_types_and_tp_are_traced_apart(tmp_path: Path, traced: Traced) -> None:
     source = source_of(tmp_path, CONFIGS["llama"])
     for dtype in ("fp32", "bf16"):

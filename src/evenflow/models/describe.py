@@ -14,7 +14,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from evenflow.errors import InputError
 from evenflow.models.anatomy import Anatomy, ConfigKey, build_skeleton, dissect, hidden_width, part_of
@@ -110,7 +110,7 @@ def describe_model(
 class _Parts:
     """A model's modules and what a process has of their parameters."""
 
-    skeleton: nn.Module
+    skeleton: PreTrainedModel
     anatomy: Anatomy
     cuts: Mapping[str, Cut]
     types: Mapping[str, torch.dtype]
@@ -122,6 +122,7 @@ class _Parts:
         whole = replace(self, ep=1)
         heads = getattr(self.skeleton.config.get_text_config(), "num_key_value_heads", None)
         return Part(
+            tp,
             cp,
             self.ep,
             frozenset(map(whole.numbers, self.experts)) if self.ep > 1 else frozenset(),
@@ -181,9 +182,9 @@ def _traces(
     key = ConfigKey(config)
 
     def trace(*layers: int) -> Trace:
-        stage = stage_functions(key, layers, tp, dtype)
+        stage = stage_functions(key, layers, dtype)
         if part is None or part.is_whole:
-            return stage.at(shape).trace()
+            return stage.at(shape, tp).trace()
         is_block = any(0 < layer < len(signatures) - 1 for layer in layers)
         recording, exchanged = share(stage, shape, part, is_block)
         return replace(recording.trace(), exchanged=exchanged)

@@ -29,9 +29,10 @@ _WHOLE = (1, 1)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which part of a model a process has, beside that of tp.
+    """Which part of a model a process has.
 
     Attributes:
+        tp: over how many processes every layer's tensors are.
         cp: over how many processes every sequence is.
         ep: over how many the experts are.
         expert_numbers: how many numbers each tensor of the experts has before `ep` shares them out.
@@ -39,6 +40,7 @@ class Part:
         dtype: of activations.
     """
 
+    tp: int
     cp: int
     ep: int
     expert_numbers: frozenset[int]
@@ -47,7 +49,7 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all of it."""
+        """Whether it has all sequences and all experts."""
         return (self.cp, self.ep) == _WHOLE
 
     def tokens(self, seq: int) -> int:
@@ -96,12 +98,12 @@ def share(stage: StageFunctions, shape: Shape, part: Part, is_block: bool) -> tu
         InputError: that does not follow from what the whole stage does.
     """
     batch, seq = shape
-    whole = stage.at(shape)
+    whole = stage.at(shape, part.tp)
     if part.cp > 1 and is_block:
         _check_mixing(whole, part.cp)
     for length in dict.fromkeys((part.tokens(seq), -(-seq // 2), 2 * seq)):
         try:
-            other = whole if length == seq else stage.at((batch, length))
+            other = whole if length == seq else stage.at((batch, length), part.tp)
         except InputError:  # at that length
             continue
         found = None if length == seq else _between(whole, other, (shape, (batch, length)), part)

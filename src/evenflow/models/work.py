@@ -62,6 +62,7 @@ _KEYS = {
 }
 _PRODUCTS = ("aten::bmm", "aten::baddbmm")  # of attention that is no kernel of its own, among others
 _EXPERTS = ("transformers::grouped_mm_fallback", "transformers::grouped_mm_fallback_backward")
+_JOINS = ("aten::cat", "aten::stack")
 _MIXING = ("aten::convolution", "aten::conv")
 # These start nothing on a device, beside views.
 _NOTHING = ("prim::", "aten::_unsafe_view", "aten::empty", "aten::new_empty")
@@ -76,7 +77,7 @@ class Call:
     Attributes:
         name: without its overload.
         shapes: of the tensors that it was given, where it is a product or attention.
-        sizes: bytes of each tensor that it was given or made, where it is neither.
+        sizes: bytes of each tensor that it was given or made, where it is neither; of a list that it joins, in sum.
     """
 
     name: str
@@ -103,8 +104,7 @@ class WorkRecorder(TorchDispatchMode):
                     Call(name, shapes=tuple(tuple(own.shape) for own in args if isinstance(own, Tensor)))
                 )
             else:
-                leaves = tree_leaves((args, kwargs, result))
-                self._noted.append(Call(name, sizes=tuple(own.nbytes for own in leaves if isinstance(own, Tensor))))
+                self._noted.append(Call(name, sizes=tuple(_sizes(name, args, kwargs or {}, result))))
         return result
 
     @property
@@ -182,7 +182,8 @@ def _is_attention(whole: Call, other: Call) -> bool:
     if whole.name not in _PRODUCTS or len(whole.shapes[-2]) != 3:
         return False
     lengths = ((*own.shapes[-2][-2:], own.shapes[-1][-1]) for own in (whole, other))
-    return sum(one != two for one, two in zip(*lengths, strict=True)) == 2
+    moving = [one for one, two in zip(*lengths, strict=True) if one != two]
+    return len(moving) == 2
 
 
 def operators_of(calls: Iterable[Call]) -> tuple[LayerOperator, ...]:
@@ -212,6 +213,14 @@ def _operators(call: Call) -> Iterator[LayerOperator]:
         sizes = 2 * ([size for size in sizes if size < most] or [most])
     if sum(sizes):
         yield Traffic(sum(sizes))
+
+
+def _sizes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Iterator[int]:
+    """Bytes of each tensor; of those that are joined together, of which there may be one for each process."""
+    if name in _JOINS:
+        yield sum(own.nbytes for own in args[0])
+        args = args[1:]
+    yield from (own.nbytes for own in tree_leaves((args, kwargs, result)) if isinstance(own, Tensor))
 
 
 def _is_view(func: Any) -> bool:
