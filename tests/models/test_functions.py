@@ -138,7 +138,8 @@ def test_a_tp_that_follows_equals_its_trace(tmp_path: Path, traced: Traced, name
     describe_model(source, 2, 8, 1, dtype)  # whose FLOPs a shared model is told by
     traced.shapes.clear()
     found = describe_model(source, 2, 8, 8, dtype)
-    assert traced.shapes == []
+    # gemma2 caps its logits: gathered, they are joined by as many calls as there are processes, and its head is traced
+    assert len(traced.shapes) == (name == "gemma2")
     assert found == fresh(source, (2, 8), 8, dtype)
     assert traced.shapes
     assert {own.forward_work for own in found.layers} != {None}
