@@ -166,6 +166,41 @@ def test_a_directory_is_not_planned_for_other_trainers(
     assert "`evenflow export --to megatron`" in said
 
 
+def test_a_directory_is_planned_over_cp_and_not_run_so(
+    capsys: pytest.CaptureFixture[str], make_model: Callable[..., Path], tmp_path: Path, text: Path
+) -> None:
+    model, file = str(make_model()), tmp_path / "plan.json"
+    axes = ("--pp", "2", "--dp", "2", "--cp", "2")
+    assert main(["plan", model, "--cluster", "8xA100-80GB", *SMALL, *axes, "--out", str(file)]) == 0
+    assert "note       cp 2: predicted, and not run by `evenflow train`" in capsys.readouterr().out
+    assert json.loads(file.read_text())["axes"] == {"pp": 2, "tp": 1, "dp": 2, "cp": 2, "ep": 1}
+    assert main(["rehearse", str(file), "--rank", "0"]) == 2
+    assert "the plan has cp 2, and evenflow's ranks" in one_line(capsys)
+    plan = json.loads(file.read_text())
+    file.write_text(json.dumps(plan | {"cluster": "local"}))
+    run = ("--data", str(text), "--out", str(tmp_path / "run"), "--plan", str(file))
+    assert main(["train", model, *run]) == 2
+    assert "has cp 2 and ep 1; train runs pp, tp and dp, so 1 for both would do" in one_line(capsys)
+    assert main(["simulate", str(file)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cp", "2"), "--cp 2 is planned for devices of the catalogue, such as --cluster 8xA100-80GB, and this"),
+        (("--ep", "2"), "--ep 2 is planned for devices of the catalogue"),
+        (("--cluster", "8xA100-80GB", "--ep", "2"), "--ep 2 shares out experts over dp x cp, which is 1; --dp 2 would"),
+        (("--cluster", "8xA100-80GB", "--ep", "2", "--dp", "2"), "--ep 2: "),
+        (("--cluster", "8xA100-80GB", "--cp", "3"), "--cp 3 does not divide 8 processes; 3 processes, or a multiple"),
+    ],
+)
+def test_what_a_directory_is_not_planned_over_is_said(
+    capsys: pytest.CaptureFixture[str], make_model: Callable[..., Path], options: tuple[str, ...], message: str
+) -> None:
+    assert main(["plan", str(make_model()), *SMALL, *options]) == 2
+    assert message in one_line(capsys)
+
+
 @pytest.mark.parametrize("options", [("--tp", "2"), ("--dtype", "fp32"), ("--dtype", "bf16")])
 def test_presets_are_described_whole_and_in_no_type(
     capsys: pytest.CaptureFixture[str], options: tuple[str, ...]

@@ -91,12 +91,12 @@ def test_a_shape_that_follows_equals_its_trace_and_others_are_traced(
 
 def test_a_number_that_is_no_product_of_the_shape_is_not_guessed() -> None:
     known = [(2, 8), (3, 8)]
-    assert functions._evaluate(known, [[5, 16, "mm"], [5, 24, "mm"]], (7, 8)) == [5, 56, "mm"]
-    assert functions._evaluate(known, [[16], [17]], (7, 8)) is None  # neither stays nor grows with the microbatch
-    assert functions._evaluate(known, [["mm"], ["bmm"]], (7, 8)) is None
-    assert functions._evaluate(known, [[16], [24]], (7, 9)) is None  # nobody said what the sequence does
-    assert functions._evaluate([(2, 8), (2, 12)], [[2 * 8 * 8 * 5], [2 * 12 * 12 * 5]], (3, 10)) is None  # nor batch
-    assert functions._evaluate([*known, (2, 12)], [[18], [27], [26]], (5, 10)) == [55]  # labels and one more
+    assert functions.evaluate(known, [[5, 16, "mm"], [5, 24, "mm"]], (7, 8)) == [5, 56, "mm"]
+    assert functions.evaluate(known, [[16], [17]], (7, 8)) is None  # neither stays nor grows with the microbatch
+    assert functions.evaluate(known, [["mm"], ["bmm"]], (7, 8)) is None
+    assert functions.evaluate(known, [[16], [24]], (7, 9)) is None  # nobody said what the sequence does
+    assert functions.evaluate([(2, 8), (2, 12)], [[2 * 8 * 8 * 5], [2 * 12 * 12 * 5]], (3, 10)) is None  # nor batch
+    assert functions.evaluate([*known, (2, 12)], [[18], [27], [26]], (5, 10)) == [55]  # labels and one more
 
 
 def test_planning_many_microbatch_sizes_traces_few(tmp_path: Path, traced: Traced) -> None:
@@ -115,6 +115,59 @@ def test_planning_many_microbatch_sizes_traces_few(tmp_path: Path, traced: Trace
     assert (plans[-1].predicted, plans[-1].ranks, plans[-1].fingerprint) == (
         again.predicted, again.ranks, again.fingerprint,
     )  # fmt: skip
+
+
+WIDE = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 16, "vocab_size": 64}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen2", "gemma2"])
+def test_a_tp_that_follows_equals_its_trace(tmp_path: Path, traced: Traced, name: str, dtype: Dtype) -> None:
+    """Products, attention, bytes, peaks and what processes put together: all of it."""
+    sizes = SMALL | CONFIGS.get(name, {"model_type": name}) | WIDE | {"num_key_value_heads": 16}
+    source = source_of(tmp_path, sizes)
+    for tp in (2, 4):
+        describe_model(source, 2, 8, tp, dtype)
+    describe_model(source, 2, 8, 1, dtype)  # whose FLOPs a shared model is told by
+    traced.shapes.clear()
+    found = describe_model(source, 2, 8, 8, dtype)
+    # gemma2 caps its logits: gathered, they are joined by as many calls as there are processes, and its head is traced
+    assert len(traced.shapes) == (name == "gemma2")
+    assert found == fresh(source, (2, 8), 8, dtype)
+    assert traced.shapes
+    assert {own.forward_work for own in found.layers} != {None}
+
+
+def test_a_process_with_one_head_is_traced(tmp_path: Path, traced: Traced) -> None:
+    """What copies heads beside each other has nothing to do for one."""
+    sizes = CONFIGS["llama"] | WIDE | {"num_key_value_heads": 8}
+    source = source_of(tmp_path, sizes)
+    for tp in (1, 2, 4):
+        describe_model(source, 2, 8, tp)
+    traced.shapes.clear()
+    found = describe_model(source, 2, 8, 8)
+    assert traced.shapes
+    assert found == fresh(source, (2, 8), 8)
+
+
+def test_parts_of_several_sizes_are_traced(tmp_path: Path, traced: Traced) -> None:
+    """Of a vocabulary that tp does not divide the last process has less."""
+    source = source_of(tmp_path, CONFIGS["llama"] | WIDE | {"num_key_value_heads": 16, "vocab_size": 60})
+    for tp in (1, 2, 4):
+        describe_model(source, 2, 8, tp)
+    traced.shapes.clear()
+    found = describe_model(source, 2, 8, 8)
+    assert traced.shapes
+    assert found == fresh(source, (2, 8), 8)
+
+
+def test_numbers_over_tp_stay_or_are_parts_of_a_whole_or_its_sum() -> None:
+    assert functions._at_degree([2, 4], [6, 6], 8) == 6
+    assert functions._at_degree([2, 4], [16, 8], 8) == 4
+    assert functions._at_degree([2, 4], [6, 12], 8) == 24  # what all processes bring, collected
+    assert functions._at_degree([2, 4], [6, 3], 8) is None  # twelve, which eight do not share evenly
+    assert functions._at_degree([2, 4], [6, 5], 8) is None
+    assert functions._at_degree([2, 4], ["mm", "bmm"], 8) is None
 
 
 def test_types_and_tp_are_traced_apart(tmp_path: Path, traced: Traced) -> None:

@@ -110,8 +110,15 @@ def add_axes(parser: argparse.ArgumentParser, preset: str = "") -> None:
 
 def add_trainer_axes(parser: argparse.ArgumentParser) -> None:
     """--cp, --ep and --for."""
-    parser.add_argument("--cp", type=count, metavar="N", help="processes that share a sequence (trainers that have it)")
-    parser.add_argument("--ep", type=count, metavar="N", help="processes that share the experts (the same)")
+    parser.add_argument(
+        "--cp",
+        type=count,
+        metavar="N",
+        help="processes that share every sequence (default 1; for a preset: free, --for a trainer that has it)",
+    )
+    parser.add_argument(
+        "--ep", type=count, metavar="N", help="processes that share the experts, among dp x cp (the same)"
+    )
     parser.add_argument(
         "--for",
         dest="trainer",

@@ -106,8 +106,11 @@ def _plan_model(arguments: argparse.Namespace) -> Plan:
 
     trainer = find_trainer(arguments.trainer or OURS)
     for name in ("cp", "ep"):
-        if (getattr(arguments, name) or 1) > 1:
-            raise InputError(f"--{name} is planned for presets, such as llama-3.1-405b; without it this would work")
+        if (size := getattr(arguments, name) or 1) > 1 and arguments.profile:
+            raise InputError(
+                f"--profile holds layers that were timed with whole sequences and all experts, and --{name} is {size}; "
+                "no --profile, on a cluster of the catalogue's devices, would do"
+            )
     if trainer.name != OURS:
         raise InputError(
             f"--for {trainer.name} is planned for presets, such as llama-3.1-405b: the layers of {arguments.model} are "
@@ -121,7 +124,13 @@ def _plan_model(arguments: argparse.Namespace) -> Plan:
     from evenflow.train import choose_cluster, make_batch, plan_model
 
     cluster, axes = choose_cluster(
-        arguments.cluster, arguments.pp, arguments.tp, arguments.dp, profile.threads if profile else None
+        arguments.cluster,
+        arguments.pp,
+        arguments.tp,
+        arguments.dp,
+        profile.threads if profile else None,
+        arguments.cp,
+        arguments.ep,
     )
     batch = make_batch(arguments.global_batch_size, arguments.micro_batch_size, arguments.seq_length, axes)
     _, plan, _ = plan_model(

@@ -12,20 +12,22 @@ from evenflow.spec import Again, Cluster, Layer, Model
 _BYTES_PER_FLOP = 0.01  # memory bandwidth of current accelerators and CPUs, within a factor of two
 
 
-def analytic_costs(model: Model, cluster: Cluster, dp: int = 1) -> Costs:
+def analytic_costs(model: Model, cluster: Cluster, dp: int = 1, zero: int = 0) -> Costs:
     """Seconds of devices of the catalogue by their roofline and links, of this machine's by FLOPs alone.
 
     Here they are FLOPs / (peak x assumed efficiency), the optimizer's bytes / assumed bandwidth, and what a layer's
     processes put together takes as long as on a ring of the device's links: what is here can be measured instead.
 
     Args:
-        model: described for the axes' tp.
+        model: described for the axes' tp, and of devices of the catalogue for their cp and ep.
         cluster: its devices are those of the first group.
         dp: replicas.
+        zero: what they share out.
     """
     device = cluster.device
     if cluster.groups:
-        return catalogue_costs(model, cluster.groups[0].accelerator, cluster.devices // (model.tp * dp), dp)
+        pp = cluster.devices // (model.tp * model.cp * dp)
+        return catalogue_costs(model, cluster.groups[0].accelerator, pp, dp, zero=zero)
     bandwidth = device.flops * _BYTES_PER_FLOP
     link = LinkCost(device.link_latency_s, device.link_bytes_per_s)
     return Costs(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from evenflow.spec import Layer
+
 MESSAGE_BYTES = 32 << 20  # of gradients that replicas add; enough that a message's own cost is nothing beside it
 _MOMENTS = 2  # of AdamW, each as large as the gradient
 
@@ -55,6 +57,16 @@ class StageMemory:
     def gradient_bytes(self) -> int:
         """Its gradients, which are fp32 whatever its parameters are."""
         return own_gradient_bytes(self)
+
+
+def state_with_experts(layer: Layer, copies: int, ep: int) -> int:
+    """State of a layer under ZeRO 1 over `copies` replicas, of which `ep` together hold each expert once."""
+    experts = layer.expert_gradient_bytes
+    gradients = own_gradient_bytes(layer)
+    optimizer = _MOMENTS * gradients + layer.master_bytes
+    of_experts = optimizer * experts // gradients if gradients else 0
+    shared = -(-(optimizer - of_experts) // copies) - (-of_experts // max(copies // ep, 1))
+    return layer.parameter_bytes + gradients + shared
 
 
 class _Parameters(Protocol):

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from evenflow.errors import InputError
 from evenflow.models.anatomy import Anatomy, ConfigKey, build_skeleton, dissect, hidden_width, part_of
@@ -22,6 +22,7 @@ from evenflow.models.cut import Cut
 from evenflow.models.functions import stage_functions
 from evenflow.models.precision import parameter_dtypes
 from evenflow.models.recording import Trace, less
+from evenflow.models.shards import Part, check_part, expert_count, expert_parameters, share
 from evenflow.models.source import ModelSource
 from evenflow.models.stage import has_tied_embeddings
 from evenflow.models.tied import tied_names
@@ -31,9 +32,17 @@ from evenflow.spec import GRADIENT_BYTES, Activations, Dtype, Layer, LayerKind, 
 
 
 def describe_model(
-    source: ModelSource, micro_batch_size: int, seq_length: int, tp: int = 1, dtype: Dtype = "fp32"
+    source: ModelSource,
+    micro_batch_size: int,
+    seq_length: int,
+    tp: int = 1,
+    dtype: Dtype = "fp32",
+    cp: int = 1,
+    ep: int = 1,
 ) -> Model:
     """Describe a model at one microbatch shape: whole, or what one of `tp` processes has of it that share every layer.
+
+    What `cp` and `ep` make of it is worked out (`models.shards`): no process here shares sequences or experts.
 
     Args:
         source: where it comes from.
@@ -41,12 +50,15 @@ def describe_model(
         seq_length: tokens of each.
         tp: how many processes share every layer.
         dtype: of its weights and activations.
+        cp: how many processes share every sequence.
+        ep: how many share the experts.
 
     Raises:
-        InputError: the model cannot be cut into layers, shared out over `tp`, or traced at this shape.
+        InputError: the model cannot be cut into layers, shared out, or traced at this shape.
     """
     config = source.config
     check_tensor_parallel(config, tp)
+    check_part(source.name, config, seq_length, cp, ep)
     skeleton = build_skeleton(config)
     anatomy = dissect(skeleton)
     limit = getattr(config, "max_position_embeddings", None)
@@ -57,8 +69,12 @@ def describe_model(
         )
     shape = (micro_batch_size, seq_length)
     signatures = [_signature(skeleton, anatomy, layer) for layer in range(len(anatomy.layers))]
+    cuts = find_cuts(skeleton, tp)
+    parts = _Parts(
+        skeleton, anatomy, cuts, parameter_dtypes(config, dtype), expert_parameters(skeleton, expert_count(config)), ep
+    )
     try:
-        traces = _traces(config, signatures, shape, tp, dtype)
+        traces = _traces(config, signatures, shape, tp, dtype, parts.part(cp, tp, dtype))
     except InputError as error:
         if anatomy.obstacle is None:
             raise
@@ -66,7 +82,6 @@ def describe_model(
             f"{source.name} cannot be described layer by layer ({anatomy.obstacle}): {error}. A model whose blocks run "
             "once each and hand on hidden states alone would do"
         ) from error
-    parts = _Parts(skeleton, anatomy, find_cuts(skeleton, tp), parameter_dtypes(config, dtype))
     layers: list[Layer] = []
     counted: set[str] = set()
     for layer, signature in enumerate(signatures):
@@ -84,8 +99,10 @@ def describe_model(
         layers=tuple(layers),
         tied_bytes=parts.size(tied_names(anatomy)),
         tp=tp,
-        whole_flops=_whole_flops(config, signatures, shape) if tp > 1 else 0,
+        whole_flops=_whole_flops(config, signatures, shape) if tp * cp > 1 else 0,
         dtype=dtype,
+        cp=cp,
+        ep=ep,
     )
 
 
@@ -93,10 +110,25 @@ def describe_model(
 class _Parts:
     """A model's modules and what a process has of their parameters."""
 
-    skeleton: nn.Module
+    skeleton: PreTrainedModel
     anatomy: Anatomy
     cuts: Mapping[str, Cut]
     types: Mapping[str, torch.dtype]
+    experts: Set[str]
+    ep: int
+
+    def part(self, cp: int, tp: int, dtype: Dtype) -> Part:
+        """Which part a process has."""
+        whole = replace(self, ep=1)
+        heads = getattr(self.skeleton.config.get_text_config(), "num_key_value_heads", None)
+        return Part(
+            tp,
+            cp,
+            self.ep,
+            frozenset(map(whole.numbers, self.experts)) if self.ep > 1 else frozenset(),
+            max(heads // tp, 1) if isinstance(heads, int) else 0,
+            dtype,
+        )
 
     def layer(self, number: int, signature: str, trace: Trace, own: Set[str]) -> Layer:
         """A layer as traced, with those parameters that no layer before it has."""
@@ -120,6 +152,8 @@ class _Parts:
             backward_combined=trace.backward_combined,
             master_bytes=GRADIENT_BYTES * sum(map(self.numbers, narrow)),
             largest_gradient_bytes=GRADIENT_BYTES * max(map(self.numbers, own), default=0),
+            exchanged=trace.exchanged,
+            expert_gradient_bytes=GRADIENT_BYTES * sum(map(self.numbers, own & self.experts)) if self.ep > 1 else 0,
             forward_work=forward,
             input_work=inputs,
             weight_work=weights,
@@ -128,7 +162,8 @@ class _Parts:
 
     def numbers(self, name: str) -> int:
         """How much of a parameter a process has; where it does not divide, the most."""
-        return prod(self.cuts[name].local_shape if name in self.cuts else self.skeleton.get_parameter(name).shape)
+        whole = prod(self.cuts[name].local_shape if name in self.cuts else self.skeleton.get_parameter(name).shape)
+        return whole // self.ep if name in self.experts else whole
 
     def size(self, names: Iterable[str]) -> int:
         """Bytes that a process has of parameters."""
@@ -136,13 +171,23 @@ class _Parts:
 
 
 def _traces(
-    config: PretrainedConfig, signatures: Sequence[str], shape: tuple[int, int], tp: int, dtype: Dtype = "fp32"
+    config: PretrainedConfig,
+    signatures: Sequence[str],
+    shape: tuple[int, int],
+    tp: int,
+    dtype: Dtype = "fp32",
+    part: Part | None = None,
 ) -> dict[str, Trace]:
     """Each kind of layer, once."""
     key = ConfigKey(config)
 
     def trace(*layers: int) -> Trace:
-        return stage_functions(key, layers, tp, dtype).at(shape).trace()
+        stage = stage_functions(key, layers, dtype)
+        if part is None or part.is_whole:
+            return stage.at(shape, tp).trace()
+        is_block = any(0 < layer < len(signatures) - 1 for layer in layers)
+        recording, exchanged = share(stage, shape, part, is_block)
+        return replace(recording.trace(), exchanged=exchanged)
 
     empty = trace()
     first = {signature: layer for layer, signature in reversed(list(enumerate(signatures)))}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from evenflow.models.work import Call, left_of, operators_of
-from evenflow.spec import GRADIENT_BYTES, Activations, Again, Combined, LayerOperator, Recompute
+from evenflow.spec import GRADIENT_BYTES, Activations, Again, Combined, Exchanged, LayerOperator, Recompute
 
 _Ran = tuple[tuple[LayerOperator, ...], tuple[LayerOperator, ...], tuple[LayerOperator, ...]]
 _Sizes = tuple[int, ...]
@@ -33,6 +33,7 @@ class Trace:
         forward_combined: what the forward put together over tp.
         backward_combined: what the backward did.
         ran: every operator of forward, of the backward's half for the input, and of the half for the weights.
+        exchanged: what its forward hands to processes that share sequences or experts.
     """
 
     forward: dict[str, int]
@@ -45,6 +46,7 @@ class Trace:
     forward_combined: tuple[Combined, ...] = ()
     backward_combined: tuple[Combined, ...] = ()
     ran: _Ran = ((), (), ())
+    exchanged: Exchanged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,7 @@ def less(trace: Trace, empty: Trace) -> Trace:
             left_of(trace.ran[1], empty.ran[1]),
             left_of(trace.ran[2], empty.ran[2]),
         ),
+        exchanged=trace.exchanged,
     )
 
 

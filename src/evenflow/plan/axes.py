@@ -78,7 +78,14 @@ class Axes:
 
 
 def choose_axes(
-    devices: int, pp: int | None = None, tp: int | None = None, dp: int | None = None, *, exactly: bool = False
+    devices: int,
+    pp: int | None = None,
+    tp: int | None = None,
+    dp: int | None = None,
+    *,
+    cp: int | None = None,
+    ep: int | None = None,
+    exactly: bool = False,
 ) -> Axes:
     """The axes over so many devices: those that are asked for, and a pipeline over what they leave.
 
@@ -87,19 +94,25 @@ def choose_axes(
         pp: pipeline ranks, where they are asked for; with them fewer devices than there are may be used.
         tp: tensor-parallel processes of a stage.
         dp: replicas.
+        cp: processes that share every sequence.
+        ep: processes that share the experts, among those that dp and cp make.
         exactly: whether all devices have to be used.
 
     Raises:
         InputError: the devices cannot be shared out so.
     """
-    asked = {"--pp": pp, "--tp": tp, "--dp": dp}
+    asked = {"--pp": pp, "--tp": tp, "--dp": dp, "--cp": cp}
     said = " ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
-    others = (tp or 1) * (dp or 1)
+    others = (tp or 1) * (dp or 1) * (cp or 1)
     if pp is None and devices % others:
         raise InputError(
             f"{said} does not divide {devices} processes; {others} processes, or a multiple of that, would do"
         )
-    axes = Axes(pp=pp or devices // others, tp=tp or 1, dp=dp or 1)
+    axes = Axes(pp=pp or devices // others, tp=tp or 1, dp=dp or 1, cp=cp or 1, ep=ep or 1)
+    if axes.copies % axes.ep:
+        raise InputError(
+            f"--ep {axes.ep} shares out experts over dp x cp, which is {axes.copies}; --dp {axes.ep} would do"
+        )
     if axes.processes > devices or (exactly and axes.processes != devices):
         needed = " x ".join(str(value) for value in asked.values() if value is not None)
         needed = f"{needed} = {axes.processes}" if " x " in needed else needed

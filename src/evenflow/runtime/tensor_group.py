@@ -103,9 +103,9 @@ class ImaginedTensorGroup:
         self.asked.append(Combined("add", tensor.nbytes))
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
-        """Tensors of its shape."""
+        """Tensors of its shape, in one piece of memory: what is traced is then alike for groups of any size."""
         self.asked.append(Combined("collect", tensor.nbytes))
-        return [torch.empty_like(tensor) for _ in range(self.size)]
+        return list(tensor.new_empty((self.size, *tensor.shape)).unbind())
 
 
 class ThreadTensorGroup:

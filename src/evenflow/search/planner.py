@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from evenflow.cost import Costs
+from evenflow.cost import Costs, state_with_experts
 from evenflow.errors import InputError
 from evenflow.plan import (
     Axes,
@@ -45,7 +45,7 @@ def make_plan(
     """Plan `model` on all devices of `cluster`.
 
     Args:
-        model: traced at the batch's microbatch shape, and for the tp of the axes.
+        model: traced at the batch's microbatch shape, and for tp, cp and ep of the axes.
         cluster: the devices; every one is a process.
         batch: a step's work.
         costs: seconds of each layer.
@@ -67,11 +67,15 @@ def make_plan(
     began = time.perf_counter()
     axes = axes or Axes(pp=cluster.devices)
     check_request(model, cluster, batch, schedule, stages_per_rank, axes)
+    if axes.ep > 1 and zero:  # of experts there are fewer replicas
+        states = [state_with_experts(layer, axes.copies, axes.ep) for layer in model.layers]
+        layers = [replace(layer, state_bytes=own) for layer, own in zip(model.layers, states, strict=True)]
+        model = replace(model, layers=tuple(layers))
     limit = memory_limit if memory_limit is not None else cluster.device.memory_bytes
     wish = check_recompute(recompute)
     problem = Problem(
         model=model,
-        costs=replace(costs.over(axes.dp, axes.dp if check_zero(zero) else 1), speeds=_rank_speeds(costs.speeds, axes)),
+        costs=replace(_over(costs, axes, check_zero(zero)), speeds=_rank_speeds(costs.speeds, axes)),
         microbatches=batch.microbatches,
         schedule=schedule,
         stage_rank=place_stages(schedule, axes.pp, len(model.layers), stages_per_rank, axes.tp),
@@ -119,7 +123,7 @@ def _assemble(
         peak_flops=costs.peak_flops,
         predicted=predict(
             solution.timeline,
-            mfu=model.flops * batch.microbatches / (problem.at_once * axes.tp * step_s * costs.peak_flops),
+            mfu=model.flops * batch.microbatches / (problem.at_once * axes.tp * axes.cp * step_s * costs.peak_flops),
             tokens=batch.tokens,
         ),
         bound=Bound(lower_bound, step_s / lower_bound - 1),
@@ -135,6 +139,11 @@ def _assemble(
         sum_link=costs.sum_link,
         network=costs.network,
     )
+
+
+def _over(costs: Costs, axes: Axes, zero: Zero) -> Costs:
+    """Costs over all replicas of a weight; those whose layers say what replicas exchange were made for them."""
+    return costs if costs.reduces_by_layer else costs.over(axes.copies, axes.copies if zero else 1)
 
 
 def _rank_speeds(speeds: tuple[float, ...] | None, axes: Axes) -> tuple[float, ...] | None:
@@ -162,8 +171,11 @@ def check_request(
     axes = axes or Axes(pp=cluster.devices)
     layers, ranks = len(model.layers), axes.pp
     if axes.processes != cluster.devices:
+        sizes, names = f"{axes.pp} x {axes.dp} x {axes.tp}", "pp x dp x tp"
+        if axes.cp > 1:
+            sizes, names = f"{sizes} x {axes.cp}", f"{names} x cp"
         raise InputError(
-            f"{axes.pp} x {axes.dp} x {axes.tp} (pp x dp x tp) are {axes.processes} processes, and there are "
+            f"{sizes} ({names}) are {axes.processes} processes, and there are "
             f"{cluster.devices} devices; as many would do"
         )
     if ranks > 1 and model.crossing is None:
@@ -174,6 +186,11 @@ def check_request(
         )
     if model.tp != axes.tp:
         raise InputError(f"{model.name} is described for tp {model.tp}, and tp is {axes.tp}; the same would do")
+    if (model.cp, model.ep) != (axes.cp, axes.ep):
+        raise InputError(
+            f"{model.name} is described for cp {model.cp} and ep {model.ep}, and they are {axes.cp} and {axes.ep}; the "
+            "same would do"
+        )
     if batch.replicas != axes.dp:
         raise InputError(f"the batch is for {batch.replicas} replicas and dp is {axes.dp}; the same would do")
     if ranks > layers:

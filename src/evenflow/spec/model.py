@@ -83,6 +83,21 @@ class Combined:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchanged:
+    """What processes that share sequences (cp) or experts (ep) hand each other of a layer in one forward.
+
+    Attributes:
+        keys_bytes: keys and values of whole sequences, which each process ends with.
+        routed_bytes: hidden states of a process's own tokens, each counted once, on their way to experts.
+        routed_copies: experts that a token visits.
+    """
+
+    keys_bytes: int = 0
+    routed_bytes: int = 0
+    routed_copies: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Again:
     """What running a part of a layer's forward again, in its backward, makes of one microbatch.
 
@@ -136,6 +151,8 @@ class Layer:
         master_bytes: fp32 copies that the optimizer keeps, of those parameters that are in less.
         state_bytes: parameters, gradients and optimizer state on one replica; 0 where that follows from the parameters.
         largest_gradient_bytes: of the parameter that has most; 0 of a preset's.
+        exchanged: what its forward hands to processes that share sequences or experts; None where none do.
+        expert_gradient_bytes: of the gradients of those experts that are here, where processes share them.
         forward_work: what its forward runs; None of a preset's, whose seconds are worked out from its dimensions.
         input_work: what the input half of its backward does.
         weight_work: what the weight half does.
@@ -166,6 +183,8 @@ class Layer:
     freed_input_bytes: int = 0
     state_bytes: int = 0
     largest_gradient_bytes: int = 0
+    exchanged: Exchanged | None = None
+    expert_gradient_bytes: int = 0
     forward_work: Work | None = None
     input_work: Work | None = None
     weight_work: Work | None = None
@@ -209,6 +228,8 @@ class Model:
         tp: over how many processes every layer is shared out.
         whole_flops: of one microbatch where it is shared out: then some of what each process computes, others do too.
         dtype: of its weights and activations.
+        cp: over how many processes every sequence is.
+        ep: over how many the experts are.
     """
 
     name: str
@@ -223,6 +244,8 @@ class Model:
     tp: int = 1
     whole_flops: int = 0
     dtype: Dtype = "fp32"
+    cp: int = 1
+    ep: int = 1
 
     def under(self, recompute: Recomputes) -> Model:
         """This model with the bytes that its layers have under a way to recompute; it stays the model it is."""
@@ -244,7 +267,7 @@ class Model:
     @property
     def crossing(self) -> Dtype | None:
         """The type of what crosses from layer to layer; None where it is not one."""
-        numbers = self.micro_batch_size * self.seq_length * self.hidden_size
+        numbers = self.micro_batch_size * -(-self.seq_length // self.cp) * self.hidden_size
         kept = {layer.output_bytes for layer in self.layers[:-1]}
         if self.dtype != "fp32" and kept == {numbers * DTYPE_BYTES[self.dtype]}:
             return self.dtype
@@ -270,6 +293,10 @@ class Model:
         if not any(layer.state_bytes for layer in self.layers):
             for layer in facts["layers"]:
                 del layer["state_bytes"]
+        if (self.cp, self.ep) == (1, 1):
+            del facts["cp"], facts["ep"]
+            for layer in facts["layers"]:
+                del layer["exchanged"], layer["expert_gradient_bytes"]
         if self.tp == 1:  # what there is nothing of does not change what models were called before
             del facts["tp"], facts["whole_flops"]
             for layer in facts["layers"]:

@@ -27,12 +27,19 @@ _MEMORY = re.compile(r"\d+gb")
 
 
 def choose_cluster(
-    text: str, pp: int | None, tp: int | None, dp: int | None, threads: int | None = None
+    text: str,
+    pp: int | None,
+    tp: int | None,
+    dp: int | None,
+    threads: int | None = None,
+    cp: int | None = None,
+    ep: int | None = None,
 ) -> tuple[Cluster, Axes]:
     """The devices that a plan is for, and the axes over them; on this machine as many as the axes ask for.
 
     Raises:
-        InputError: there is no such cluster, it does not have the devices, or they are of several kinds.
+        InputError: there is no such cluster, it does not have the devices, they are of several kinds, or of this
+            machine and meant to share sequences or experts.
     """
     whole = read_cluster(text, None, threads)
     if len({group.accelerator for group in whole.groups}) > 1:
@@ -41,9 +48,15 @@ def choose_cluster(
             f"{text} has devices of several kinds ({kinds}), by name, memory or links, over which presets are planned, "
             "such as llama-2-7b; a file with nodes of one kind would do"
         )
-    others = (tp or 1) * (dp or 1)
+    for name, value in (("cp", cp), ("ep", ep)):
+        if (value or 1) > 1 and whole.is_local:
+            raise InputError(
+                f"--{name} {value} is planned for devices of the catalogue, such as --cluster 8xA100-80GB, and this "
+                f"machine's ranks have no {name}; without --{name} this would work"
+            )
+    others = (tp or 1) * (dp or 1) * (cp or 1)
     here = (pp or max(whole.devices // others, 1)) * others if whole.is_local else whole.devices
-    axes = choose_axes(here, pp, tp, dp)
+    axes = choose_axes(here, pp, tp, dp, cp=cp, ep=ep)
     return read_cluster(text, axes.processes, threads), axes
 
 
@@ -79,12 +92,13 @@ def plan_model(
         ImpossibleError: nothing fits.
     """
     check_limit(memory_limit, cluster)
+    over = axes or Axes()
     model = describe_model(
-        source, batch.micro_batch_size, batch.seq_length, axes.tp if axes else 1, dtype or DEFAULT_DTYPE
+        source, batch.micro_batch_size, batch.seq_length, over.tp, dtype or DEFAULT_DTYPE, over.cp, over.ep
     )
     if profile is not None:
         profile.check_fits(model, cluster)
-    costs = profile.costs() if profile is not None else analytic_costs(model, cluster, axes.dp if axes else 1)
+    costs = profile.costs() if profile is not None else analytic_costs(model, cluster, over.dp, zero)
     plan = make_plan(
         model,
         cluster,
@@ -97,7 +111,13 @@ def plan_model(
         axes=axes,
         zero=zero,
     )
-    return model, replace(plan, source=source.place), costs
+    return model, replace(plan, source=source.place, notes=(*plan.notes, *_not_run(over))), costs
+
+
+def _not_run(axes: Axes) -> tuple[str, ...]:
+    """A line where our own ranks do not do what a plan says."""
+    found = [f"{name} {size}" for name in ("cp", "ep") if (size := getattr(axes, name)) > 1]
+    return (f"{' and '.join(found)}: predicted, and not run by `evenflow train`",) if found else ()
 
 
 def check_limit(memory_limit: int | None, cluster: Cluster) -> None:
