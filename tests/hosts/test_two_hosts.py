@@ -22,7 +22,8 @@ from tests.faults.test_faults import wait_for_step
 from tests.faults.test_raising_rank import await_file, latest_end
 from tests.hosts.conftest import Start
 
-# Both hosts have the same names and addresses in every test: only this file makes them, and one worker runs all of it.
+# Both hosts have the same names and addresses in every test: of those that CI runs only this file makes them, by one
+# worker of pytest. `test_worker_restarts.py` does too, and runs alone.
 OPTIONS = [
     *("--global-batch-size", 8, "--micro-batch-size", 2, "--seq-length", 32),
     *("--steps", 4, "--seed", 4, "--no-check"),

@@ -14,9 +14,11 @@ import pytest
 
 from evenflow.errors import EvenflowError, FaultError, InputError, RankLostError
 from evenflow.launch import Agent, Channel, ForkServer, SeveralHosts, Torchrun, dial, listen
+from evenflow.launch import agent as agent_module
 from evenflow.launch import hosts as hosts_module
 
 SECRET = "a secret"
+PROOF = hosts_module.proof(SECRET, "worker").encode()
 HERE = "127.0.0.1"
 
 
@@ -131,12 +133,12 @@ def test_a_worker_that_hangs_up_is_lost(both: tuple[SeveralHosts, list[object]])
 @pytest.mark.parametrize(
     "says",
     [
-        b'{"kind": "hello", "rank": 1, "secret": "a guess"}\n',
+        b'{"kind": "hello", "rank": 1, "proof": "a guess"}\n',
         b'{"kind": "hello", "rank": 1}\n',
-        b'{"secret": "\\ud800"}\n',
-        b'{"secret": "a secret"}\n',
-        b'{"secret": "a secret", "rank": 1}\n',
-        b'{"secret": "a secret", "rank": [1], "host": "h"}\n',
+        b'{"proof": "\\ud800"}\n',
+        b'{"proof": "%s"}\n' % PROOF,
+        b'{"proof": "%s", "rank": 1}\n' % PROOF,
+        b'{"proof": "%s", "rank": [1], "host": "h"}\n' % PROOF,
         b"[" * 60_000 + b"\n",
         b"[" * 200_000 + b"\n",
         b"x" * 65_536,
@@ -165,6 +167,21 @@ def _hung_up(caller: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.parametrize("answer", [b"", b'{"kind": "welcome"}\n', b'{"kind": "welcome", "proof": "%s"}\n' % PROOF])
+def test_nobody_else_is_taken_for_the_leading_worker(
+    answer: bytes, other_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is found at its old address may say nothing for ever, or what any caller would: what it was told itself."""
+    monkeypatch.setattr(agent_module, "_WELCOME_S", 0.5)
+    with listen(HERE) as listener:
+        agent = Agent(worker(1), dial(HERE, listener.getsockname()[1], HERE, 10), SECRET, other_server)
+        connection, _ = listener.accept()
+        assert SECRET.encode() not in connection.recv(10_000)
+        connection.sendall(answer)
+        assert not agent.is_welcome(lambda: None)
+        connection.close()
+
+
 class Babbler:
     """A caller that has always sent more, and never ends a line."""
 
@@ -191,7 +208,7 @@ def test_a_caller_that_never_stops_is_read_once_a_turn_and_hung_up_on() -> None:
     assert babbler.taken == 64 * 1024
 
 
-HELLO = {"secret": SECRET, "rank": 1, "host": "h", "device": "cpu", "gpus": 0, "memory_bytes": 1, "cores": 1}
+HELLO = {"proof": PROOF.decode(), "rank": 1, "host": "h", "device": "cpu", "gpus": 0, "memory_bytes": 1, "cores": 1}
 HELLO |= {"kind": "hello", "local_rank": 0, "local_ranks": 1}
 
 

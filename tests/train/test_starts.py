@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
+import evenflow
 from evenflow.errors import (
     EvenflowError,
     FaultError,
@@ -22,7 +23,7 @@ from evenflow.errors import (
     StoppedError,
     WorkerLostError,
 )
-from evenflow.files import StepMetrics, load_metrics
+from evenflow.files import StepMetrics, load_metrics, load_plan
 from evenflow.launch import ThisHost
 from evenflow.train import Job, Silent
 from evenflow.train.lock import LOCK
@@ -104,6 +105,38 @@ def test_a_folder_that_no_start_took_is_refused_as_ever(job: Job, starts: Starts
     starts.took(job.out.with_name("other"))
     with pytest.raises(InputError, match="is not empty; a new folder, or --resume"):
         start(job, starts)
+
+
+def test_a_folder_in_which_nothing_of_the_run_is_left_is_anybodys(
+    job: Job, starts: Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is lost before the first step, and somebody else trains there before torchrun starts the others."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_prepare", lost)
+        start(job, starts, after=0)
+    assert not job.out.exists()
+    evenflow.train(job)
+    before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.name != LOCK}
+    with pytest.raises(InputError, match="is not empty; a new folder, or --resume"):
+        start(job, starts)
+    assert before == {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.name != LOCK}
+
+
+def test_the_plan_of_a_run_that_is_resumed_is_not_that_of_a_start_that_made_none(
+    job: Job, starts: Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evenflow.train(replace(job, stop_at=2))
+    assert load_plan(job.out / "plan.json").schedule != "gpipe"
+    resumed = replace(job, resume=True, schedule="gpipe")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_prepare", lost)
+        start(resumed, starts, after=0)
+    start(resumed, starts)
+    assert load_plan(job.out / "plan.json").schedule == "gpipe"
+
+
+def lost(*_: object) -> None:
+    raise WorkerLostError("the worker of rank 1 is lost")
 
 
 def test_a_run_that_lives_in_the_folder_keeps_the_next_start_out(job: Job, starts: Starts) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import select
 import socket
+import time
 from collections.abc import Callable
 
 from evenflow.errors import FaultError
 from evenflow.launch.channel import Channel, Message
 from evenflow.launch.client import ForkServer
-from evenflow.launch.hosts import describe_host, fork_own, look
+from evenflow.launch.hosts import describe_host, fork_own, look, proof
 from evenflow.launch.process import LocalProcess
 from evenflow.launch.torchrun import Torchrun
 
 _TURN_S = 0.2  # between two looks for signals and for a rank that ended
+_WELCOME_S = 10.0  # the leading worker answers as soon as it hears
+_WELCOME_BYTES = 1024
 
 
 class Agent:
@@ -22,7 +26,7 @@ class Agent:
     Args:
         torchrun: what this worker was told.
         line: to the leading worker.
-        secret: what proves to it that this worker is of its run.
+        secret: what they prove to each other with that they are of one run; it does not go over the line.
         server: forks the rank.
     """
 
@@ -31,28 +35,29 @@ class Agent:
         self._line = line
         self._server = server
         self._rank: LocalProcess | None = None
-        self._told: list[Message] = []  # what came with the welcome
-        line.send({"kind": "hello", "secret": secret, "rank": torchrun.rank, **describe_host(torchrun)})
+        self._welcome: Message = {"kind": "welcome", "proof": proof(secret, "leader")}
+        own = {"proof": proof(secret, "worker"), "rank": torchrun.rank, **describe_host(torchrun)}
+        line.send({"kind": "hello", **own})
 
     def is_welcome(self, tick: Callable[[], None]) -> bool:
         """Wait for the answer to the hello: whether who answers is the leading worker of this very start.
 
-        An address can outlive who was there, and somebody else may be found at it.
+        An address can outlive who was there, and somebody else may be found at it, who need not answer.
 
         Args:
             tick: called now and then; what it raises ends the wait.
         """
-        while not self._line.closed:
+        deadline = time.monotonic() + _WELCOME_S
+        while not self._line.closed and time.monotonic() < deadline:
             tick()
             select.select([self._line.fileno()], [], [], _TURN_S)
             try:
-                said = self._line.waiting()
-            except ValueError:  # it does not speak as workers do
-                break
-            if said:
-                welcome, *self._told = said
-                if welcome == {"kind": "welcome"}:
+                said = self._line.first_line(_WELCOME_BYTES)
+                if said is not None and json.loads(said) == self._welcome:
                     return True
+            except (ValueError, RecursionError):  # it does not speak as workers do
+                break
+            if said is not None:
                 break
         self._line.close()
         return False
@@ -75,9 +80,8 @@ class Agent:
                     self._line.send({"kind": "signal", "number": number})
                     told = True
                 talking = [] if self._rank is None or self._rank.closed else [self._rank.fileno()]
-                select.select([self._line.fileno(), *talking], [], [], 0.0 if self._told else _TURN_S)
-                told_before, self._told = self._told, []
-                for message in (*told_before, *self._line.waiting()):
+                select.select([self._line.fileno(), *talking], [], [], 0.0 if self._line.has_unread else _TURN_S)
+                for message in self._line.waiting():
                     if message["kind"] == "bye":
                         return int(message["code"])
                     self._obey(message)

@@ -44,6 +44,11 @@ class Channel:
         """The socket's descriptor, for selectors."""
         return self.connection.fileno()
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether `waiting` has something without anything more coming."""
+        return b"\n" in self._unread
+
     def send(self, message: Message) -> None:
         """Send one message; a closed other end is not an error here, its reader will notice."""
         with contextlib.suppress(OSError):

@@ -78,7 +78,7 @@ class SeveralHosts:
         try:
             for worker in _gather(torchrun.ranks, listener, secret, heard, tick):
                 self.workers[worker.rank] = worker
-                worker.send({"kind": "welcome"})
+                worker.send({"kind": "welcome", "proof": proof(secret, "leader")})
         except BaseException as error:
             self._let_go(error)
             raise
@@ -254,6 +254,11 @@ def _is_of_size(path: Path, size: int) -> bool:
         return False
 
 
+def proof(secret: str, who: str) -> str:
+    """What `who` shows to have been told the secret, which nobody who hears it can show for another or learn it by."""
+    return hmac.new(secret.encode(), who.encode(), "sha256").hexdigest()
+
+
 def _gather(
     ranks: int, listener: socket.socket, secret: str, heard: Callable[[int], None], tick: Callable[[], None]
 ) -> Iterator[Worker]:
@@ -315,9 +320,11 @@ def _hello(line: Channel, secret: str, missing: set[int]) -> Message | None:
 
 
 def _is_of_run(hello: Message, secret: str) -> bool:
-    said = hello.get("secret")
+    said = hello.get("proof")
     # JSON can spell halves of characters, which are no text that could be encoded otherwise.
-    return isinstance(said, str) and hmac.compare_digest(said.encode(errors="surrogatepass"), secret.encode())
+    return isinstance(said, str) and hmac.compare_digest(
+        said.encode(errors="surrogatepass"), proof(secret, "worker").encode()
+    )
 
 
 def _is_whole(hello: Message) -> bool:

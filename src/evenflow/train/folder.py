@@ -21,6 +21,7 @@ class RunFolder:
     Attributes:
         left_by: who was killed while it ran here, where the folder still says so.
         unguarded: what to say where the file system has no locks; None where it has.
+        is_emptied: whether it was emptied when it was left.
 
     Raises:
         InputError: it is not empty, is a file, is in use, cannot be made, or lies inside the text.
@@ -32,6 +33,7 @@ class RunFolder:
         self.left_by: str | None = None
         self.unguarded: str | None = None
         self._lock: FolderLock | None = None
+        self.is_emptied = False
         self._existed = path.exists()
         self._kept = False
         if self._existed and not path.is_dir():
@@ -78,7 +80,7 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         assert self._lock is not None, "it was entered"
-        empties = not (kind is None or self._kept or self.resume)
+        self.is_emptied = empties = not (kind is None or self._kept or self.resume)
         for child in self.path.iterdir() if empties else ():
             if child.name == LOCK:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,13 +118,11 @@ def _run(
     check_ranks(launcher.ranks, job)
     again = starts is not None and starts.has_taken(job.out)
     if again:
-        job = _going_on(job, progress)
+        job = _going_on(job, progress, follows=starts is not None and starts.has_planned(job.out))
     source = find_model(job.model)
     if not job.from_scratch and not job.resume:
         source.check_weights()
-    with RunFolder(job.out, job.data, job.resume or again) as folder:
-        if starts is not None:
-            starts.took(job.out)
+    with _taken(RunFolder(job.out, job.data, job.resume or again), starts) as folder:
         if folder.left_by is not None:
             progress.said(f"note: {folder.left_by} ran in {job.out} and was killed; what it left unfinished is dropped")
         if folder.unguarded is not None:
@@ -133,23 +132,43 @@ def _run(
         ready = _prepare(job, source, progress, signals, launcher)
         _say_weights(job, ready, progress)
         save_plan(ready.plan, job.out / PLAN)
+        if starts is not None:
+            starts.planned(job.out)
         progress.planned(ready.plan, ready.model)
         for warning in _preflight(job, ready, launcher):
             progress.said(warning)
         attempt = see_through(job, ready, launcher, Watcher(progress, signals, folder))
-        return _finish(job, ready, attempt, signals)
+        return _finish(job, ready, attempt, signals, starts)
 
 
-def _going_on(job: Job, progress: Progress) -> Job:
+@contextmanager
+def _taken(folder: RunFolder, starts: Starts | None) -> Iterator[RunFolder]:
+    """The run's folder, which torchrun's later starts know as theirs for as long as something of the run is in it."""
+    try:
+        with folder:
+            if starts is not None:
+                starts.took(folder.path)
+            yield folder
+    finally:
+        if starts is not None and folder.is_emptied:
+            starts.gave_back()
+
+
+def _going_on(job: Job, progress: Progress, follows: bool) -> Job:
     """What torchrun's next start of a run does in the folder of the one before: it goes on, by the plan that it had.
 
     Where nothing is saved yet it begins anew, over what lies there.
+
+    Args:
+        job: the run.
+        progress: is told.
+        follows: whether the plan that lies there is the one before's.
     """
     saved = any((job.out / "checkpoints").glob("step-*"))
     where = "goes on from its newest checkpoint" if saved else "begins anew, as nothing was saved yet"
     progress.said(f"restart by torchrun: the run in {job.out} {where}")
     plan = job.out / PLAN
-    if job.plan is None and plan.exists():
+    if follows and job.plan is None and plan.exists():
         # It was made as these say, and need not look so: with `auto`, say.
         job = replace(job, plan=plan, schedule=None, recompute=None, stages_per_rank=None, memory_limit=None)
     return replace(job, resume=job.resume or saved)
@@ -164,7 +183,9 @@ def _preflight(job: Job, ready: Prepared, launcher: Launcher) -> Iterator[str]:
         yield warning
 
 
-def _finish(job: Job, ready: Prepared, attempt: Attempt, signals: StopSignals) -> RunResult:
+def _finish(
+    job: Job, ready: Prepared, attempt: Attempt, signals: StopSignals, starts: Starts | None = None
+) -> RunResult:
     """Give model and checkpoint their names, and say what the run came to."""
     recorder = attempt.recorder
     recorder.write()
@@ -191,6 +212,8 @@ def _finish(job: Job, ready: Prepared, attempt: Attempt, signals: StopSignals) -
             "checkpoint and writes it"
         ) from None
     attempt.checkpoints.publish(last)
+    if starts is not None and last == (job.stop_at or job.steps):
+        starts.ended(None)  # what is lost from here on, no other start would do
     result = _result(job, ready.plan, recorder)
     if signals.received is not None and last < (job.stop_at or job.steps):
         raise StoppedError(

@@ -8,14 +8,15 @@ workers need have the same number: nothing is named by it. The leading worker co
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # public, but not in torch's stubs
 
-from evenflow.errors import EvenflowError, FaultError, RankLostError, WorkerLostError
+from evenflow.errors import EvenflowError, FaultError, RankLostError, WorkerLostError, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ class Starts:
     Args:
         store: torchrun's.
         run: the name of its job there.
+
+    Raises:
+        FaultError: by whatever reads, counts or announces: the store does not answer.
     """
 
     def __init__(self, store: Store, run: str) -> None:
@@ -51,7 +55,8 @@ class Starts:
 
     def begin(self) -> int:
         """Count another start; returns its number, from 1. Only the leading worker does."""
-        return int(self._store.add(f"{self._at}/starts", 1))
+        with _answering():
+            return int(self._store.add(f"{self._at}/starts", 1))
 
     def announce(self, facts: dict[str, Any]) -> None:
         """Say where the leading worker is."""
@@ -64,8 +69,22 @@ class Starts:
 
     def took(self, folder: Path) -> None:
         """The run's folder is this run's: it was empty, or a run to be resumed, and is locked."""
-        with suppress(RuntimeError):  # torchrun's agent is gone: nobody will start this run again
+        with suppress(FaultError):  # torchrun's agent is gone: nobody will start this run again
             self._set("folder", str(folder.resolve()))
+
+    def gave_back(self) -> None:
+        """Nothing of this run is left in its folder, which is anybody's now."""
+        with suppress(FaultError):
+            self._set("folder", None)
+
+    def planned(self, folder: Path) -> None:
+        """The plan in the folder is this run's; before, it may be that of a run that is resumed."""
+        with suppress(FaultError):
+            self._set("planned", str(folder.resolve()))
+
+    def has_planned(self, folder: Path) -> bool:
+        """Whether an earlier start wrote the plan that is in this folder."""
+        return self._get("planned") == str(folder.resolve())
 
     def has_taken(self, folder: Path) -> bool:
         """Whether an earlier start took this folder, so that what lies there is its own."""
@@ -93,13 +112,23 @@ class Starts:
             end = End(error.exit_code, str(error))
         else:
             return
-        with suppress(RuntimeError):
+        with suppress(FaultError):
             self._set("end", {"code": end.code, "why": end.why})
 
     def _set(self, name: str, value: object) -> None:
-        self._store.set(f"{self._at}/{name}", json.dumps(value))
+        with _answering():
+            self._store.set(f"{self._at}/{name}", json.dumps(value))
 
     def _get(self, name: str) -> object:
         key = f"{self._at}/{name}"
-        found: object = json.loads(self._store.get(key)) if self._store.check([key]) else None
-        return found
+        with _answering():
+            found: object = json.loads(self._store.get(key)) if self._store.check([key]) else None
+            return found
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise FaultError(f"torchrun's store is gone, and its agent with it: {first_line(error)}") from None
