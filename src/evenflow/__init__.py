@@ -148,6 +148,8 @@ def plan(
     dp: int | None = None,
     zero: int | None = None,
     dtype: Dtype | None = None,
+    cp: int | None = None,
+    ep: int | None = None,
 ) -> Plan:
     """Cut a model over a cluster's devices.
 
@@ -169,6 +171,8 @@ def plan(
         dp: data-parallel replicas.
         zero: 1 has replicas share out the optimizer's state (default 0).
         dtype: of weights and activations, `fp32` (default) or `bf16`.
+        cp: processes that share every sequence; predicted for devices of the catalogue, and not run here.
+        ep: processes that share the experts, among those that dp and cp make; likewise.
 
     Raises:
         InputError: something in the request is wrong.
@@ -179,7 +183,7 @@ def plan(
     from evenflow.spec.presets import preset_of
 
     zero_stage = None if zero is None else check_zero(zero)
-    pins = Pins(pp, tp, dp, None, None, stages_per_rank, schedule, micro_batch_size, zero_stage)
+    pins = Pins(pp, tp, dp, cp, ep, stages_per_rank, schedule, micro_batch_size, zero_stage)
     batch = (global_batch_size, seq_length)
     preset = preset_of(str(model))
     if preset is None:
@@ -203,9 +207,10 @@ def _plan_model(
     from evenflow.train import choose_cluster, make_batch, plan_model
 
     if isinstance(cluster, str):
-        where, axes = choose_cluster(cluster, pins.pp, pins.tp, pins.dp)
+        where, axes = choose_cluster(cluster, pins.pp, pins.tp, pins.dp, cp=pins.cp, ep=pins.ep)
     else:
-        where, axes = cluster, choose_axes(cluster.devices, pins.pp, pins.tp, pins.dp, exactly=True)
+        where = cluster
+        axes = choose_axes(cluster.devices, pins.pp, pins.tp, pins.dp, cp=pins.cp, ep=pins.ep, exactly=True)
     _, found, _ = plan_model(
         find_model(model),
         where,

@@ -189,7 +189,10 @@ def test_a_directory_is_planned_over_cp_and_not_run_so(
     [
         (("--cp", "2"), "--cp 2 is planned for devices of the catalogue, such as --cluster 8xA100-80GB, and this"),
         (("--ep", "2"), "--ep 2 is planned for devices of the catalogue"),
-        (("--cluster", "8xA100-80GB", "--ep", "2"), "--ep 2 shares out experts over dp x cp, which is 1; --dp 2 would"),
+        (
+            ("--cluster", "8xA100-80GB", "--ep", "2"),
+            "--ep 2 shares out experts over dp x cp, which is 1; 1 would do, or more",
+        ),
         (("--cluster", "8xA100-80GB", "--ep", "2", "--dp", "2"), "--ep 2: "),
         (("--cluster", "8xA100-80GB", "--cp", "3"), "--cp 3 does not divide 8 processes; 3 processes, or a multiple"),
     ],

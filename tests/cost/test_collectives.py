@@ -36,3 +36,5 @@ def test_tokens_cross_to_a_node_once():
     assert seconds == pytest.approx(1000.0 * 2 * (1 - 0.5**8) / 2 / 10.0)
     assert FABRIC.routed_s(1000.0, 8, 1) == 0.0
     assert FABRIC.routed_s(1000.0, 1, 8) == pytest.approx(1000.0 * 7 / 8 / 100.0)
+    # of two processes that are 8 devices apart each is on a node of its own: one expert of two is there
+    assert FABRIC.routed_s(1000.0, 1, 2, stride=8) == pytest.approx(1000.0 / 2 / 10.0)

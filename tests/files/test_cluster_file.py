@@ -9,7 +9,7 @@ import pytest
 
 from evenflow.errors import InputError
 from evenflow.files import save_device
-from evenflow.files.cluster import load_cluster
+from evenflow.files.cluster import load_cluster, read_cluster
 from evenflow.program import verify_plan
 from evenflow.search import plan_timeline
 from evenflow.search.layouts import LayoutRequest, Pins, plan_layout
@@ -136,3 +136,11 @@ def test_stages_are_sized_for_devices_that_differ(tmp_path: Path) -> None:
     assert plan_timeline(plan).step_s == pytest.approx(plan.predicted.step_s)
     blind = replace(plan, speeds=None)
     assert plan_timeline(blind).step_s < plan.predicted.step_s
+
+
+def test_a_short_form_is_not_a_file_that_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").write_bytes(b"\xff")
+    (tmp_path / "2xA100-80GB").write_text("{}")
+    assert read_cluster("local", 1).is_local
+    assert read_cluster("2xA100-80GB").devices == 2

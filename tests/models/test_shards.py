@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import FalconConfig
 
 from evenflow.errors import InputError
 from evenflow.models import ModelSource, describe_model, find_model
+from evenflow.models.shards import key_value_heads
 from evenflow.spec import Attention, Exchanged, Layer, Matmul, Model, Work
 
 SEQ = 48
@@ -147,6 +149,37 @@ def test_beside_tp(tmp_path: Path) -> None:
 def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, name: str, asked: dict[str, int], line: str) -> None:
     with pytest.raises(InputError, match=line):
         describe_model(source_of(tmp_path, CONFIGS[name]), 2, SEQ, **asked)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        (
+            SMALL | {"model_type": "llama4_text", "num_local_experts": 4, "intermediate_size_mlp": 40},
+            "--ep 2: blocks of .* multiply tokens with their experts otherwise than routed row by row",
+        ),
+        (CONFIGS["qwen3_moe"] | {"mlp_only_layers": [0, 1]}, "--ep 2: no block of .* has experts; --ep 1 would do"),
+    ],
+    ids=["all of them on all tokens", "none"],
+)
+def test_experts_that_no_tokens_are_seen_to_be_sent_to_are_refused(
+    tmp_path: Path, sizes: dict[str, object], line: str
+) -> None:
+    with pytest.raises(InputError, match=line):
+        describe_model(source_of(tmp_path, sizes), 2, SEQ, ep=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "heads"),
+    [
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, 2),
+        ({"multi_query": True}, 1),
+        ({"multi_query": False}, 8),
+    ],
+)
+def test_keys_are_gathered_as_many_as_there_are(given: dict[str, object], heads: int) -> None:
+    """However many attention is handed: falcon copies them beside each other first."""
+    assert key_value_heads(FalconConfig(num_attention_heads=8, **given)) == heads
 
 
 def test_tokens_that_meet_outside_attention_are_refused(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class _Device:
             if part is None:
                 return 0.0
             own = computing * part.flops / layer.forward_flops + exchanged_s(fabric, tp, part.combined)
-            return own + keys + (routed if recompute == "full" else 0.0)
+            return own + (keys + routed if recompute == "full" else 0.0)  # as of presets: keys are kept with attention
 
         return LayerCost(
             forward_s=forward,
@@ -147,7 +147,7 @@ def _routed_s(layer: Layer, model: Model, fabric: Fabric) -> float:
     """
     if layer.exchanged is None:
         return 0.0
-    return 2 * fabric.routed_s(layer.exchanged.routed_bytes, layer.exchanged.routed_copies, model.ep)
+    return 2 * fabric.routed_s(layer.exchanged.routed_bytes, layer.exchanged.routed_copies, model.ep, model.tp)
 
 
 @dataclass(frozen=True, slots=True)

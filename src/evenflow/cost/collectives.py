@@ -92,7 +92,7 @@ class Fabric:
             return self.node, Network(self.network, self.node_devices, rank_devices)
         return self.network if True in kinds else self.node, None
 
-    def routed_s(self, size: float, copies: int, ranks: int) -> float:
+    def routed_s(self, size: float, copies: int, ranks: int, stride: int = 1) -> float:
         """Tokens on their way to experts: each rank's states, sent to `copies` ranks that are chosen alike.
 
         A state crosses to another node once, whichever and how many of its ranks want it, and is passed on there, and
@@ -101,11 +101,12 @@ class Fabric:
         Args:
             size: bytes of one rank's tokens, each once.
             copies: experts that a token visits.
-            ranks: that share out the experts, next to each other.
+            ranks: that share out the experts.
+            stride: devices from one of them to the next.
         """
         if ranks <= 1 or size <= 0:
             return 0.0
-        inside = max(1, min(ranks, self.node_devices))
+        inside = max(1, min(ranks, self.node_devices // stride))
         nodes = math.ceil(ranks / inside)
         near = size * _reached(ranks, copies) * (inside - 1) / inside / self.node.bytes_per_s
         far = size * _reached(nodes, copies) * (nodes - 1) / nodes / self.network.bytes_per_s

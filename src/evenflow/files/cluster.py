@@ -103,10 +103,13 @@ def read_cluster(text: str, processes: int | None = None, threads: int | None = 
         InputError: as of `parse_cluster` and `load_cluster`.
     """
     if not text.endswith(".toml"):
-        with suppress(OSError):  # a name that no file can have
-            if Path(text).is_file():
-                refuse_other_text(read_text(Path(text), "TOML"), CLUSTER, text)
-        return parse_cluster(text, processes, threads)
+        try:
+            return parse_cluster(text, processes, threads)
+        except InputError:
+            with suppress(OSError):  # a name that no file can have
+                if Path(text).is_file():
+                    refuse_other_text(read_text(Path(text), "TOML"), CLUSTER, text)
+            raise
     found = load_cluster(Path(text).expanduser())
     return grouped_cluster(found.name, found.groups, processes)
 

@@ -46,8 +46,12 @@ def read_document(path: Path, schema: type[ReadDocument]) -> ReadDocument:
         InputError: the file cannot be read, is not JSON, is of another kind or version or breaks the schema.
     """
     kind = schema.kind
-    if kind.file is not None and (path / kind.file).is_file():
-        raise InputError(f"{path}: is a folder, not {kind.name}; {path / kind.file}, which is in it, would do")
+    beside = None
+    with contextlib.suppress(OSError):  # a name that no file can have, or of a folder that nobody may look into
+        if kind.file is not None and path.is_dir() and (path / kind.file).is_file():
+            beside = path / kind.file
+    if beside is not None:
+        raise InputError(f"{path}: is a folder, not {kind.name}; {beside}, which is in it, would do")
     text = read_text(path)
     try:
         data = parse_json(text, str(path))

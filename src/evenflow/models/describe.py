@@ -22,7 +22,15 @@ from evenflow.models.cut import Cut
 from evenflow.models.functions import stage_functions
 from evenflow.models.precision import parameter_dtypes
 from evenflow.models.recording import Trace, less
-from evenflow.models.shards import Part, check_part, expert_count, expert_parameters, share
+from evenflow.models.shards import (
+    Part,
+    check_part,
+    check_routing,
+    expert_count,
+    expert_parameters,
+    key_value_heads,
+    share,
+)
 from evenflow.models.source import ModelSource
 from evenflow.models.stage import has_tied_embeddings
 from evenflow.models.tied import tied_names
@@ -88,6 +96,8 @@ def describe_model(
         own = {name for name in anatomy.parameters if _belongs(anatomy, layer, name)} - counted
         counted |= own
         layers.append(parts.layer(layer, signature, traces[signature], own))
+    if ep > 1:
+        check_routing(source.name, ep, [layer.exchanged for layer in layers if layer.expert_gradient_bytes])
     return Model(
         name=source.name,
         architecture=type(skeleton).__name__,
@@ -99,7 +109,7 @@ def describe_model(
         layers=tuple(layers),
         tied_bytes=parts.size(tied_names(anatomy)),
         tp=tp,
-        whole_flops=_whole_flops(config, signatures, shape) if tp * cp > 1 else 0,
+        whole_flops=_whole_flops(config, signatures, shape, dtype) if tp * cp > 1 else 0,
         dtype=dtype,
         cp=cp,
         ep=ep,
@@ -120,7 +130,7 @@ class _Parts:
     def part(self, cp: int, tp: int, dtype: Dtype) -> Part:
         """Which part a process has."""
         whole = replace(self, ep=1)
-        heads = getattr(self.skeleton.config.get_text_config(), "num_key_value_heads", None)
+        heads = key_value_heads(self.skeleton.config)
         return Part(
             tp,
             cp,
@@ -196,8 +206,10 @@ def _traces(
     }
 
 
-def _whole_flops(config: PretrainedConfig, signatures: Sequence[str], shape: tuple[int, int]) -> int:
-    traces = _traces(config, signatures, shape, 1)
+def _whole_flops(
+    config: PretrainedConfig, signatures: Sequence[str], shape: tuple[int, int], dtype: Dtype = "fp32"
+) -> int:
+    traces = _traces(config, signatures, shape, 1, dtype)
     flops = {name: sum((*own.forward.values(), *own.backward.values())) for name, own in traces.items()}
     return sum(flops[signature] for signature in signatures)
 

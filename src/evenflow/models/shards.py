@@ -91,6 +91,35 @@ def check_part(name: str, config: PretrainedConfig, seq: int, cp: int, ep: int) 
         raise InputError(f"--ep {ep}: {have}; {' or '.join(map(str, would))} would do")
 
 
+def check_routing(name: str, ep: int, exchanged: Sequence[Exchanged | None]) -> None:
+    """Refuse experts whose tokens are not seen to be sent to them.
+
+    Args:
+        name: the model's.
+        ep: over how many processes experts are shared out.
+        exchanged: of the layers with experts, what they hand to others.
+
+    Raises:
+        InputError: no layer has experts, or some run all of them on all tokens, so that nothing is known of routing.
+    """
+    if not exchanged:
+        raise InputError(f"--ep {ep}: no block of {name} has experts; --ep 1 would do")
+    if not all(own is not None and own.routed_bytes for own in exchanged):
+        raise InputError(
+            f"--ep {ep}: blocks of {name} multiply tokens with their experts otherwise than routed row by row, so what "
+            "goes from process to process is not known; --ep 1 would do"
+        )
+
+
+def key_value_heads(config: PretrainedConfig) -> int | None:
+    """Heads of keys and values; None where the configuration does not say, or has as many as of queries."""
+    text = config.get_text_config()
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        return 1
+    names = ("num_key_value_heads", "num_kv_heads")
+    return next((own for name in names if isinstance(own := getattr(text, name, None), int)), None)
+
+
 def share(stage: StageFunctions, shape: Shape, part: Part, is_block: bool) -> tuple[Recording, Exchanged]:
     """What a process does that has a part of a stage, and what it hands to those that have the rest.
 

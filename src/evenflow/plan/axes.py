@@ -110,8 +110,9 @@ def choose_axes(
         )
     axes = Axes(pp=pp or devices // others, tp=tp or 1, dp=dp or 1, cp=cp or 1, ep=ep or 1)
     if axes.copies % axes.ep:
+        would = " or ".join(str(own) for own in range(1, axes.copies + 1) if axes.copies % own == 0)
         raise InputError(
-            f"--ep {axes.ep} shares out experts over dp x cp, which is {axes.copies}; --dp {axes.ep} would do"
+            f"--ep {axes.ep} shares out experts over dp x cp, which is {axes.copies}; {would} would do, or more --dp"
         )
     if axes.processes > devices or (exactly and axes.processes != devices):
         needed = " x ".join(str(value) for value in asked.values() if value is not None)

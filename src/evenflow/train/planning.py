@@ -111,7 +111,16 @@ def plan_model(
         axes=axes,
         zero=zero,
     )
-    return model, replace(plan, source=source.place, notes=(*plan.notes, *_not_run(over))), costs
+    said = (*_rehearsed_elsewhere(profile, cluster), *_not_run(over))
+    return model, replace(plan, source=source.place, notes=(*plan.notes, *said)), costs
+
+
+def _rehearsed_elsewhere(profile: Profile | None, cluster: Cluster) -> tuple[str, ...]:
+    """A line where a plan's ranks were rehearsed on another device than its own."""
+    own = profile.rehearsal if profile is not None else None
+    if own is None or own.ran_on == cluster.device.name:
+        return ()
+    return (f"seconds of layers and updates are those of ranks rehearsed on {own.ran_on}, not on {own.device}",)
 
 
 def _not_run(axes: Axes) -> tuple[str, ...]:
