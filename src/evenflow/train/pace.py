@@ -10,8 +10,9 @@ from evenflow.timeline import usual_pace
 _WARM_UP_STEPS = 2
 _WINDOW = 17  # steps: of those, three quarters have to be slow, so a rank is named within 20 of becoming so
 _ENOUGH = 5
-# Times as long as the pace of the others would have it. Shared cores alone, or a plan that is wrong, may make it 2.
-_SLOW, _NO_NEWS, _AGAIN_USUAL = 2.5, 2.0, 1.5
+# Times as long as the pace of the others would have it. Of the plan more, since cores that some ranks share and others
+# do not, or a profile that was disturbed, may make it 2.
+_SLOW, _SLOW_BY_THE_PLAN, _AGAIN_USUAL = 2.0, 2.5, 1.5
 
 
 class Pace:
@@ -61,7 +62,7 @@ class Pace:
         paces = _paces(self._best, self._expected)
         others = usual_pace(paces)
         return [
-            best if pace <= _NO_NEWS * others else needs * others
+            best if pace <= _SLOW_BY_THE_PLAN * others else needs * others
             for best, pace, needs in zip(self._best, paces, self._expected, strict=True)
         ]
 
