@@ -98,7 +98,8 @@ def test_a_part_of_a_sequence_costs_as_much_less_as_a_presets(llama: ModelSource
         kind = pytest.approx(part.saved_bytes[0][layer] / one.saved_bytes[0][layer], rel=0.03)
         assert models[1].layers[layer].saved_bytes / models[0].layers[layer].saved_bytes == kind
     for mode, again in ((1, "selective_s"), (2, "recompute_s")):  # attention, or the whole block again
-        kind = pytest.approx(part.input_s[mode][1] / one.input_s[mode][1], rel=0.05)
+        # A traced block's attention takes the part of its seconds that it is of its FLOPs.
+        kind = pytest.approx(part.input_s[mode][1] / one.input_s[mode][1], rel=0.05 if mode == 2 else 0.08)
         seconds = [own[1].input_s + getattr(own[1], again) for own in traced]
         assert seconds[1] / seconds[0] == kind
 
