@@ -32,7 +32,8 @@ DOING = {
     "backward": r"in step 9, at {rank}B1;",
     "communication": r"in step 9, (at|waiting for) {rank}(F|B|RELEASE_F|RELEASE_B)\d;",
     "optimizer": r"in step 9, at STEP;",
-    "save": r"(copying its state after step 6|in step [789], (at|waiting for) \S+);",  # a thread writes meanwhile
+    # A thread writes meanwhile, and gives way to what computes.
+    "save": r"(copying its state after step [69]|in step \d+(, (at|waiting for) \S+)?);",
 }
 COVERING = [(0, "forward"), (1, "backward"), (0, "communication"), (1, "optimizer"), (0, "save")]  # all: in the soak
 
