@@ -135,6 +135,26 @@ def test_the_plan_of_a_run_that_is_resumed_is_not_that_of_a_start_that_made_none
     assert load_plan(job.out / "plan.json").schedule == "gpipe"
 
 
+def test_a_run_that_is_whole_is_not_started_again(job: Job, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model and last checkpoint have their names when the worker that leads is lost."""
+    monkeypatch.setattr(run_module, "_result", lost)
+    start(job, starts, after=0)
+    end = starts.end()
+    assert end is not None
+    assert (end.code, end.why) == (0, "the run is complete")
+
+
+def test_a_store_that_is_gone_is_a_fault_that_says_so() -> None:
+    class Gone(HashStore):
+        def check(self, keys: list[str]) -> bool:
+            raise RuntimeError("Connection reset by peer\nframe 0")
+
+    with pytest.raises(
+        FaultError, match=r"^torchrun's store is gone, and its agent with it: Connection reset by peer$"
+    ):
+        Starts(Gone(), "job").end()
+
+
 def lost(*_: object) -> None:
     raise WorkerLostError("the worker of rank 1 is lost")
 

@@ -69,12 +69,7 @@ def describe_model(
     check_part(source.name, config, seq_length, cp, ep)
     skeleton = build_skeleton(config)
     anatomy = dissect(skeleton)
-    limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, int) and 0 < limit < seq_length:
-        raise InputError(
-            f"{source.name} reads at most {limit} tokens (max_position_embeddings); "
-            f"--seq-length {seq_length} is too long, {limit} or less would do"
-        )
+    _check_length(source, seq_length)
     shape = (micro_batch_size, seq_length)
     signatures = [_signature(skeleton, anatomy, layer) for layer in range(len(anatomy.layers))]
     cuts = find_cuts(skeleton, tp)
@@ -90,12 +85,7 @@ def describe_model(
             f"{source.name} cannot be described layer by layer ({anatomy.obstacle}): {error}. A model whose blocks run "
             "once each and hand on hidden states alone would do"
         ) from error
-    layers: list[Layer] = []
-    counted: set[str] = set()
-    for layer, signature in enumerate(signatures):
-        own = {name for name in anatomy.parameters if _belongs(anatomy, layer, name)} - counted
-        counted |= own
-        layers.append(parts.layer(layer, signature, traces[signature], own))
+    layers = parts.layers(signatures, traces)
     if ep > 1:
         check_routing(source.name, ep, [layer.exchanged for layer in layers if layer.expert_gradient_bytes])
     return Model(
@@ -106,7 +96,7 @@ def describe_model(
         tied_embeddings=has_tied_embeddings(config, skeleton),
         micro_batch_size=micro_batch_size,
         seq_length=seq_length,
-        layers=tuple(layers),
+        layers=layers,
         tied_bytes=parts.size(tied_names(anatomy)),
         tp=tp,
         whole_flops=_whole_flops(config, signatures, shape, dtype) if tp * cp > 1 else 0,
@@ -114,6 +104,15 @@ def describe_model(
         cp=cp,
         ep=ep,
     )
+
+
+def _check_length(source: ModelSource, seq_length: int) -> None:
+    limit = getattr(source.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < seq_length:
+        raise InputError(
+            f"{source.name} reads at most {limit} tokens (max_position_embeddings); "
+            f"--seq-length {seq_length} is too long, {limit} or less would do"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +138,16 @@ class _Parts:
             max(heads // tp, 1) if isinstance(heads, int) else 0,
             dtype,
         )
+
+    def layers(self, signatures: Sequence[str], traces: Mapping[str, Trace]) -> tuple[Layer, ...]:
+        """All layers; a parameter that several have is the first one's."""
+        found: list[Layer] = []
+        counted: set[str] = set()
+        for layer, signature in enumerate(signatures):
+            own = {name for name in self.anatomy.parameters if _belongs(self.anatomy, layer, name)} - counted
+            counted |= own
+            found.append(self.layer(layer, signature, traces[signature], own))
+        return tuple(found)
 
     def layer(self, number: int, signature: str, trace: Trace, own: Set[str]) -> Layer:
         """A layer as traced, with those parameters that no layer before it has."""
