@@ -106,6 +106,7 @@ def test_schedules_that_torch_is_told_action_by_action(trained: Trained, tmp_pat
     _trains_alike(tmp_path, trained, 2)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_replicas_tied_weights_and_recomputation(tmp_path: Path) -> None:
     trained = _train(tmp_path, tie_word_embeddings=True)

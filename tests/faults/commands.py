@@ -171,11 +171,11 @@ def _become_command(told: dict[str, Any]) -> None:
     job = Job(**{**facts, **{name: Path(facts[name]) for name in _PATHS}})
 
     class Notes(Silent):
-        """Writes down what is said, and at a fault what is on the disk then: all ranks are gone, none are new."""
+        """Writes down what is said, and before a restart what is on the disk: all ranks are gone, none are new."""
 
         def said(self, text: str) -> None:
             with open(told["log"], "a") as file:  # noqa: PTH123
-                found = f"disk: {newest_whole(job.out)}\n" if text.startswith("fault: ") else ""
+                found = f"disk: {newest_whole(job.out)}\n" if text.startswith("restart ") else ""
                 file.write(f"{found}{text}\n")
 
     notes, status = Notes(), 0

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from evenflow.files import StepMetrics
 from evenflow.launch import ForkServer, client
+from evenflow.train import Progress
 
 POINTS = ("forward", "backward", "communication", "optimizer", "save")
 
@@ -23,6 +25,7 @@ import ctypes, importlib, json, os, sys, time
 if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     import torch.distributed
     from evenflow.execute.runner import StageRunner
+    from evenflow.launch.channel import Channel
     from evenflow.runtime import Optimizer
     from evenflow.runtime.transport import GlooTransfer
     from evenflow.train.saver import Saver
@@ -124,25 +127,43 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     before(StageRunner, "evaluate", "evaluation")
     before(GlooTransfer, "wait", "communication")
     before(Optimizer, "step", "optimizer")
-    before(shards, "_write", "save")
     done = Saver.done
 
     def settled(saver):
         # Else what is lost by a fault outside a save would depend on how fast the disk is.
-        if plan and plan[0] and plan[0]["settles"]:
+        if (plan and plan[0] and plan[0]["settles"]) or heard() is not None:
             saver.idle(30)
         return done(saver)
 
     Saver.done = settled
+    send = Channel.send
+
+    def heard():
+        try:
+            return int(open(os.environ["FAULT"] + ".heard").read())
+        except FileNotFoundError:
+            return None
+
+    def waits(channel, message):
+        # For whoever hears of steps, where it says that it does: ranks may be some steps on by then.
+        send(channel, message)
+        until = time.monotonic() + 60
+        while message["kind"] == "step" and (step := heard()) is not None and step < message["step"]:
+            if time.monotonic() > until:
+                raise TimeoutError(f"step {message['step']} was not heard of")
+            time.sleep(0.001)
+
+    Channel.send = waits
     write = shards._write
 
     def failing(file, data):
-        # A file holds the error's number, for as long as it is to last.
+        # Amid each write. A file holds the error's number, for as long as it is to last.
+        write(file, data[: len(data) // 2])
+        passes("save", file)
         try:
             number = int(open(os.environ["FAULT"] + ".disk").read())
         except (FileNotFoundError, ValueError):
-            return write(file, data)
-        write(file, data[: len(data) // 2])
+            return write(file, data[len(data) // 2 :])
         raise OSError(number, os.strerror(number))
 
     shards._write = failing
@@ -185,6 +206,25 @@ class Faults:
             switch.unlink(missing_ok=True)
         else:
             switch.write_text(str(int(number)))
+
+    def pace(self, hears: Progress) -> None:
+        """Have ranks wait after each step, for its save too, until what `hears` does when it is done is over.
+
+        Else what it does to a disk or to a process comes some steps later where the ranks are quick.
+        """
+        stepped = hears.stepped
+
+        def then(metrics: StepMetrics, steps: int) -> None:
+            stepped(metrics, steps)
+            self._hear(metrics.step)
+
+        hears.stepped = then  # type: ignore[method-assign]
+        self._hear(0)
+
+    def _hear(self, step: int) -> None:
+        new = self.file.with_name("fault.new")
+        new.write_text(str(step))
+        new.rename(self.file.with_name("fault.heard"))
 
     def clear(self) -> None:
         """Nothing is to happen any more."""

@@ -261,6 +261,7 @@ def test_a_restart_passes_over_a_damaged_checkpoint(
 ) -> None:
     job, run, hears = whole[0], tmp_path / "run", Damages((6,))
     faults.plan(0, *IN_STEP_9, signal.SIGKILL)
+    faults.pace(hears)
     result = evenflow.train(replace(job, out=run), hears)
     (fault,) = hears.starting("fault: ")
     assert "rank 0" in fault
@@ -283,6 +284,7 @@ def test_nothing_is_started_again_where_all_are_damaged(
     """Nor is a run begun anew: what of it can still be had is in the damaged files."""
     run, hears = tmp_path / "run", Damages((3, 6))
     faults.plan(0, *IN_STEP_9, signal.SIGKILL)
+    faults.pace(hears)
     lacks = re.escape(f"{run / 'checkpoints/step-00000006/rank-1.safetensors'} is damaged: its hash is ")
     says = rf"^rank 0 .* was killed by SIGKILL .*; and there is nothing to start again from: {lacks}.* 1 older ones$"
     with pytest.raises(evenflow.FaultError, match=says):

@@ -54,6 +54,7 @@ def test_a_save_that_fails_costs_no_step(whole: Whole, faults: Faults, tmp_path:
     job, _ = whole
     out = tmp_path / "run"
     hears = Breaks({4: lambda: faults.disk(number), 10: lambda: faults.disk(None)})
+    faults.pace(hears)
     evenflow.train(replace(job, out=out, keep_last=9), hears)
     assert len(hears.steps) == STEPS
     (warning,) = warnings(hears)
@@ -68,6 +69,7 @@ def test_a_save_that_fails_costs_no_step(whole: Whole, faults: Faults, tmp_path:
 def test_a_last_save_that_fails_is_a_fault_with_a_remedy(whole: Whole, faults: Faults, tmp_path: Path) -> None:
     job, _ = whole
     hears = Breaks({10: lambda: faults.disk(errno.ENOSPC)})
+    faults.pace(hears)
     with pytest.raises(evenflow.FaultError, match=r"No space left on device, tried 3 times; with .* free .*--resume"):
         evenflow.train(replace(job, out=tmp_path / "run"), hears)
     assert names(tmp_path / "run")[-1] == "step-00000009"
@@ -94,11 +96,14 @@ def test_a_model_that_cannot_be_written_costs_no_state(
     assert same_weights(tmp_path / "run", job.out)
 
 
-def test_a_shard_of_the_model_that_cannot_be_written_costs_no_state(whole: Whole, tmp_path: Path) -> None:
+def test_a_shard_of_the_model_that_cannot_be_written_costs_no_state(
+    whole: Whole, faults: Faults, tmp_path: Path
+) -> None:
     """By a rank itself, after all steps and with no checkpoint before: all there is is kept."""
     job, run = whole[0], tmp_path / "run"
     there = run / "model.partial" / "model-00002-of-00002.safetensors"
     hears = Breaks({2: lambda: there.mkdir(parents=True)})
+    faults.pace(hears)
     with pytest.raises(evenflow.FaultError, match=r"model cannot be written: .*; once it can be"):
         evenflow.train(replace(job, out=run, save_every=None), hears)
     last = f"checkpoints/step-{STEPS:08d}"
@@ -171,6 +176,7 @@ def test_a_rank_that_is_lost_while_the_disk_is_full_is_started_again(
     job, out = whole[0], small_disk / "run"
     faults.plan(1, "forward", 26, signal.SIGKILL)
     hears = KeepsFull(small_disk / "filler")
+    faults.pace(hears)
     try:
         evenflow.train(replace(job, out=out), hears)
     finally:
@@ -184,11 +190,12 @@ def test_a_rank_that_is_lost_while_the_disk_is_full_is_started_again(
     assert load_samples(out / "samples.jsonl") == load_samples(job.out / "samples.jsonl")
 
 
-def test_a_disk_that_is_really_full_and_then_is_not(whole: Whole, small_disk: Path) -> None:
+def test_a_disk_that_is_really_full_and_then_is_not(whole: Whole, faults: Faults, small_disk: Path) -> None:
     job, _ = whole
     out, filler = small_disk / "run", small_disk / "filler"
 
     hears = Breaks({4: lambda: fill(filler), 8: filler.unlink})
+    faults.pace(hears)
     evenflow.train(replace(job, out=out), hears)
     assert len(hears.steps) == STEPS
     said = warnings(hears)
@@ -199,7 +206,7 @@ def test_a_disk_that_is_really_full_and_then_is_not(whole: Whole, small_disk: Pa
 
 
 def test_lines_that_a_full_disk_does_not_take_are_written_later(
-    whole: Whole, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Whole, faults: Faults, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 5's lines and those after find a disk that is really full: each file is led to one for as long."""
     job, _ = whole
@@ -222,6 +229,7 @@ def test_lines_that_a_full_disk_does_not_take_are_written_later(
 
     monkeypatch.setattr(recorder, "append_text", append)
     hears = Breaks({4: turn(True), 8: turn(False)})
+    faults.pace(hears)
     evenflow.train(replace(job, out=out), hears)
     (warning,) = warnings(hears)
     assert "No space left on device. Training goes on; its lines are kept and written later" in warning
@@ -244,7 +252,7 @@ def test_a_line_that_a_disk_takes_in_part_is_not_there(small_disk: Path) -> None
 def test_a_disk_slower_than_the_steps_holds_up_none_of_them(whole: Whole, faults: Faults, tmp_path: Path) -> None:
     """Rank 1's writer is held for long: later saves are left out by all ranks, once said, and the run ends well."""
     job, _ = whole
-    faults.plan(1, "save", 12, "slow")
+    faults.plan(1, "save", 1, "slow")
     hears = Hears()
     evenflow.train(replace(job, out=tmp_path / "run", keep_last=9), hears)
     (warning,) = warnings(hears)

@@ -72,21 +72,18 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [top, *top.children(recursive=True)]
 
 
-def gone(processes: list[psutil.Process], seconds: float = 5) -> bool:
-    """Whether all of them end in time."""
+def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
+    """Whether all of them end; how soon is asked where nothing else runs, in test_raising_rank.py and the soak."""
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_killed_rank_ends_the_others_and_is_named(start: Start, tmp_path: Path, rank: int) -> None:
     process = start()
     pids = wait_for_step(tmp_path / "run", process)
     everyone = family(process)
     os.kill(pids[rank], signal.SIGKILL)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - began < 6
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
     last = errors.strip().splitlines()[-1]
     assert f"rank {rank} (process {pids[rank]}) was killed by SIGKILL while in step" in last
@@ -94,7 +91,6 @@ def test_a_killed_rank_ends_the_others_and_is_named(start: Start, tmp_path: Path
     assert gone(everyone)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full)]
 )
@@ -103,7 +99,7 @@ def test_a_signal_saves_and_stops(start: Start, tmp_path: Path, number: signal.S
     wait_for_step(tmp_path / "run", process)
     everyone = family(process)
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C does: to the whole group
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert f"stopped by {number.name} after step" in errors
@@ -113,7 +109,6 @@ def test_a_signal_saves_and_stops(start: Start, tmp_path: Path, number: signal.S
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
 
 
-@pytest.mark.alone
 @pytest.mark.usefixtures("measured_at_length")  # so that the signal comes in the middle of it
 def test_a_signal_before_the_first_step(start: Start, tmp_path: Path) -> None:
     process = start(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cold")})
@@ -122,7 +117,7 @@ def test_a_signal_before_the_first_step(start: Start, tmp_path: Path) -> None:
             break
     everyone = family(process)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "before the first step" in errors
     assert "Traceback" not in errors
@@ -130,7 +125,6 @@ def test_a_signal_before_the_first_step(start: Start, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.alone
 def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     process = start()
     pids = wait_for_step(tmp_path / "run", process)
@@ -141,19 +135,18 @@ def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
         if line.startswith("stopping after this step"):  # so the first one was heard
             break
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert gone(everyone)
 
 
-@pytest.mark.alone
 def test_a_killed_command_leaves_no_rank_behind(start: Start, tmp_path: Path) -> None:
     process = start()
     wait_for_step(tmp_path / "run", process)
     everyone = family(process)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert gone(everyone)
 
 

@@ -14,19 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 import evenflow
-from evenflow.files import StepMetrics
+from evenflow.files import StepMetrics, load_samples
 from evenflow.train import Job, RunResult, patience
 from tests.faults.conftest import SAVE_EVERY, STEPS, Hears, same_weights
 from tests.faults.injection import POINTS, Faults, alive, pids_of
 
-pytestmark = pytest.mark.alone  # a rank is lost when it was silent for seconds
 Whole = tuple[Job, RunResult]
 # Passes of the point before it happens: within step 9, when all ranks have told of the save after step 6, and steps are
-# left; of a save, amid that after step 6, by the tensors of a shard.
-CALLS = {"forward": 34, "backward": 34, "communication": 68, "optimizer": 9}
+# left; of a save, amid that after step 6.
+CALLS = {"forward": 34, "backward": 34, "communication": 68, "optimizer": 9, "save": 2}
 DOING = {
     "forward": r"in step 9, at {rank}F1;",
     "backward": r"in step 9, at {rank}B1;",
@@ -60,17 +58,10 @@ def survive(whole: Whole, out: Path, hears: Hears, **changes: object) -> Path:
     return out
 
 
-def amid_second_save(whole: Whole, rank: int) -> int:
-    """Which of a rank's writes is in the middle of its second save: the header is one, and so is each tensor."""
-    with safe_open(whole[0].out / f"checkpoints/step-{STEPS:08d}/rank-{rank}.safetensors", "pt") as file:
-        writes = 1 + len(file.keys())
-    return writes + writes // 2
-
-
 def check_killed(whole: Whole, faults: Faults, out: Path, rank: int, point: str) -> tuple[float, float]:
     """Kill a rank at a point; returns the seconds until its peer was ended, and until a step was done again."""
     hears = Hears()
-    faults.plan(rank, point, amid_second_save(whole, rank) if point == "save" else CALLS[point], signal.SIGKILL)
+    faults.plan(rank, point, CALLS[point], signal.SIGKILL)
     survive(whole, out, hears)
     at, (told,), (fault,) = faults.at(), hears.when("fault: "), hears.starting("fault: ")
     assert f"rank {rank} (process " in fault
@@ -78,8 +69,8 @@ def check_killed(whole: Whole, faults: Faults, out: Path, rank: int, point: str)
     done_before = max(step for moment, step in hears.steps if moment < told)
     (restart,) = hears.starting("restart 1 of 3: ")
     gone_on_from = int(restart.partition("after step ")[2].split()[0])
-    # What is being saved is lost too, and the steps that are done meanwhile.
-    assert done_before - gone_on_from <= (2 * SAVE_EVERY - 1 if point == "save" else SAVE_EVERY)
+    assert gone_on_from == 6  # what was being saved by then is not lost either
+    assert done_before - gone_on_from <= SAVE_EVERY
     return told - at, hears.step_after(told) - at
 
 
@@ -88,6 +79,24 @@ def test_a_killed_rank_costs_what_came_after_the_checkpoint(
     whole: Whole, faults: Faults, tmp_path: Path, rank: int, point: str
 ) -> None:
     check_killed(whole, faults, tmp_path / "run", rank, point)  # in seconds: in the soak
+
+
+def test_a_killed_run_goes_on_in_another_layout_from_what_it_was_saving(
+    whole: Whole, faults: Faults, tmp_path: Path
+) -> None:
+    """Rank 1 dies amid its write of the state after step 6, and is not started again."""
+    job, reference = whole
+    out = tmp_path / "run"
+    faults.plan(1, "save", CALLS["save"], signal.SIGKILL)
+    with pytest.raises(evenflow.FaultError, match=r"^rank 1 .*SIGKILL while "):
+        evenflow.train(replace(job, out=out, restarts=0))
+    again = replace(job, out=out, plan=None, processes=1, schedule="gpipe", resume=True)
+    hears = Hears()
+    result = evenflow.train(again, hears)
+    assert [step for _, step in hears.steps] == list(range(7, STEPS + 1))
+    assert [own.loss for own in result.metrics] == [own.loss for own in reference.metrics]
+    assert same_weights(out, job.out)
+    assert load_samples(out / "samples.jsonl") == load_samples(job.out / "samples.jsonl")
 
 
 def test_restarts_come_to_an_end(whole: Whole, faults: Faults, tmp_path: Path) -> None:
@@ -124,6 +133,7 @@ def check_stopped(whole: Whole, faults: Faults, out: Path, rank: int) -> tuple[f
     return told - at, hears.step_after(told) - at
 
 
+@pytest.mark.alone  # patience is short here
 @pytest.mark.parametrize(
     ("what", "says"),
     [
@@ -201,6 +211,7 @@ def slowed(whole: Whole, out: Path, rank: int) -> list[tuple[int, int]]:
     return [(named, step - first) for named, step in named_slow(hears)]
 
 
+@pytest.mark.alone  # who is slow is told by seconds
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_slow_rank_is_named_and_lives(whole: Whole, faults: Faults, tmp_path: Path, rank: int) -> None:
     """It takes five times as long for all that it computes: a third is near to what a busy machine does."""

@@ -119,7 +119,7 @@ class _FailsAWhile(Hears):
 def _goes_on(whole: Whole, faults: Faults, out: Path, hears: _FailsAWhile, error: str) -> None:
     """Every step is done, the failure is said once, and the checkpoint before stays."""
     job = whole[0]
-    faults.plan(0, "optimizer", 10**6, "hang")  # never, but ranks wait for their writes then, however slow the disk is
+    faults.pace(hears)
     evenflow.train(replace(job, out=out, keep_last=9), hears)
     assert len(hears.steps) == STEPS
     (failed,) = [line for line in warnings(hears) if "is not saved" in line]
@@ -192,6 +192,7 @@ def test_a_rank_that_is_lost_while_the_disk_is_read_only_is_started_again(
     faults.plan(1, "forward", 26, signal.SIGKILL)
     with ExitStack() as mounted:
         hears = _Waited({5: lambda: mounted.enter_context(read_only(out))}, mounted.close)
+        faults.pace(hears)
         evenflow.train(replace(job, out=out), hears)
     assert hears.starting("warning: ")[-1].endswith(
         "metrics.jsonl: cannot be written: Read-only file system. Training goes on once it can be, within 600 s"

@@ -131,8 +131,9 @@ def test_what_would_come_again_ends_the_run_at_once(faults: Faults, start: Start
     assert gone(everyone)
 
 
+@pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [pytest.param("torchrun", marks=pytest.mark.full), "a worker"])
+@pytest.mark.parametrize("asked", ["torchrun", "a worker"])
 def test_a_run_that_is_asked_to_stop_saves_and_stays_stopped(
     faults: Faults, start: Start, tmp_path: Path, asked: str
 ) -> None:

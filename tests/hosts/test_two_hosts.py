@@ -135,6 +135,7 @@ def worker_of(top: Any) -> psutil.Process:
     return next(own for own in psutil.Process(top.pid).children() if "evenflow" in own.cmdline())
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_folder_that_is_not_shared_is_refused_before_anything_is_done(
     make_model: Callable[..., Path], text: Path, tmp_path: Path, torchrun: Start

@@ -44,7 +44,7 @@ def cold(cold_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("measured_at_length", "cold")
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: int) -> None:
     profile = evenflow.profile(make_model(), processes, micro_batch_size=2, seq_length=64)
     assert (profile.processes, profile.micro_batch_size, profile.seq_length) == (processes, 2, 64)
@@ -63,7 +63,7 @@ def test_a_profile_of_this_machine(make_model: Callable[..., Path], processes: i
     assert 8 * 2**20 < profile.process_bytes < 256 * 2**20
 
 
-@pytest.mark.alone  # but not at length: the one takes tens of times as long as the other
+# Not at length, nor alone: the one takes tens of times as long as the other.
 def test_more_work_takes_longer(make_model: Callable[..., Path]) -> None:
     small = evenflow.profile(make_model(), 1, seq_length=16)
     large = evenflow.profile(make_model(hidden_size=256, intermediate_size=1024, vocab_size=4096), 1, seq_length=128)

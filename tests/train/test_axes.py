@@ -54,6 +54,7 @@ def test_dp_2_x_pp_2_has_the_loss_curve_of_one_process_also_across_a_resume(job:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.full  # in CI the losses and gradients of one step, in tests/parity
 def test_a_model_that_drops_out_has_the_loss_curve_of_one_process_under_tp(
     job: Job, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:

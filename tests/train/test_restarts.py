@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,52 +16,89 @@ from evenflow.train.patience import later_patience
 
 
 class Attempts:
-    """Starts of a run, each of which loses a rank, after a checkpoint or before."""
+    """Starts of a run, each of which loses a rank, unless it fails by itself.
 
-    def __init__(self, saves: list[bool]) -> None:
+    Args:
+        saves: of each start, what it saves: a `checkpoint`, what was `copied` of one, or `nothing`.
+    """
+
+    def __init__(self, *saves: str, error: type[FaultError] = RankLostError) -> None:
         self.saves = saves
+        self.error = error
         self.starts = 0
+        self.happened: list[str] = []
         self.recorder = SimpleNamespace(write=lambda: None)
+        self.copies = SimpleNamespace(close=lambda: self.happened.append("let go"))
 
     def __call__(self, *_: object) -> Attempts:
         return self
 
     @property
     def has_saved(self) -> bool:
-        return self.saves[self.starts - 1]
+        return self.saves[self.starts - 1] == "checkpoint"
+
+    def finish_save(self) -> bool:
+        self.happened.append("finished")
+        return self.saves[self.starts - 1] == "copied"
 
     def run(self, _: object) -> None:
         self.starts += 1
         if self.starts <= len(self.saves):
-            raise RankLostError(f"rank 1 is lost, {self.starts}")
+            raise self.error(f"rank 1 is lost, {self.starts}")
+
+
+@pytest.fixture
+def see_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempts], None]:
+    """Follow such starts, two again at most."""
+
+    def follow(attempts: Attempts) -> None:
+        monkeypatch.setattr(supervise, "Attempt", attempts)
+        monkeypatch.setattr(supervise, "replace", lambda ready, **_: ready)
+        job = replace(Job(model="m", data=tmp_path, out=tmp_path), restarts=2)
+        ready: Any = SimpleNamespace(done_steps=0)
+        signals = SimpleNamespace(received=None, hear=lambda: None)
+        watcher: Any = SimpleNamespace(progress=Silent(), signals=signals)
+        supervise.see_through(job, ready, None, watcher)  # type: ignore[arg-type]
+
+    return follow
 
 
 @pytest.mark.parametrize(
     ("saves", "starts"),
     [
-        ([True, True, True, True, True], None),
-        ([True, False, True, False], None),
-        ([False, False, False], 3),
-        ([True, False, False, True], 3),
+        (["checkpoint"] * 5, None),
+        (["checkpoint", "nothing", "checkpoint", "nothing"], None),
+        (["nothing"] * 3, 3),
+        (["checkpoint", "nothing", "nothing", "checkpoint"], 3),
+        (["nothing", "copied", "nothing", "copied"], None),
+        (["nothing", "copied", "nothing", "nothing"], 4),
     ],
 )
 def test_restarts_are_counted_from_the_newest_checkpoint(
-    saves: list[bool], starts: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saves: list[str], starts: int | None, see_through: Callable[[Attempts], None]
 ) -> None:
-    attempts = Attempts(saves)
-    monkeypatch.setattr(supervise, "Attempt", attempts)
-    monkeypatch.setattr(supervise, "replace", lambda ready, **_: ready)
-    job = replace(Job(model="m", data=tmp_path, out=tmp_path), restarts=2)
-    ready: Any = SimpleNamespace(done_steps=0)
-    signals = SimpleNamespace(received=None, hear=lambda: None)
-    watcher: Any = SimpleNamespace(progress=Silent(), signals=signals)
+    attempts = Attempts(*saves)
     if starts is None:
-        supervise.see_through(job, ready, None, watcher)  # type: ignore[arg-type]
+        see_through(attempts)
         assert attempts.starts == len(saves) + 1
     else:
         with pytest.raises(FaultError, match="2 of 2 restarts were used since the newest checkpoint"):
-            supervise.see_through(job, ready, None, watcher)  # type: ignore[arg-type]
+            see_through(attempts)
         assert attempts.starts == starts
+
+
+def test_what_was_copied_is_written_however_a_start_ends(see_through: Callable[[Attempts], None]) -> None:
+    lost = Attempts("nothing", "nothing", "nothing")
+    with pytest.raises(FaultError, match="lost, 3"):
+        see_through(lost)
+    assert lost.happened == ["finished", "let go"] * 3
+    failed = Attempts("copied", error=FaultError)
+    with pytest.raises(FaultError, match="lost, 1"):
+        see_through(failed)
+    assert failed.happened == ["finished", "let go"]
+    well = Attempts()
+    see_through(well)
+    assert well.happened == ["let go"]
 
 
 def test_a_rank_that_is_not_stopped_may_be_silent_for_as_long_as_a_page_of_a_slow_disk_takes() -> None:

@@ -8,6 +8,7 @@ from evenflow.launch.group import Group
 from evenflow.launch.heartbeat import Heartbeat, action_note
 from evenflow.launch.hosts import SeveralHosts
 from evenflow.launch.launcher import Launcher, ThisHost
+from evenflow.launch.nameless import nameless_file
 from evenflow.launch.pinning import cores_of_ranks
 from evenflow.launch.torchrun import Torchrun, notice_torchrun
 from evenflow.launch.watch import Patience
@@ -32,6 +33,7 @@ __all__ = [
     "interface_of",
     "is_loopback",
     "listen",
+    "nameless_file",
     "notice_torchrun",
     "own_address",
     "pack",

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from evenflow.errors import (
     EvenflowError,
@@ -135,26 +134,34 @@ class Group:
                 # A rank that lost its peer says so at once; what became of the peer may come a little later.
                 deadline = deadline or time.monotonic() + _ROOT_CAUSE_S
                 if self._culprit() is not None or time.monotonic() > deadline:
-                    self._raise_root_cause()
+                    yield from self._end_with(self._root_cause())
             else:
-                self._look()
+                try:
+                    self.watch.look()
+                except RankLostError as error:
+                    yield from self._end_with(error)
                 self._memory_kills.look()
             if not found:
                 yield None
         self._reap()
 
-    def _look(self) -> None:
-        try:
-            self.watch.look()
-        except RankLostError:
-            self.end()
-            raise
-
     def end(self) -> None:
         """Kill every rank that still runs and wait until it is gone."""
+        self._kill()
+        self._reap()
+
+    def _end_with(self, error: EvenflowError) -> Iterator[tuple[int, Message]]:
+        """End all ranks, pass on what they had sent by then, and raise."""
+        self._kill()
+        self._await_gone()
+        for rank, message in self._read(0.0):
+            yield rank.number, message
+        self._reap()
+        raise error
+
+    def _kill(self) -> None:
         for rank in self.ranks:
             rank.process.kill()
-        self._reap()
 
     def _read(self, wait_s: float) -> list[tuple[RunningRank, Message]]:
         for rank in self.ranks:
@@ -180,20 +187,16 @@ class Group:
     def _failed(self, rank: RunningRank) -> bool:
         return not rank.done and (rank.error is not None or rank.process.closed)
 
-    def _raise_root_cause(self) -> NoReturn:
-        """End all ranks and raise what the one that is to blame reported."""
+    def _root_cause(self) -> EvenflowError:
+        """What the rank that is to blame reported, or how it died."""
         culprit = self._culprit()
         if culprit is None:
-            silence = self._silent_error()
-            self.end()
-            raise silence
+            return self._silent_error()
         if culprit.error is None:
             deadline = time.monotonic() + _ROOT_CAUSE_S
             while not culprit.process.poll(0.05) and time.monotonic() < deadline:
                 pass
-        error = self._error_of(culprit)
-        self.end()
-        raise error
+        return self._error_of(culprit)
 
     def _culprit(self) -> RunningRank | None:
         """The rank that failed by itself: with an error of its own, or by dying without a word."""
@@ -242,10 +245,13 @@ class Group:
         detail = text if rank.error["on_purpose"] else f"{rank.error['type']}: {text}"
         return FaultError(f"{rank.who} failed while {rank.phase}: {detail}")
 
-    def _reap(self) -> None:
+    def _await_gone(self) -> None:
         deadline = time.monotonic() + 10
         running = [rank.process for rank in self.ranks]
         while running and time.monotonic() < deadline:
             running = [process for process in running if not process.poll(0.05)]
+
+    def _reap(self) -> None:
+        self._await_gone()
         for rank in self.ranks:
             rank.process.close()

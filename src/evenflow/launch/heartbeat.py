@@ -13,6 +13,8 @@ import struct
 import threading
 from dataclasses import dataclass
 
+from evenflow.launch.nameless import nameless_file
+
 BEAT_S = 0.25
 _SLOT = 128  # bytes of a rank: two cache lines, so that ranks do not write to each other's; actions write to the first
 _COUNTS = struct.Struct("<qqq7x?")  # heartbeats, actions begun, whether they are timed, whether the newest still waits
@@ -57,7 +59,7 @@ class Page:
     """
 
     def __init__(self, ranks: int) -> None:
-        self.descriptor = _nameless_file()
+        self.descriptor = nameless_file("evenflow-heartbeats")
         os.ftruncate(self.descriptor, ranks * _SLOT)
         self._memory = mmap.mmap(self.descriptor, ranks * _SLOT)
 
@@ -140,12 +142,3 @@ def _padded(text: str, size: int) -> bytes:
 
 def _text(part: bytes) -> str:
     return part.partition(b"\0")[0].decode(errors="replace")
-
-
-def _nameless_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("evenflow-heartbeats")
-    import tempfile
-
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

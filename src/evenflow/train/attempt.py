@@ -17,6 +17,7 @@ from evenflow.spec import Batch, Model
 from evenflow.spec.cluster import CPU
 from evenflow.spec.gpus import visible_gpus
 from evenflow.train.checkpoint import Checkpoint, Checkpoints, RunState, Taken, config_hash
+from evenflow.train.copies import LeftCopies
 from evenflow.train.folder import RunFolder
 from evenflow.train.job import Job, lasting_settings
 from evenflow.train.lacking import held_and_planned, with_stages
@@ -91,6 +92,7 @@ class Attempt:
     Attributes:
         recorder: what its steps came to, those before it included.
         checkpoints: those it writes.
+        copies: what its ranks have copied of their state, which may be on no disk yet when they are lost.
         shards: of each rank, the bytes of each tensor of its shard of the model, once it is done.
         unwritten: why a shard of the model could not be written; None where all could.
         has_saved: whether it has written a checkpoint.
@@ -99,6 +101,7 @@ class Attempt:
     def __init__(self, job: Job, ready: Prepared, watcher: Watcher) -> None:
         self.recorder = _recorder(job, ready, watcher.progress)
         self.checkpoints = _checkpoints(job, ready, self.recorder)
+        self.copies = LeftCopies()
         self.shards: dict[int, dict[str, int]] = {}
         self.unwritten: str | None = None
         self.has_saved = False
@@ -172,6 +175,11 @@ class Attempt:
             folder = self.checkpoints.publish(self._last.step)
             self._watcher.progress.said(f"the state after step {self._last.step} is saved all the same, in {folder}")
 
+    def finish_save(self) -> bool:
+        """Once its ranks are gone: write the state that all of them had copied; whether that made a checkpoint."""
+        taken = self.checkpoints.finish(self.copies)
+        return taken is not None and self._saved(taken)
+
     def _follow(self, group: Group) -> None:
         told, signals = False, self._watcher.signals
         for item in group.messages():
@@ -196,6 +204,8 @@ class Attempt:
                     self._last = taken  # it waits for the model
                 elif taken is not None:
                     self._saved(taken)
+            case "copies" if not group.ranks[rank].process.where:
+                self.copies.open(rank, group.pids[rank], message)
             case "skipped" if rank == 0:
                 self._unsaved(message["step"], "the disk is slow: the one before is still being written")
             case "state":
@@ -209,19 +219,20 @@ class Attempt:
             case "shard":
                 self.shards[rank] = message["sizes"]
 
-    def _saved(self, taken: Taken) -> None:
+    def _saved(self, taken: Taken) -> bool:
         if taken.why_not is not None:
             self._unsaved(taken.step, taken.why_not)
-            return
+            return False
         write_s, hash_s = self.checkpoints.seconds(taken.step)
         try:
             folder = self.checkpoints.publish(taken.step)
         except FaultError as error:
             self._unsaved(taken.step, str(error))
-            return
+            return False
         self._fails = ""
         self.has_saved = True
         self._watcher.progress.saved(folder, write_s, hash_s)
+        return True
 
     def _unsaved(self, step: int, why: str) -> None:
         """A save that came to nothing costs no step: say so once, until one succeeds or fails otherwise."""
@@ -286,7 +297,8 @@ def _checkpoints(job: Job, ready: Prepared, recorder: Recorder) -> Checkpoints:
         beside = {**own_files, **recorder.written_after(step)}
         return RunState(model, step, recorder.tokens_after(step), settings, beside)
 
-    return Checkpoints(job.out, len(plan.ranks) * plan.axes.tp, state, job.keep_last, job.keep_every)
+    ranks = len(plan.ranks) * plan.axes.tp
+    return Checkpoints(job.out, ranks, state, job.keep_last, job.keep_every, ready.done_steps)
 
 
 def _recorder(job: Job, ready: Prepared, progress: Progress) -> Recorder:

@@ -31,6 +31,7 @@ from transformers import PretrainedConfig
 from evenflow.errors import FaultError, InputError, first_line
 from evenflow.files import check_names, check_shard_header, sync_folder, write_json
 from evenflow.spec import DEFAULT_DTYPE, Dtype, check_dtype
+from evenflow.train.copies import LeftCopies
 from evenflow.train.job import Job
 from evenflow.train.records import DAMAGED, Written, free_name, read_written, write_written
 from evenflow.train.shards import hash_file
@@ -166,16 +167,24 @@ class Checkpoints:
         state: what to write beside the tensors, given the step.
         keep_last: how many of the newest to keep.
         keep_every: beside them, those after a multiple of so many steps.
+        newest: the step that is gone on from.
     """
 
     def __init__(
-        self, run: Path, ranks: int, state: Callable[[int], RunState], keep_last: int, keep_every: int | None = None
+        self,
+        run: Path,
+        ranks: int,
+        state: Callable[[int], RunState],
+        keep_last: int,
+        keep_every: int | None = None,
+        newest: int = 0,
     ) -> None:
         self._run = run
         self._ranks = ranks
         self._state = state
         self._keep_last = keep_last
         self._keep_every = keep_every
+        self._newest = newest
         self._files: dict[int, dict[int, dict[str, Any]]] = {}
         self._why_not: dict[int, str] = {}
         self._hashes: dict[int, Mapping[str, str]] = {}
@@ -207,6 +216,16 @@ class Checkpoints:
             self._discard(step)
         return Taken(step, why_not)
 
+    def finish(self, copies: LeftCopies) -> Taken | None:
+        """Write what lost ranks had copied of a state, and had not written; None where all is written, or was lost."""
+        step = copies.step(self._ranks)
+        if step <= self._newest:
+            return None
+        taken = None
+        for rank, report in copies.write(partial_folder(self._run, step), but=tuple(self._files.get(step, ()))):
+            taken = self.take(rank, {"step": step, **report})
+        return taken
+
     def _discard(self, step: int) -> None:
         self._files.pop(step, None)
         shutil.rmtree(partial_folder(self._run, step), ignore_errors=True)
@@ -235,7 +254,9 @@ class Checkpoints:
             self._discard(step)
             reason = (error.strerror or first_line(error)) if isinstance(error, OSError) else str(error)
             raise FaultError(f"the checkpoint after step {step} cannot be completed: {reason}") from None
+        self._newest = step
         self._drop_older(final)
+        self._drop_failed(step)
         return final
 
     def _name(self, step: int) -> Path:
@@ -274,6 +295,13 @@ class Checkpoints:
                 shutil.rmtree(dropped, ignore_errors=True)
                 folder.rename(dropped)  # first: half a checkpoint would be taken for a damaged one
                 shutil.rmtree(dropped, ignore_errors=True)
+
+    def _drop_failed(self, step: int) -> None:
+        """Remove what saves before `step` left where the disk that did not take them gave nothing back either."""
+        for folder in (self._run / "checkpoints").glob(f"{_PARTIAL}*"):
+            number = folder.name.removeprefix(_PARTIAL)
+            if number.isdecimal() and int(number) < step:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 _BEFORE = {"dtype": DEFAULT_DTYPE}  # what runs had when there was no such key yet

@@ -118,6 +118,8 @@ def _train(
         hashes = saver.hashes()
         if at.dp == 0:
             channel.send({"kind": "state", "hashes": hashes})
+    if payload["save_every"] and saver.descriptor is not None:
+        channel.send({"kind": "copies", "descriptor": saver.descriptor, "shard": saver.shard})
     _compare_clocks(channel, host, rank, axes.processes)
     step = _take_steps(
         channel, payload, plan, _Working(at, host, executor, evaluator, saver, sequences, trained, meter, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,6 +19,7 @@ from evenflow.errors import FaultError, InputError
 from evenflow.models import Cut, Stage
 from evenflow.runtime import WEIGHT, Optimizer, Reductions, is_rounded, local
 from evenflow.train.checkpoint import partial_folder, shard_file
+from evenflow.train.copies import Copy
 from evenflow.train.shards import Piece, WrittenFile, hash_tensor, read_pieces, saved_names, write_shard
 from evenflow.units import format_bytes
 
@@ -56,23 +57,35 @@ class Saver:
         self._stages = tuple(stages)
         self._optimizer = optimizer
         self._reductions = reductions
-        self._writes = writes
-        self._host: dict[str, Tensor] = {}  # kept from save to save: fresh pages would take longer than the copy
+        self._copy = Copy() if writes else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=_give_way)
         self._under_way: tuple[int, Future[WrittenFile | str]] | None = None
+
+    @property
+    def shard(self) -> str:
+        """The name of its file in a checkpoint."""
+        return shard_file(self._rank)
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the file in memory that the state is copied to; None where another process writes it."""
+        return self._copy.descriptor if self._copy else None
 
     def start(self, step: int) -> list[dict[str, Any]]:
         """Copy the state after `step`, and begin to write it; the save before has to be over.
 
         Returns:
             What is to be told of the save before.
+
+        Raises:
+            OSError: there is not enough memory for the copy.
         """
-        told = self.finish()
+        told, copy = self.finish(), self._copy
         state = self._state()
-        if not self._writes:
+        if copy is None:
             return told
-        pieces = {name: self._copied(name, piece) for name, piece in state.items()}
-        self._under_way = step, self._thread.submit(self._write, step, pieces)
+        copy.take(step, state)
+        self._under_way = step, self._thread.submit(self._write, step, copy.write)
         return told
 
     def save_last(self, step: int) -> list[dict[str, Any]]:
@@ -83,13 +96,13 @@ class Saver:
         """
         told = self.finish()
         state = self._state()
-        if not self._writes:
+        if self._copy is None:
             return told
         pieces = {name: _on_host(piece) for name, piece in state.items()}
         for number in range(_LAST_TRIES):
             if number:
                 time.sleep(_TRY_AGAIN_S)
-            written = self._write(step, pieces)
+            written = self._write(step, lambda path: write_shard(path, pieces))
             if not isinstance(written, str):
                 return [*told, self._report(step, written, last=True)]
         needed = format_bytes(sum(piece.tensor.nbytes for piece in pieces.values()))
@@ -121,7 +134,7 @@ class Saver:
         Equal states have equal hashes, however they lie over processes.
         """
         pieces = self._state(joined=True)
-        return {name: hash_tensor(piece.tensor.cpu()) for name, piece in pieces.items()} if self._writes else {}
+        return {name: hash_tensor(piece.tensor.cpu()) for name, piece in pieces.items()} if self._copy else {}
 
     def _state(self, joined: bool = False) -> dict[str, Piece]:
         """What this rank writes, or with `joined` whole tensors instead; all replicas have to ask for it at once."""
@@ -150,18 +163,12 @@ class Saver:
         whole = sharing.gathered(cut, own)
         return Piece.whole(whole) if sharing.index == 0 else None
 
-    def _copied(self, name: str, piece: Piece) -> Piece:
-        kept = self._host.get(name)
-        if kept is None or kept.shape != piece.tensor.shape or kept.dtype != piece.tensor.dtype:
-            kept = self._host[name] = torch.empty(piece.tensor.shape, dtype=piece.tensor.dtype)
-        return Piece(kept.copy_(piece.tensor), piece.offsets, piece.shape)
-
-    def _write(self, step: int, pieces: Mapping[str, Piece]) -> WrittenFile | str:
+    def _write(self, step: int, write: Callable[[Path], WrittenFile]) -> WrittenFile | str:
         """Write a shard; where the disk is full or fails nothing stays of it, and what is wrong is returned."""
-        path = partial_folder(self._run, step) / shard_file(self._rank)
+        path = partial_folder(self._run, step) / self.shard
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return write_shard(path, pieces)
+            return write(path)
         except OSError as error:
             with suppress(OSError):
                 path.unlink(missing_ok=True)

@@ -12,8 +12,9 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from evenflow.errors import InputError, first_line
 
-_PART_BYTES = 2**24  # hashed while it is still in the cache, then written
+PART_BYTES = 2**24  # of a file at once: hashed while they are still in the cache, then written
 _ALIGNED = 8
 _DTYPES = {
     torch.float64: "F64",
@@ -84,8 +85,24 @@ class WrittenFile:
     hash_s: float
 
 
+def lay_out(pieces: Mapping[str, Piece]) -> tuple[bytes, list[Tensor]]:
+    """A shard's header, and the tensors that follow it: the widest types first, so that all are aligned."""
+    ordered = {name: pieces[name] for name in sorted(pieces, key=lambda name: -pieces[name].tensor.element_size())}
+    return _header(ordered), [piece.tensor for piece in ordered.values()]
+
+
 def write_shard(path: Path, pieces: Mapping[str, Piece]) -> WrittenFile:
     """Write pieces, which are in host memory, as one safetensors file that is on the disk when this returns.
+
+    Raises:
+        OSError: the disk is full or failed, or the file is there already.
+    """
+    header, tensors = lay_out(pieces)
+    return write_file(path, chain([memoryview(header)], map(_bytes_of, tensors)))
+
+
+def write_file(path: Path, parts: Iterable[memoryview]) -> WrittenFile:
+    """Write a file that is on the disk when this returns, and hash it.
 
     Raises:
         OSError: the disk is full or failed, or the file is there already.
@@ -93,11 +110,10 @@ def write_shard(path: Path, pieces: Mapping[str, Piece]) -> WrittenFile:
     begin, hash_s = time.perf_counter(), 0.0
     digest = xxhash.xxh3_128()
     size = 0
-    ordered = {name: pieces[name] for name in sorted(pieces, key=lambda name: -pieces[name].tensor.element_size())}
     with path.open("xb", buffering=0) as file:
-        for data in (memoryview(_header(ordered)), *(_bytes_of(piece.tensor) for piece in ordered.values())):
-            for start in range(0, len(data), _PART_BYTES):
-                part = data[start : start + _PART_BYTES]
+        for data in parts:
+            for start in range(0, len(data), PART_BYTES):
+                part = data[start : start + PART_BYTES]
                 hashing = time.perf_counter()
                 digest.update(part)
                 hash_s += time.perf_counter() - hashing
@@ -115,7 +131,7 @@ def hash_file(path: Path) -> str:
     """
     digest = xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
-        while part := file.read(_PART_BYTES):
+        while part := file.read(PART_BYTES):
             digest.update(part)
     return digest.hexdigest()
 
