@@ -143,34 +143,38 @@ DROPPING: dict[str, dict[str, Any]] = {
     },
 }
 DROPPED = [
-    ("llama", 1, "none"),
-    ("gpt_neox", 2, "full"),
-    ("starcoder2", 2, "selective"),
+    ("llama", 1, 1, 2, "none"),
+    ("gpt_neox", 2, 1, 2, "full"),
+    ("starcoder2", 2, 2, 2, "selective"),
     *(
-        pytest.param(family, pp, recompute, marks=pytest.mark.full)
-        for family, pp, recompute in [
-            ("llama", 1, "full"),
-            ("llama", 2, "selective"),
-            ("gpt_neox", 1, "none"),
-            ("gpt_neox", 1, "selective"),
-            ("starcoder2", 2, "none"),
-            ("starcoder2", 1, "mixed"),
+        pytest.param(family, pp, dp, tp, recompute, marks=pytest.mark.full)
+        for family, pp, dp, tp, recompute in [
+            ("llama", 1, 1, 2, "full"),
+            ("llama", 2, 1, 2, "selective"),
+            ("llama", 2, 2, 1, "none"),
+            ("gpt_neox", 1, 1, 2, "none"),
+            ("gpt_neox", 1, 1, 2, "selective"),
+            ("gpt_neox", 1, 4, 1, "full"),
+            ("gpt_neox", 2, 2, 2, "none"),
+            ("starcoder2", 2, 1, 2, "none"),
+            ("starcoder2", 1, 2, 2, "mixed"),
         ]
     ),
 ]
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("family", "pp", "recompute"), DROPPED)
-def test_a_shared_stage_drops_out_as_one_process_does(
-    run_split: Callable[..., SplitRun], family: str, pp: int, recompute: str
+@pytest.mark.parametrize(("family", "pp", "dp", "tp", "recompute"), DROPPED)
+def test_any_product_drops_out_as_one_process_does(
+    run_split: Callable[..., SplitRun], family: str, pp: int, dp: int, tp: int, recompute: str
 ) -> None:
     config = DROPPING[family]
     layers = config["num_hidden_layers"] + 2
     alone = run_split(config, cut(layers, 1), steps=3)
     without = {key: 0.0 if "dropout" in key else value for key, value in config.items()}
     assert run_split(without, cut(layers, 1)).losses[0] != pytest.approx(alone.losses[0], rel=1e-4), "there is dropout"
-    shared = run_split(config, cut(layers, pp), steps=3, axes={"pp": pp, "tp": 2}, recompute=recompute)
+    axes = {"pp": pp, "dp": dp, "tp": tp}
+    shared = run_split(config, cut(layers, pp), steps=3, microbatches=4 // dp, axes=axes, recompute=recompute)
     assert shared.losses == pytest.approx(alone.losses, rel=TOLERANCE)
     assert shared.norms == pytest.approx(alone.norms, rel=1e-4)
     assert shared.gradients.keys() == alone.gradients.keys()
