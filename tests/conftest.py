@@ -33,16 +33,16 @@ BRIEF = Path(__file__).with_name("brief")
 BRIEF_S = 0.5
 TURNS = "EVENFLOW_TESTS_TURNS"  # the folder whose locks the workers of one `pytest -n` take turns by
 
-# Files that take more than half a minute, the longest first. Each runs whole on one worker: one that began last would
+# Files that take more than twenty seconds, the longest first. Each runs whole on one worker: one that began last would
 # leave the other worker without work for as long as it takes.
 LONGEST = (
-    "parity/test_whole.py", "docs/test_commands.py", "faults/test_signals.py", "hosts/test_two_hosts.py",
-    "faults/test_damage.py", "faults/test_lost_ranks.py", "faults/test_faults.py", "faults/test_disks.py",
-    "launch/test_scripts.py", "benchmarks/test_memory.py", "benchmarks/test_peers.py", "execute/test_check.py",
-    "execute/test_check_tensor_parallel.py", "train/test_run.py", "faults/test_bad_numbers.py",
-    "execute/test_predicted_memory.py", "rehearse/test_rehearse.py", "models/test_functions.py",
-    "parity/test_microbatches.py", "models/test_tensor_parallel.py", "export/test_torch_script.py",
-    "search/test_auto.py",
+    "faults/test_faults.py", "parity/test_whole.py", "benchmarks/test_peers.py", "faults/test_lost_ranks.py",
+    "docs/test_commands.py", "execute/test_predicted_memory.py", "launch/test_scripts.py", "models/test_functions.py",
+    "rehearse/test_rehearse.py", "hosts/test_two_hosts.py", "search/test_planner.py", "faults/test_two_runs.py",
+    "parity/test_tensor_parallel.py", "models/test_shards.py", "faults/test_signals.py", "export/test_torch_script.py",
+    "faults/test_soak.py", "train/test_tensor_parallel.py", "measure/test_measure.py", "train/test_axes.py",
+    "faults/test_real_disks.py", "faults/test_torchrun_restarts.py", "faults/test_disks.py",
+    "parity/test_transports.py",
 )  # fmt: skip
 
 

@@ -204,13 +204,18 @@ CASES = [
     ("mid", "1f1b", 1, "full"),
     ("gpt2", "gpipe", 2, "selective"),
     ("mid", "interleaved", 2, "none"),
-    ("mid", "zb-2p", 3, "full"),
-    ("biased", "zb-h1", 2, "none"),
     ("biased", "gpipe", 3, "full"),
-    ("long", "zb-h1", 4, "full"),
     ("long", "zb-h2", 4, "none"),
-    ("gpt2", "1f1b", 2, "none"),
     ("gpt2", "1f1b", 2, "full"),
+    *(
+        pytest.param(*case, marks=pytest.mark.full)
+        for case in (
+            ("mid", "zb-2p", 3, "full"),
+            ("biased", "zb-h1", 2, "none"),
+            ("long", "zb-h1", 4, "full"),
+            ("gpt2", "1f1b", 2, "none"),
+        )
+    ),
 ]
 
 

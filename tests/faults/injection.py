@@ -28,6 +28,7 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     from evenflow.launch.channel import Channel
     from evenflow.runtime import Optimizer
     from evenflow.runtime.transport import GlooTransfer
+    from evenflow.train.copies import Copy
     from evenflow.train.saver import Saver
     shards = importlib.import_module("evenflow.train.shards")
     plan, calls, wholes = [], {}, {}
@@ -86,6 +87,24 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
 
         setattr(owner, name, slower)
 
+    take = Copy.take
+
+    def takes(copy, *arguments):
+        take(copy, *arguments)
+        with open(os.environ["FAULT"] + ".copied", "a") as file:
+            file.write("one\\n")
+
+    Copy.take = takes
+
+    def all_have_copied(times):
+        # Before one dies in its writes: else what is lost would depend on whether the others were as quick.
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            with open(os.environ["FAULT"] + ".copied") as file:
+                if len(file.readlines()) >= times * plan[0]["writers"]:
+                    return
+            time.sleep(0.001)
+
     def passes(point, *rest):
         if not plan:
             try:
@@ -96,6 +115,8 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
         if fault and fault["point"] == point and torch.distributed.get_rank() == fault["rank"]:
             calls[point] = calls.get(point, 0) + 1
             if calls[point] == fault["call"]:
+                if point == "save":
+                    all_have_copied(fault["call"])
                 happen(fault, *rest)
 
     def counting(owner, name):
@@ -180,14 +201,21 @@ class Faults:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "fault"
 
-    def plan(self, rank: int, point: str, call: int, what: int | str, settles: bool = True) -> None:
+    def plan(self, rank: int, point: str, call: int, what: int | str, settles: bool = True, writers: int = 2) -> None:
         """Have a rank do something at its `call`-th pass of a point: send itself a signal, or hang.
 
         Outside a save the writes of one are waited for in its step, so that what is lost does not depend on how fast
         the disk is, unless it is not to settle.
         """
         self.clear()
-        fault = {"rank": rank, "point": point, "call": call, "what": what, "settles": settles and point != "save"}
+        fault = {
+            "rank": rank,
+            "point": point,
+            "call": call,
+            "what": what,
+            "settles": settles and point != "save",
+            "writers": writers,
+        }
         self.file.write_text(json.dumps(fault))
 
     def at(self) -> float:

@@ -162,7 +162,10 @@ BIG = {
 LIMIT = 680 * 2**20
 
 
-@pytest.mark.parametrize(("processes", "code"), [(1, 3), (2, 0), pytest.param(4, 0, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("processes", "code"),
+    [pytest.param(1, 3, marks=pytest.mark.full), (2, 0), pytest.param(4, 0, marks=pytest.mark.soak)],
+)
 def test_too_big_for_one_process_but_not_for_several(
     make_model: Callable[..., Path], text: Path, tmp_path: Path, processes: int, code: int
 ) -> None:

@@ -99,6 +99,22 @@ def test_a_killed_run_goes_on_in_another_layout_from_what_it_was_saving(
     assert load_samples(out / "samples.jsonl") == load_samples(job.out / "samples.jsonl")
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("axes", "writers"), [({"pp": 1, "dp": 2}, 1), ({"pp": 1, "tp": 2}, 2)], ids=["dp", "tp"])
+def test_of_replicas_and_shards_no_save_is_lost_either(
+    whole: Whole, faults: Faults, tmp_path: Path, axes: dict[str, int], writers: int
+) -> None:
+    """One process writes for two replicas, and two write their shards."""
+    job = replace(whole[0], plan=None, processes=2, **axes)  # type: ignore[arg-type]
+    evenflow.train(replace(job, out=tmp_path / "quiet"))
+    faults.plan(0, "save", CALLS["save"], signal.SIGKILL, writers=writers)
+    hears = Hears()
+    evenflow.train(replace(job, out=tmp_path / "run"), hears)
+    (restart,) = hears.starting("restart 1 of 3: ")
+    assert "after step 6 " in restart
+    assert same_weights(tmp_path / "run", tmp_path / "quiet")
+
+
 def test_restarts_come_to_an_end(whole: Whole, faults: Faults, tmp_path: Path) -> None:
     """Each start is killed again: two restarts, then the last fault, with what would go on."""
     job, _ = whole

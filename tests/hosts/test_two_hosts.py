@@ -148,7 +148,7 @@ def test_a_folder_that_is_not_shared_is_refused_before_anything_is_done(
     assert not list((tmp_path / "runs").iterdir())
 
 
-@pytest.mark.full  # in CI a worker dies there
+@pytest.mark.full
 @pytest.mark.alone  # all have to be gone within a second
 @pytest.mark.slow
 def test_a_raising_rank_on_the_other_host_stops_all_and_is_named(
@@ -168,6 +168,7 @@ def test_a_raising_rank_on_the_other_host_stops_all_and_is_named(
     assert "evenflow train" not in said[1][1]
 
 
+@pytest.mark.full  # in CI a rank there is to blame, in tests/launch
 @pytest.mark.slow
 def test_a_worker_that_dies_is_missed_and_its_host_named(
     endless: list[object], tmp_path: Path, torchrun: Start

@@ -11,7 +11,7 @@ import torch
 
 from evenflow.train import copies as copies_module
 from evenflow.train.copies import Copy, LeftCopies
-from evenflow.train.shards import Piece, write_shard
+from evenflow.train.shards import Piece, WrittenFile, write_shard
 
 STATE = {
     "weight/a": Piece.whole(torch.arange(12.0).reshape(3, 4).T),  # not contiguous
@@ -19,6 +19,10 @@ STATE = {
     "exp_avg/a": Piece(torch.full((2, 3), 0.5), (2, 0), (4, 3)),
     "empty": Piece.whole(torch.empty(0, dtype=torch.int64)),
 }
+
+
+def open_files() -> list[str]:
+    return [own.name for own in Path("/proc/self/fd").iterdir()]
 
 
 def left(copy: Copy, rank: int = 0) -> LeftCopies:
@@ -35,19 +39,20 @@ def test_it_is_written_as_the_state_itself_is(tmp_path: Path, part_bytes: int, m
     copy.take(3, STATE)  # a longer one over it
     expected = write_shard(tmp_path / "expected", STATE)
     own = copy.write(tmp_path / "own")
-    ((rank, report),) = left(copy).write(tmp_path / "partial", but=())
+    ((rank, written),) = left(copy).write(tmp_path / "partial", 3, but=())
     content = (tmp_path / "expected").read_bytes()
     assert (tmp_path / "own").read_bytes() == (tmp_path / "partial" / "rank-0.safetensors").read_bytes() == content
     assert (own.size, own.xxh3) == (expected.size, expected.xxh3)
-    assert (rank, report["file"]["size"], report["file"]["xxh3"]) == (0, expected.size, expected.xxh3)
+    assert isinstance(written, WrittenFile)
+    assert (rank, written.size, written.xxh3) == (0, expected.size, expected.xxh3)
 
 
 def test_one_that_is_being_taken_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     copy = Copy()
     watched = left(copy)
-    assert watched.step(1) == 0
+    assert watched.steps() == {0: 0}
     copy.take(3, STATE)
-    assert watched.step(1) == 3
+    assert watched.steps() == {0: 3}
     put, puts = copy._put, iter(range(3))
 
     def fails(data: memoryview, at: int) -> int:
@@ -58,45 +63,38 @@ def test_one_that_is_being_taken_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(copy, "_put", fails)
     with pytest.raises(OSError, match=str(errno.ENOSPC)):
         copy.take(6, STATE)
-    assert watched.step(1) == 0
-
-
-def test_ranks_have_one_only_together() -> None:
-    first, second = Copy(), Copy()
-    watched = left(first)
-    watched.open(1, os.getpid(), {"descriptor": second.descriptor, "shard": "rank-1.safetensors"})
-    first.take(6, STATE)
-    second.take(3, STATE)
-    assert (watched.step(2), watched.step(3)) == (0, 0)
-    second.take(6, STATE)
-    assert (watched.step(2), watched.step(3)) == (6, 0)
+    assert watched.steps() == {0: 0}
 
 
 def test_a_process_that_is_gone_has_none() -> None:
     watched = LeftCopies()
     watched.open(0, 2**22 + 1, {"descriptor": 3, "shard": "rank-0.safetensors"})
-    assert watched.step(1) == 0
+    assert watched.steps() == {}
 
 
 def test_it_stays_when_the_rank_is_gone_and_is_let_go(tmp_path: Path) -> None:
     copy = Copy()
     copy.take(3, STATE)
     watched = left(copy)
-    os.close(copy.descriptor)
+    assert watched.held_bytes(0) > 4096
+    assert watched.held_bytes(1) == 0
+    before = open_files()
+    del copy
+    assert len(open_files()) == len(before) - 1
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial" / "rank-0.safetensors").write_bytes(b"half")  # as the rank left it
-    assert [rank for rank, _ in watched.write(tmp_path / "partial", but=())] == [0]
+    assert [rank for rank, _ in watched.write(tmp_path / "partial", 3, but=())] == [0]
     assert (tmp_path / "partial" / "rank-0.safetensors").stat().st_size > 4
-    assert not list(watched.write(tmp_path / "partial", but=(0,)))
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert not list(watched.write(tmp_path / "partial", 3, but=(0,)))
+    assert not list(watched.write(tmp_path / "partial", 6, but=()))
     watched.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before - 1
-    assert watched.step(0) == 0
+    assert len(open_files()) == len(before) - 2
+    assert watched.steps() == {}
 
 
 def test_a_disk_that_does_not_take_it_is_said(tmp_path: Path) -> None:
     copy = Copy()
     copy.take(3, STATE)
     (tmp_path / "partial").write_text("no folder")
-    ((_, report),) = left(copy).write(tmp_path / "partial", but=())
-    assert report["why_not"] == f"{tmp_path / 'partial/rank-0.safetensors'} cannot be written: File exists"
+    ((_, why),) = left(copy).write(tmp_path / "partial", 3, but=())
+    assert why == f"{tmp_path / 'partial/rank-0.safetensors'} cannot be written: File exists"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import isfinite
 
-from evenflow.errors import FaultError, RankLostError
+from evenflow.errors import EvenflowError, FaultError, RankLostError
 from evenflow.files import RankProcess, StepMetrics, load_metrics, save_ranks, truncate_metrics, truncate_samples
 from evenflow.launch import Group, Launcher, Message
 from evenflow.models import ModelSource
@@ -106,6 +106,7 @@ class Attempt:
         self.unwritten: str | None = None
         self.has_saved = False
         self._last: Taken | None = None  # the state after the last step, once all ranks have written it
+        self._taken: list[Taken] = []  # of others, those of steps that not all have told of yet
         self._fails = ""  # why the newest save came to nothing
         self._job = job
         self._ready = ready
@@ -145,7 +146,7 @@ class Attempt:
         plan, steps = self._ready.plan, self.recorder.metrics[self.recorder.done_before :]
         held = "more than there was"
         if steps:
-            peak = steps[-1].peak_bytes[plan.axes.coordinates(process).pp]
+            peak = steps[-1].peak_bytes[plan.axes.coordinates(process).pp] + self.copies.held_bytes(process)
             among = " (the most of its replicas and shards)" if plan.axes.copies * plan.axes.tp > 1 else ""
             held = f"{format_bytes(peak)} at most{among} up to step {steps[-1].step}"
         return f"Rank {process}, {with_stages(plan, process)}: {held_and_planned(plan, process, held)}"
@@ -167,7 +168,7 @@ class Attempt:
         A state that all steps are in is never gone on from, so nothing would make its model: the one before is, then,
         where there is one.
         """
-        if self._last is None or self._last.why_not is not None:
+        if self._last is None or self._last.why_not is not None or self._last.step > self.recorder.newest:
             return
         if self._last.step >= self._job.steps and self.checkpoints.exist():
             return
@@ -175,10 +176,27 @@ class Attempt:
             folder = self.checkpoints.publish(self._last.step)
             self._watcher.progress.said(f"the state after step {self._last.step} is saved all the same, in {folder}")
 
+    @property
+    def unfinished(self) -> int:
+        """After which step its ranks, which are gone, left a state that can still be saved; 0 for none."""
+        return self.checkpoints.unfinished(self.copies, self.recorder.newest)
+
     def finish_save(self) -> bool:
-        """Once its ranks are gone: write the state that all of them had copied; whether that made a checkpoint."""
-        taken = self.checkpoints.finish(self.copies)
-        return taken is not None and self._saved(taken)
+        """Write down what its ranks, which are gone, had yet to write; whether that made a checkpoint.
+
+        Raises:
+            StoppedError: a second signal came.
+        """
+        with suppress(EvenflowError):  # a full disk may take now what it has not; and a checkpoint vouches for it
+            self.recorder.write()
+        step, saved = self.unfinished, False
+        if step:
+            self._watcher.progress.said(f"the state after step {step} is written, which all ranks had copied")
+            saved = self._saved(
+                self.checkpoints.finish(step, self.copies, self._watcher.signals.check_again), tried_again=False
+            )
+        self.copies.close()
+        return saved
 
     def _follow(self, group: Group) -> None:
         told, signals = False, self._watcher.signals
@@ -198,12 +216,14 @@ class Attempt:
                 metrics = self.recorder.take(rank, message)
                 if metrics is not None:
                     self._stepped(group, metrics)
+                    self._save_heard()
             case "saved":
                 taken = self.checkpoints.take(rank, message)
                 if taken is not None and message["last"]:
                     self._last = taken  # it waits for the model
                 elif taken is not None:
-                    self._saved(taken)
+                    self._taken.append(taken)
+                    self._save_heard()
             case "copies" if not group.ranks[rank].process.where:
                 self.copies.open(rank, group.pids[rank], message)
             case "skipped" if rank == 0:
@@ -219,23 +239,31 @@ class Attempt:
             case "shard":
                 self.shards[rank] = message["sizes"]
 
-    def _saved(self, taken: Taken) -> bool:
+    def _save_heard(self) -> None:
+        """Publish what is saved of steps that all ranks have told of; some may do so after others have saved."""
+        while self._taken and self._taken[0].step <= self.recorder.newest:
+            self._saved(self._taken.pop(0))
+
+    def _saved(self, taken: Taken, tried_again: bool = True) -> bool:
         if taken.why_not is not None:
-            self._unsaved(taken.step, taken.why_not)
+            self._unsaved(taken.step, taken.why_not, tried_again)
             return False
         write_s, hash_s = self.checkpoints.seconds(taken.step)
         try:
             folder = self.checkpoints.publish(taken.step)
         except FaultError as error:
-            self._unsaved(taken.step, str(error))
+            self._unsaved(taken.step, str(error), tried_again)
             return False
         self._fails = ""
         self.has_saved = True
         self._watcher.progress.saved(folder, write_s, hash_s)
         return True
 
-    def _unsaved(self, step: int, why: str) -> None:
+    def _unsaved(self, step: int, why: str, tried_again: bool = True) -> None:
         """A save that came to nothing costs no step: say so once, until one succeeds or fails otherwise."""
+        if not tried_again:
+            self._watcher.progress.said(f"warning: the state after step {step} is not saved: {why}")
+            return
         kind = why.rpartition(": ")[2]
         if kind == self._fails:
             return

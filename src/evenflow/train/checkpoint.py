@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +216,44 @@ class Checkpoints:
             self._discard(step)
         return Taken(step, why_not)
 
-    def finish(self, copies: LeftCopies) -> Taken | None:
-        """Write what lost ranks had copied of a state, and had not written; None where all is written, or was lost."""
-        step = copies.step(self._ranks)
-        if step <= self._newest:
-            return None
-        taken = None
-        for rank, report in copies.write(partial_folder(self._run, step), but=tuple(self._files.get(step, ()))):
-            taken = self.take(rank, {"step": step, **report})
-        return taken
+    def unfinished(self, copies: LeftCopies, heard: int) -> int:
+        """After which step ranks that are gone left a state that is no checkpoint yet: each has written or copied it.
+
+        Args:
+            copies: what they have copied.
+            heard: the newest step whose lines are known.
+
+        Returns:
+            The newest such step; 0 where there is none.
+        """
+        copied = copies.steps()
+        for step in sorted({*copied.values(), *self._files}, reverse=True):
+            have = {rank for rank, own in copied.items() if own == step} | self._written(step).keys()
+            if self._newest < step <= heard and len(have) == self._ranks:
+                return step
+        return 0
+
+    def finish(self, step: int, copies: LeftCopies, look: Callable[[], object]) -> Taken:
+        """Write what ranks that are gone had copied of such a state and had not written.
+
+        Args:
+            step: of `unfinished`.
+            copies: what they have copied.
+            look: called between two files.
+        """
+        files = self._files[step] = self._written(step)
+        self._why_not.pop(step, None)
+        for rank, written in copies.write(partial_folder(self._run, step), step, but=files):
+            if isinstance(written, str):
+                self._discard(step)
+                return Taken(step, written)
+            files[rank] = asdict(written)
+            look()
+        return Taken(step)
+
+    def _written(self, step: int) -> dict[int, dict[str, Any]]:
+        """What ranks have reported of a state's files; a rank that could not write has none."""
+        return {rank: own for rank, own in self._files.get(step, {}).items() if own}
 
     def _discard(self, step: int) -> None:
         self._files.pop(step, None)

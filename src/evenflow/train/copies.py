@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Copy:
 
     def __init__(self) -> None:
         self.descriptor = nameless_file("evenflow-state")
+        weakref.finalize(self, os.close, self.descriptor)
         os.truncate(self.descriptor, _PAGE)
         self._staging: Tensor | None = None
 
@@ -93,6 +94,12 @@ class _LeftCopy:
     def __init__(self, process: int, descriptor: int, shard: str) -> None:
         self.shard = shard
         self._descriptor = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        self.close = weakref.finalize(self, os.close, self._descriptor)  # lets go of its memory
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory it takes."""
+        return os.fstat(self._descriptor).st_size
 
     @property
     def step(self) -> int:
@@ -106,10 +113,6 @@ class _LeftCopy:
         path.unlink(missing_ok=True)
         return _write(self._descriptor, path)
 
-    def close(self) -> None:
-        """Let go of its memory."""
-        os.close(self._descriptor)
-
 
 class LeftCopies:
     """Those of all ranks of a run on this host, for when one is lost."""
@@ -122,25 +125,29 @@ class LeftCopies:
         with suppress(OSError):
             self._copies[rank] = _LeftCopy(process, message["descriptor"], message["shard"])
 
-    def step(self, ranks: int) -> int:
-        """After which step all of so many ranks have copied their state; 0 where they have not."""
-        steps = {copy.step for copy in self._copies.values()}
-        return steps.pop() if len(self._copies) == ranks and len(steps) == 1 else 0
+    def steps(self) -> dict[int, int]:
+        """Of each rank, after which step its copy was taken; 0 where there is none."""
+        return {rank: copy.step for rank, copy in self._copies.items()}
 
-    def write(self, folder: Path, but: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Write those of all ranks but some; what each of them would have reported of it.
+    def held_bytes(self, rank: int) -> int:
+        """How much memory a rank's copy takes."""
+        return self._copies[rank].held_bytes if rank in self._copies else 0
+
+    def write(self, folder: Path, step: int, but: Collection[int]) -> Iterator[tuple[int, WrittenFile | str]]:
+        """Write those that were taken after a step: the file of each rank, or why there is none.
 
         Args:
             folder: the checkpoint's, while it is being written.
-            but: ranks that have reported.
+            step: which copies.
+            but: ranks that have written theirs.
         """
-        for rank, copy in self._copies.items():
-            if rank in but:
-                continue
+        missing = [rank for rank, own in self.steps().items() if own == step and rank not in but]
+        for rank in missing:
+            copy = self._copies[rank]
             try:
-                yield rank, {"file": asdict(copy.write(folder))}
+                yield rank, copy.write(folder)
             except OSError as error:
-                yield rank, {"why_not": f"{folder / copy.shard} cannot be written: {error.strerror or error}"}
+                yield rank, f"{folder / copy.shard} cannot be written: {error.strerror or error}"
 
     def close(self) -> None:
         """Let go of their memory."""

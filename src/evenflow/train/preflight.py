@@ -34,8 +34,7 @@ def check_room(out: Path, model: Model, keep_last: int) -> str | None:
     Raises:
         ImpossibleError: what it needs, what is free, and what would help.
     """
-    weights = model.parameters * _WEIGHT_BYTES
-    checkpoint = weights * (1 + _MOMENTS)
+    weights, checkpoint = model.parameters * _WEIGHT_BYTES, checkpoint_bytes(model)
     least, most = checkpoint + weights, (keep_last + 1) * checkpoint + weights
     most -= min(_held(out), keep_last * checkpoint)  # of a run that goes on: those make room for new ones
     free = shutil.disk_usage(out).free
@@ -52,17 +51,23 @@ def check_room(out: Path, model: Model, keep_last: int) -> str | None:
     return None
 
 
+def checkpoint_bytes(model: Model) -> int:
+    """What a state takes, on a disk and in the memory of those who save it beside the steps."""
+    return model.parameters * _WEIGHT_BYTES * (1 + _MOMENTS)
+
+
 def _held(out: Path) -> int:
     """Bytes of the checkpoints that a run already has."""
     return sum(file.stat().st_size for file in (out / "checkpoints").glob("step-*/*") if file.is_file())
 
 
-def check_memory(plan: Plan, processes_here: int) -> None:
+def check_memory(plan: Plan, processes_here: int, copied_bytes: int = 0) -> None:
     """Refuse a plan that needs more memory than this host has left.
 
     Args:
         plan: what is to run; on processors, since a GPU's memory is in the plan's limit.
         processes_here: how many of its processes run on this host.
+        copied_bytes: what all of them together copy of their state to save it.
 
     Raises:
         ImpossibleError: what it needs, what is available, and what would help.
@@ -72,10 +77,12 @@ def check_memory(plan: Plan, processes_here: int) -> None:
         return
     axes = plan.axes
     peaks = [plan.ranks[axes.coordinates(own).pp].peak_bytes for own in range(axes.processes)]
-    needed = sum(sorted(peaks, reverse=True)[:processes_here])
+    copies = copied_bytes * processes_here // axes.processes
+    needed = sum(sorted(peaks, reverse=True)[:processes_here]) + copies
     if needed > available:
+        of_them = f", {format_bytes(copies)} of it for copies of the state that --save-every takes" if copies else ""
         raise ImpossibleError(
-            f"the plan needs {format_bytes(needed)} in {processes_here} processes, and this host has "
+            f"the plan needs {format_bytes(needed)} in {processes_here} processes{of_them}, and this host has "
             f"{format_bytes(available)} available; --recompute full, a smaller --micro-batch-size, or other programs "
             "ended, would help"
         )

@@ -187,6 +187,7 @@ def _take_steps(channel: Channel, payload: dict[str, Any], plan: Plan, own: _Wor
         if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
             channel.doing(f"copying its state after step {step}")
             if _all_idle(own.host, saver):
+                _tell(channel, saver.finish())  # first: the copy of what was saved is written over
                 _tell(channel, saver.start(step))
             else:
                 channel.send({"kind": "skipped", "step": step})

@@ -169,6 +169,11 @@ class Recorder:
         self._told = self._trouble
         return self._trouble
 
+    @property
+    def newest(self) -> int:
+        """The newest step that all ranks have reported."""
+        return self.metrics[-1].step if len(self.metrics) > self.done_before else self.after
+
     def tokens_after(self, step: int) -> int:
         """Tokens trained on once `step` was done, which all ranks have reported."""
         return next(own.tokens for own in reversed(self.metrics) if own.step == step)

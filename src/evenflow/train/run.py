@@ -41,7 +41,7 @@ from evenflow.train.planning import (
     follow_plan,
     make_batch,
 )
-from evenflow.train.preflight import check_descriptors, check_memory, check_room
+from evenflow.train.preflight import check_descriptors, check_memory, check_room, checkpoint_bytes
 from evenflow.train.prepare import (
     PreparedText,
     check_data,
@@ -177,7 +177,8 @@ def _going_on(job: Job, progress: Progress, follows: bool) -> Job:
 def _preflight(job: Job, ready: Prepared, launcher: Launcher) -> Iterator[str]:
     """Ask for what would only be missed later; each is refused, or is a line to be said."""
     check_descriptors(ready.plan)
-    check_memory(ready.plan, launcher.ranks_here(ready.plan.axes.processes))
+    copied_bytes = checkpoint_bytes(ready.model) if job.save_every else 0
+    check_memory(ready.plan, launcher.ranks_here(ready.plan.axes.processes), copied_bytes)
     warning = check_room(job.out, ready.model, job.keep_last)
     if warning is not None:
         yield warning

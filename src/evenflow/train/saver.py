@@ -75,16 +75,16 @@ class Saver:
         """Copy the state after `step`, and begin to write it; the save before has to be over.
 
         Returns:
-            What is to be told of the save before.
-
-        Raises:
-            OSError: there is not enough memory for the copy.
+            What is to be told of the save before, and of this one where there is no memory for it.
         """
         told, copy = self.finish(), self._copy
         state = self._state()
         if copy is None:
             return told
-        copy.take(step, state)
+        try:
+            copy.take(step, state)
+        except OSError as error:
+            return [*told, self._report(step, f"{self.shard} cannot be copied to memory: {error.strerror}")]
         self._under_way = step, self._thread.submit(self._write, step, copy.write)
         return told
 
@@ -172,7 +172,7 @@ class Saver:
         except OSError as error:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-            return f"{path} cannot be written: {error.strerror}"
+            return f"{path} cannot be written: {error.strerror or error}"
 
     @staticmethod
     def _report(step: int, written: WrittenFile | str, last: bool = False) -> dict[str, Any]:

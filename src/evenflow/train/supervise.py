@@ -9,11 +9,10 @@ first.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from evenflow.errors import EvenflowError, FaultError, InputError, RankLostError
+from evenflow.errors import FaultError, InputError, RankLostError
 from evenflow.launch import Launcher
 from evenflow.train.attempt import Attempt, Prepared, Watcher
 from evenflow.train.checkpoint import Checkpoint, newest_checkpoint
@@ -38,24 +37,19 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
     restarts = 0
     attempt = Attempt(job, ready, watcher)
     while True:
-        copies = attempt.copies
         try:
             attempt.run(launcher)
         except RankLostError as error:
             if attempt.has_saved:
                 restarts = 0  # it gets on
             goes_on = restarts < job.restarts and watcher.signals.received is None
-            if goes_on:
-                watcher.progress.said(f"fault: {error}")  # before what may take a while
+            if goes_on or attempt.unfinished:
+                watcher.progress.said(f"fault: {error}")
             if attempt.finish_save():
                 restarts = 0
             if restarts == job.restarts or watcher.signals.received is not None:
                 raise _last_word(error, job, restarts) from None
-            if not goes_on:
-                watcher.progress.said(f"fault: {error}")
             restarts += 1
-            with suppress(EvenflowError):  # a full disk may take now what it has not: nobody else has these lines
-                attempt.recorder.write()
             checkpoint = go_on_from(job.out, watcher.progress, error)
             ready = replace(ready, checkpoint=checkpoint)
             where = f"from {checkpoint.folder}" if checkpoint else "from the beginning, since nothing was saved yet"
@@ -63,13 +57,14 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
                 f"restart {restarts} of {job.restarts}: {where}, after step {ready.done_steps} of {job.steps}"
             )
             attempt = _once_the_disk_works(job, ready, watcher)
-        except FaultError:
+        except FaultError as error:
+            if attempt.unfinished:
+                watcher.progress.said(f"fault: {error}")
             attempt.finish_save()
             raise
         else:
+            attempt.copies.close()
             return attempt
-        finally:
-            copies.close()
 
 
 def _once_the_disk_works(job: Job, ready: Prepared, watcher: Watcher) -> Attempt:
