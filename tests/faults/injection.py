@@ -148,6 +148,7 @@ if "evenflow.launch.server" in sys.orig_argv and "FAULT" in os.environ:
     before(StageRunner, "evaluate", "evaluation")
     before(GlooTransfer, "wait", "communication")
     before(Optimizer, "step", "optimizer")
+    before(importlib.import_module("evenflow.train.ranks"), "_write_model", "model")
     done = Saver.done
 
     def settled(saver):

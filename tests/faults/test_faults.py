@@ -125,6 +125,7 @@ def test_a_signal_before_the_first_step(start: Start, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.alone  # a rank that is stopped is given up after three seconds
 def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     process = start()
     pids = wait_for_step(tmp_path / "run", process)

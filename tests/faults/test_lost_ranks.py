@@ -99,6 +99,24 @@ def test_a_killed_run_goes_on_in_another_layout_from_what_it_was_saving(
     assert load_samples(out / "samples.jsonl") == load_samples(job.out / "samples.jsonl")
 
 
+@pytest.mark.parametrize("restarts", [3, 0])
+def test_a_rank_that_dies_when_all_is_saved_but_the_model_makes_it_again(
+    whole: Whole, faults: Faults, tmp_path: Path, restarts: int
+) -> None:
+    """The state after the last step is none to go on from: nothing would make the model."""
+    job, _ = whole
+    faults.plan(1, "model", 1, signal.SIGKILL)
+    run, hears = replace(job, out=tmp_path / "run", restarts=restarts), Hears()
+    if restarts:
+        evenflow.train(run, hears)
+        assert [own.partition("after step ")[2] for own in hears.starting("restart ")] == [f"9 of {STEPS}"]
+    else:
+        with pytest.raises(evenflow.FaultError, match=r"SIGKILL while saving its state.*--resume goes on from"):
+            evenflow.train(run, hears)
+        evenflow.train(replace(run, resume=True))
+    assert same_weights(run.out, job.out)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(("axes", "writers"), [({"pp": 1, "dp": 2}, 1), ({"pp": 1, "tp": 2}, 2)], ids=["dp", "tp"])
 def test_of_replicas_and_shards_no_save_is_lost_either(

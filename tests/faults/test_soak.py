@@ -197,7 +197,7 @@ def soak(whole: tuple[Job, RunResult], faults: Faults, out: Path, seconds: float
 
 
 def test_a_few_faults_one_after_another(whole: tuple[Job, RunResult], faults: Faults, tmp_path: Path) -> None:
-    soaked = soak(whole, faults, tmp_path / "run", seconds=12, every_s=4)
+    soaked = soak(whole, faults, tmp_path / "run", seconds=15, every_s=4)
     assert len(soaked.done) >= 2
 
 

@@ -76,7 +76,7 @@ def test_it_stays_when_the_rank_is_gone_and_is_let_go(tmp_path: Path) -> None:
     copy = Copy()
     copy.take(3, STATE)
     watched = left(copy)
-    assert watched.held_bytes(0) > 4096
+    assert watched.held_bytes(0) > 12 * 4
     assert watched.held_bytes(1) == 0
     before = open_files()
     del copy

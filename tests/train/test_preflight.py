@@ -48,6 +48,23 @@ def test_memory_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     check_memory(plan, 2)
 
 
+def test_copies_of_the_state_are_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(sample_plan(2, 2, 2), device=CPU)
+    peaks = sum(rank.peak_bytes for rank in plan.ranks)
+    monkeypatch.setattr(preflight, "available_memory", lambda: peaks + CHECKPOINT - 1)
+    with pytest.raises(ImpossibleError, match=r"processes, .*B of it for the copies that --save-every takes, .*no --s"):
+        check_memory(plan, 2, CHECKPOINT)
+    check_memory(plan, 2)
+    monkeypatch.setattr(preflight, "available_memory", lambda: CHECKPOINT // 2)
+    check_memory(replace(plan, device="gpu"), 1, CHECKPOINT)  # one of two hosts has half of it
+    with pytest.raises(ImpossibleError, match=r"no --save-every, or other programs ended"):
+        check_memory(replace(plan, device="gpu"), 2, CHECKPOINT)
+    replicas = replace(plan, axes=Axes(pp=1, dp=4), ranks=plan.ranks[:1], device="gpu")
+    check_memory(replicas, 4, CHECKPOINT // 2)  # whatever their number, one of them copies
+    with pytest.raises(ImpossibleError, match=r"needs .* in 1 processes"):
+        check_memory(replicas, 1, CHECKPOINT)
+
+
 def test_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = sample_plan(2, 2, 2)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))

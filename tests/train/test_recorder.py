@@ -137,3 +137,16 @@ def test_of_replicas_the_slowest_is_kept_and_the_most_memory(tmp_path: Path) -> 
     quick = sum(rank.ends[-1] - rank.begin_s for rank in TRUE.ranks) / 3
     assert metrics.step_s == pytest.approx(2 * quick, rel=1e-3)
     assert metrics.tokens == 32
+
+
+def test_the_newest_step_is_one_of_this_start(tmp_path: Path) -> None:
+    """Or that which it goes on from, of whose lines some may have been lost."""
+    recorder, _ = record(tmp_path, (START,))
+    assert recorder.newest == STEPS
+    resumed = Recorder(recorder.plan, PROGRAM, tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl")
+    assert resumed.newest == 0
+    resumed.after, resumed.done_before = 6, 4
+    resumed.metrics.extend(recorder.metrics[:4])
+    assert resumed.newest == 6
+    resumed.metrics.append(recorder.metrics[6])
+    assert resumed.newest == 7

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evenflow.errors import FaultError, RankLostError
+from evenflow.errors import FaultError, ImpossibleError, InputError, RankLostError
 from evenflow.train import Job, Silent, supervise
 from evenflow.train.patience import later_patience
 
@@ -35,10 +35,6 @@ class Attempts:
     @property
     def has_saved(self) -> bool:
         return self.saves[self.starts - 1] == "checkpoint"
-
-    @property
-    def unfinished(self) -> int:
-        return int(self.saves[self.starts - 1] == "copied")
 
     def finish_save(self) -> bool:
         self.happened.append("finished")
@@ -90,15 +86,15 @@ def test_restarts_are_counted_from_the_newest_checkpoint(
         assert attempts.starts == starts
 
 
-def test_what_was_copied_is_written_however_a_start_ends(see_through: Callable[[Attempts], None]) -> None:
-    lost = Attempts("nothing", "nothing", "nothing")
-    with pytest.raises(FaultError, match="lost, 3"):
+@pytest.mark.parametrize("kind", [RankLostError, FaultError, InputError, ImpossibleError])
+def test_what_was_copied_is_written_and_let_go_however_a_start_ends(
+    see_through: Callable[[Attempts], None], kind: type[FaultError]
+) -> None:
+    saves = ["nothing"] * 3 if kind is RankLostError else ["copied"]
+    lost = Attempts(*saves, error=kind)
+    with pytest.raises(kind, match=f"lost, {len(saves)}"):
         see_through(lost)
-    assert lost.happened == ["finished"] * 3
-    failed = Attempts("copied", error=FaultError)
-    with pytest.raises(FaultError, match="lost, 1"):
-        see_through(failed)
-    assert failed.happened == ["finished"]
+    assert lost.happened == ["finished", "let go"] * len(saves)
     well = Attempts()
     see_through(well)
     assert well.happened == ["let go"]

@@ -146,9 +146,10 @@ class Attempt:
         plan, steps = self._ready.plan, self.recorder.metrics[self.recorder.done_before :]
         held = "more than there was"
         if steps:
-            peak = steps[-1].peak_bytes[plan.axes.coordinates(process).pp] + self.copies.held_bytes(process)
+            peak, copied = steps[-1].peak_bytes[plan.axes.coordinates(process).pp], self.copies.held_bytes(process)
             among = " (the most of its replicas and shards)" if plan.axes.copies * plan.axes.tp > 1 else ""
             held = f"{format_bytes(peak)} at most{among} up to step {steps[-1].step}"
+            held += f", beside {format_bytes(copied)} of copied state" if copied else ""
         return f"Rank {process}, {with_stages(plan, process)}: {held_and_planned(plan, process, held)}"
 
     def _note_ranks(self, group: Group) -> None:
@@ -176,10 +177,13 @@ class Attempt:
             folder = self.checkpoints.publish(self._last.step)
             self._watcher.progress.said(f"the state after step {self._last.step} is saved all the same, in {folder}")
 
-    @property
-    def unfinished(self) -> int:
-        """After which step its ranks, which are gone, left a state that can still be saved; 0 for none."""
-        return self.checkpoints.unfinished(self.copies, self.recorder.newest)
+    def _unfinished(self) -> int:
+        """After which step its ranks, which are gone, left a state that can still be saved; 0 for none.
+
+        Never that after the last step, which goes with its model: see `keep_last`.
+        """
+        last_step = self._job.stop_at or self._job.steps
+        return self.checkpoints.unfinished(self.copies, min(self.recorder.newest, last_step - 1))
 
     def finish_save(self) -> bool:
         """Write down what its ranks, which are gone, had yet to write; whether that made a checkpoint.
@@ -187,16 +191,16 @@ class Attempt:
         Raises:
             StoppedError: a second signal came.
         """
-        with suppress(EvenflowError):  # a full disk may take now what it has not; and a checkpoint vouches for it
-            self.recorder.write()
-        step, saved = self.unfinished, False
-        if step:
-            self._watcher.progress.said(f"the state after step {step} is written, which all ranks had copied")
-            saved = self._saved(
-                self.checkpoints.finish(step, self.copies, self._watcher.signals.check_again), tried_again=False
-            )
-        self.copies.close()
-        return saved
+        try:
+            self.recorder.write()  # a full disk may take now what it has not, and a checkpoint vouches for these lines
+        except EvenflowError:
+            return False
+        step = self._unfinished()
+        if not step:
+            return False
+        self._watcher.progress.said(f"the state after step {step} is written, which all ranks had copied")
+        taken = self.checkpoints.finish(step, self.copies, self._watcher.signals.check_again)
+        return self._saved(taken, tried_again=False)
 
     def _follow(self, group: Group) -> None:
         told, signals = False, self._watcher.signals

@@ -98,8 +98,8 @@ class _LeftCopy:
 
     @property
     def held_bytes(self) -> int:
-        """How much memory it takes."""
-        return os.fstat(self._descriptor).st_size
+        """How much memory its state takes."""
+        return os.fstat(self._descriptor).st_size - _PAGE
 
     @property
     def step(self) -> int:

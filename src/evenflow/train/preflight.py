@@ -65,26 +65,26 @@ def check_memory(plan: Plan, processes_here: int, copied_bytes: int = 0) -> None
     """Refuse a plan that needs more memory than this host has left.
 
     Args:
-        plan: what is to run; on processors, since a GPU's memory is in the plan's limit.
+        plan: what is to run; of one on GPUs only the copies count, since their own memory is in the plan's limit.
         processes_here: how many of its processes run on this host.
         copied_bytes: what all of them together copy of their state to save it.
 
     Raises:
         ImpossibleError: what it needs, what is available, and what would help.
     """
-    available = available_memory()
-    if plan.device != CPU or available is None:
+    available, axes = available_memory(), plan.axes
+    if available is None:
         return
-    axes = plan.axes
     peaks = [plan.ranks[axes.coordinates(own).pp].peak_bytes for own in range(axes.processes)]
-    copies = copied_bytes * processes_here // axes.processes
-    needed = sum(sorted(peaks, reverse=True)[:processes_here]) + copies
+    writers = sum(axes.coordinates(own).dp == 0 for own in range(processes_here))  # replicas have the same state
+    copies = copied_bytes * writers * axes.dp // axes.processes
+    needed = copies + (sum(sorted(peaks, reverse=True)[:processes_here]) if plan.device == CPU else 0)
     if needed > available:
-        of_them = f", {format_bytes(copies)} of it for copies of the state that --save-every takes" if copies else ""
+        of_them = f", {format_bytes(copies)} of it for the copies that --save-every takes" if copies else ""
         raise ImpossibleError(
             f"the plan needs {format_bytes(needed)} in {processes_here} processes{of_them}, and this host has "
-            f"{format_bytes(available)} available; --recompute full, a smaller --micro-batch-size, or other programs "
-            "ended, would help"
+            f"{format_bytes(available)} available; --recompute full, a smaller --micro-batch-size, "
+            f"{'no --save-every, ' if copies else ''}or other programs ended, would help"
         )
 
 

@@ -186,11 +186,7 @@ def _take_steps(channel: Channel, payload: dict[str, Any], plan: Plan, own: _Wor
             break
         if payload["save_every"] and step % payload["save_every"] == 0 and step < payload["last_step"]:
             channel.doing(f"copying its state after step {step}")
-            if _all_idle(own.host, saver):
-                _tell(channel, saver.finish())  # first: the copy of what was saved is written over
-                _tell(channel, saver.start(step))
-            else:
-                channel.send({"kind": "skipped", "step": step})
+            _save(channel, own.host, saver, step)
     return step
 
 
@@ -216,6 +212,15 @@ def _write_model(channel: Channel, held: tuple[Stage, ...], folder: Path, at: Co
         channel.send({"kind": "shard", "sizes": sizes})
 
 
+def _save(channel: Channel, host: Transport, saver: Saver, step: int) -> None:
+    """Begin to save the state after a step, where all ranks have written the one before."""
+    if not _all_idle(host, saver):
+        channel.send({"kind": "skipped", "step": step})
+        return
+    _tell(channel, saver.finish())  # before its copy is written over
+    _tell(channel, saver.start(step))
+
+
 def _save_last(channel: Channel, host: Transport, saver: Saver, step: int) -> None:
     """Save the state after the last step, once all ranks have written the save before, however long that takes.
 
@@ -224,6 +229,7 @@ def _save_last(channel: Channel, host: Transport, saver: Saver, step: int) -> No
     """
     while not _all_idle(host, saver):
         pass  # it has waited for a while
+    _tell(channel, saver.finish())  # before what may fail
     _tell(channel, saver.save_last(step))
 
 

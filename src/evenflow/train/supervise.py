@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from evenflow.errors import FaultError, InputError, RankLostError
+from evenflow.errors import FaultError, ImpossibleError, InputError, RankLostError
 from evenflow.launch import Launcher
 from evenflow.train.attempt import Attempt, Prepared, Watcher
 from evenflow.train.checkpoint import Checkpoint, newest_checkpoint
@@ -37,18 +37,21 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
     restarts = 0
     attempt = Attempt(job, ready, watcher)
     while True:
+        copies = attempt.copies
         try:
             attempt.run(launcher)
         except RankLostError as error:
             if attempt.has_saved:
                 restarts = 0  # it gets on
             goes_on = restarts < job.restarts and watcher.signals.received is None
-            if goes_on or attempt.unfinished:
+            if goes_on:
                 watcher.progress.said(f"fault: {error}")
             if attempt.finish_save():
                 restarts = 0
             if restarts == job.restarts or watcher.signals.received is not None:
                 raise _last_word(error, job, restarts) from None
+            if not goes_on:
+                watcher.progress.said(f"fault: {error}")
             restarts += 1
             checkpoint = go_on_from(job.out, watcher.progress, error)
             ready = replace(ready, checkpoint=checkpoint)
@@ -57,14 +60,13 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
                 f"restart {restarts} of {job.restarts}: {where}, after step {ready.done_steps} of {job.steps}"
             )
             attempt = _once_the_disk_works(job, ready, watcher)
-        except FaultError as error:
-            if attempt.unfinished:
-                watcher.progress.said(f"fault: {error}")
+        except (FaultError, InputError, ImpossibleError):
             attempt.finish_save()
             raise
         else:
-            attempt.copies.close()
             return attempt
+        finally:
+            copies.close()
 
 
 def _once_the_disk_works(job: Job, ready: Prepared, watcher: Watcher) -> Attempt:
@@ -113,7 +115,5 @@ def go_on_from(out: Path, progress: Progress, fault: FaultError | None = None) -
 
 
 def _last_word(error: RankLostError, job: Job, restarts: int) -> RankLostError:
-    if job.restarts == 0:
-        return error
-    done = f"{restarts} of {job.restarts} restarts were used since the newest checkpoint"
-    return RankLostError(f"{error}. {done}; --resume goes on from the newest checkpoint in {job.out}, if there is one")
+    done = f"{restarts} of {job.restarts} restarts were used since the newest checkpoint; " if job.restarts else ""
+    return RankLostError(f"{error}. {done}--resume goes on from the newest checkpoint in {job.out}, if there is one")
