@@ -17,6 +17,7 @@ STATE = {
     "weight/a": Piece.whole(torch.arange(12.0).reshape(3, 4).T),  # not contiguous
     "weight/b": Piece.whole(torch.ones(5, dtype=torch.bfloat16)),
     "exp_avg/a": Piece(torch.full((2, 3), 0.5), (2, 0), (4, 3)),
+    "weight/c": Piece.whole(torch.arange(5000.0)),
     "empty": Piece.whole(torch.empty(0, dtype=torch.int64)),
 }
 
@@ -31,7 +32,7 @@ def left(copy: Copy, rank: int = 0) -> LeftCopies:
     return found
 
 
-@pytest.mark.parametrize("part_bytes", [2**24, 7])
+@pytest.mark.parametrize("part_bytes", [2**24, 4096])
 def test_it_is_written_as_the_state_itself_is(tmp_path: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copies_module, "PART_BYTES", part_bytes)
     copy = Copy()

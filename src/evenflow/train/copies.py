@@ -3,12 +3,13 @@
 A save is written beside the steps after it, so a rank may die with a state that is on no disk. The copy is the file
 that it is to become, in a file without a name that is nowhere but in memory; whoever watches the rank opens it too, as
 long as the rank lives, and so has it when the rank is gone. A page before it says after which step it was taken, and
-nothing while it is being taken. It is written to and read, not mapped: so it does not count as the rank's own memory,
-whose peak is held against the plan's.
+nothing while it is being taken. It is not kept mapped, so it does not count as the rank's own memory, whose peak is
+held against the plan's.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 import weakref
@@ -165,12 +166,10 @@ def _write(descriptor: int, path: Path) -> WrittenFile:
 
 
 def _parts(descriptor: int, size: int) -> Iterator[memoryview]:
-    """What is copied, part by part; each is good until the next one is asked for."""
-    buffer = memoryview(bytearray(min(size, PART_BYTES)))
-    done = 0
-    while done < size:
-        count = os.preadv(descriptor, [buffer[: size - done]], _PAGE + done)
-        if not count:
-            raise OSError(f"{size - done} bytes of a copied state are missing")
-        yield buffer[:count]
-        done += count
+    """What is copied, part by part: each is mapped only while it is in use."""
+    if os.fstat(descriptor).st_size < _PAGE + size:
+        raise OSError(f"of {size} bytes of a copied state some are missing")
+    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # its pages at once (Linux)
+    for done in range(0, size, PART_BYTES):
+        length = min(PART_BYTES, size - done)
+        yield memoryview(mmap.mmap(descriptor, length, flags, mmap.PROT_READ, offset=_PAGE + done))
