@@ -20,6 +20,7 @@ def _json_of(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.full  # in CI evenflow and PyTorch alone, below
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # seconds alone; on busy cores every transfer waits for a time slice
 def test_everybody_trains_the_same(capsys):
