@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import evenflow
 from evenflow.files import StepMetrics, load_samples
 from evenflow.train import Job, RunResult, patience
 from tests.faults.conftest import SAVE_EVERY, STEPS, Hears, same_weights
 from tests.faults.injection import POINTS, Faults, alive, pids_of
+from tests.train.test_resume import tensors_of
 
 Whole = tuple[Job, RunResult]
 # Passes of the point before it happens: within step 9, when all ranks have told of the save after step 6, and steps are
@@ -115,6 +117,15 @@ def test_a_rank_that_dies_when_all_is_saved_but_the_model_makes_it_again(
             evenflow.train(run, hears)
         evenflow.train(replace(run, resume=True))
     assert same_weights(run.out, job.out)
+
+
+@pytest.mark.full
+def test_the_only_state_there_is_is_kept_though_its_model_is_not(whole: Whole, faults: Faults, tmp_path: Path) -> None:
+    faults.plan(1, "model", 1, signal.SIGKILL)
+    with pytest.raises(evenflow.FaultError, match="SIGKILL while saving its state"):
+        evenflow.train(replace(whole[0], out=tmp_path / "run", save_every=None, restarts=0))
+    ours, theirs = (tensors_of(out / f"checkpoints/step-{STEPS:08d}") for out in (tmp_path / "run", whole[0].out))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.full

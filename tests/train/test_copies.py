@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -32,9 +33,9 @@ def left(copy: Copy, rank: int = 0) -> LeftCopies:
     return found
 
 
-@pytest.mark.parametrize("part_bytes", [2**24, 4096])
+@pytest.mark.parametrize("part_bytes", [2**24, mmap.ALLOCATIONGRANULARITY])
 def test_it_is_written_as_the_state_itself_is(tmp_path: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies_module, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(copies_module, "_WINDOW_BYTES", part_bytes)
     copy = Copy()
     copy.take(1, {name: STATE[name] for name in ("weight/a", "weight/b")})
     copy.take(3, STATE)  # a longer one over it
@@ -77,7 +78,7 @@ def test_it_stays_when_the_rank_is_gone_and_is_let_go(tmp_path: Path) -> None:
     copy = Copy()
     copy.take(3, STATE)
     watched = left(copy)
-    assert watched.held_bytes(0) > 12 * 4
+    assert watched.held_bytes(0) == copy.write(tmp_path / "own").size
     assert watched.held_bytes(1) == 0
     before = open_files()
     del copy

@@ -57,7 +57,7 @@ def test_copies_of_the_state_are_memory_too(monkeypatch: pytest.MonkeyPatch) -> 
     check_memory(plan, 2)
     monkeypatch.setattr(preflight, "available_memory", lambda: CHECKPOINT // 2)
     check_memory(replace(plan, device="gpu"), 1, CHECKPOINT)  # one of two hosts has half of it
-    with pytest.raises(ImpossibleError, match=r"no --save-every, or other programs ended"):
+    with pytest.raises(ImpossibleError, match=r"available; no --save-every, or other programs ended"):
         check_memory(replace(plan, device="gpu"), 2, CHECKPOINT)
     replicas = replace(plan, axes=Axes(pp=1, dp=4), ranks=plan.ranks[:1], device="gpu")
     check_memory(replicas, 4, CHECKPOINT // 2)  # whatever their number, one of them copies

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from evenflow.errors import StoppedError
+from evenflow.errors import FaultError, StoppedError
 from evenflow.train import shards
 from evenflow.train.attempt import Attempt
 from evenflow.train.checkpoint import Checkpoints, RunState, Taken, newest_checkpoint, partial_folder
@@ -138,6 +138,16 @@ def test_a_second_signal_ends_it(run: Run) -> None:
     with pytest.raises(StoppedError):
         run.checkpoints.finish(6, run.copies, signalled)
     assert newest_checkpoint(run.folder) is None
+
+
+def test_nothing_is_vouched_for_that_is_not_written() -> None:
+    def full() -> None:
+        raise FaultError("no room")
+
+    attempt: Any = Attempt.__new__(Attempt)
+    attempt.recorder = SimpleNamespace(write=full, newest=6)
+    attempt.checkpoints = None
+    assert not attempt.finish_save()
 
 
 def test_a_save_waits_for_the_steps_of_all() -> None:

@@ -156,7 +156,7 @@ class Group:
         self._await_gone()
         for rank, message in self._read(0.0):
             yield rank.number, message
-        self._reap()
+        self._close()
         raise error
 
     def _kill(self) -> None:
@@ -253,5 +253,8 @@ class Group:
 
     def _reap(self) -> None:
         self._await_gone()
+        self._close()
+
+    def _close(self) -> None:
         for rank in self.ranks:
             rank.process.close()

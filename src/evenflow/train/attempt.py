@@ -177,7 +177,8 @@ class Attempt:
             folder = self.checkpoints.publish(self._last.step)
             self._watcher.progress.said(f"the state after step {self._last.step} is saved all the same, in {folder}")
 
-    def _unfinished(self) -> int:
+    @property
+    def unfinished(self) -> int:
         """After which step its ranks, which are gone, left a state that can still be saved; 0 for none.
 
         Never that after the last step, which goes with its model: see `keep_last`.
@@ -195,10 +196,10 @@ class Attempt:
             self.recorder.write()  # a full disk may take now what it has not, and a checkpoint vouches for these lines
         except EvenflowError:
             return False
-        step = self._unfinished()
+        step = self.unfinished
         if not step:
             return False
-        self._watcher.progress.said(f"the state after step {step} is written, which all ranks had copied")
+        self._watcher.progress.said(f"the state after step {step}, which all ranks had kept, is being saved")
         taken = self.checkpoints.finish(step, self.copies, self._watcher.signals.check_again)
         return self._saved(taken, tried_again=False)
 

@@ -239,16 +239,15 @@ class Checkpoints:
         Args:
             step: of `unfinished`.
             copies: what they have copied.
-            look: called between two files.
+            look: called before each file.
         """
         files = self._files[step] = self._written(step)
         self._why_not.pop(step, None)
-        for rank, written in copies.write(partial_folder(self._run, step), step, but=files):
+        for rank, written in copies.write(partial_folder(self._run, step), step, files, look):
             if isinstance(written, str):
                 self._discard(step)
                 return Taken(step, written)
             files[rank] = asdict(written)
-            look()
         return Taken(step)
 
     def _written(self, step: int) -> dict[int, dict[str, Any]]:

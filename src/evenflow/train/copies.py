@@ -3,8 +3,8 @@
 A save is written beside the steps after it, so a rank may die with a state that is on no disk. The copy is the file
 that it is to become, in a file without a name that is nowhere but in memory; whoever watches the rank opens it too, as
 long as the rank lives, and so has it when the rank is gone. A page before it says after which step it was taken, and
-nothing while it is being taken. It is not kept mapped, so it does not count as the rank's own memory, whose peak is
-held against the plan's.
+nothing while it is being taken. It is not kept mapped, so but for some MiB that are being written it does not count as
+the rank's own memory, whose peak is held against the plan's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import mmap
 import os
 import struct
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from torch import Tensor
 from evenflow.launch import nameless_file
 from evenflow.train.shards import PART_BYTES, Piece, WrittenFile, lay_out, write_file
 
-_PAGE = 4096
+_PAGE = max(4096, mmap.ALLOCATIONGRANULARITY)  # what follows it can be mapped
+_WINDOW_BYTES = 2**22  # of it that are mapped at once, to be written
 _NOTE = struct.Struct("<qq")  # after which step, and how many bytes; zeros while nothing whole is there
 
 
@@ -134,17 +135,21 @@ class LeftCopies:
         """How much memory a rank's copy takes."""
         return self._copies[rank].held_bytes if rank in self._copies else 0
 
-    def write(self, folder: Path, step: int, but: Collection[int]) -> Iterator[tuple[int, WrittenFile | str]]:
+    def write(
+        self, folder: Path, step: int, but: Collection[int], look: Callable[[], object] = lambda: None
+    ) -> Iterator[tuple[int, WrittenFile | str]]:
         """Write those that were taken after a step: the file of each rank, or why there is none.
 
         Args:
             folder: the checkpoint's, while it is being written.
             step: which copies.
             but: ranks that have written theirs.
+            look: called before each file.
         """
         missing = [rank for rank, own in self.steps().items() if own == step and rank not in but]
         for rank in missing:
             copy = self._copies[rank]
+            look()
             try:
                 yield rank, copy.write(folder)
             except OSError as error:
@@ -170,6 +175,6 @@ def _parts(descriptor: int, size: int) -> Iterator[memoryview]:
     if os.fstat(descriptor).st_size < _PAGE + size:
         raise OSError(f"of {size} bytes of a copied state some are missing")
     flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # its pages at once (Linux)
-    for done in range(0, size, PART_BYTES):
-        length = min(PART_BYTES, size - done)
+    for done in range(0, size, _WINDOW_BYTES):
+        length = min(_WINDOW_BYTES, size - done)
         yield memoryview(mmap.mmap(descriptor, length, flags, mmap.PROT_READ, offset=_PAGE + done))

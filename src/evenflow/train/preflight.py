@@ -80,11 +80,12 @@ def check_memory(plan: Plan, processes_here: int, copied_bytes: int = 0) -> None
     copies = copied_bytes * writers * axes.dp // axes.processes
     needed = copies + (sum(sorted(peaks, reverse=True)[:processes_here]) if plan.device == CPU else 0)
     if needed > available:
+        helpful = ["--recompute full", "a smaller --micro-batch-size"] if plan.device == CPU else []
+        helpful += ["no --save-every"] if copies else []
         of_them = f", {format_bytes(copies)} of it for the copies that --save-every takes" if copies else ""
         raise ImpossibleError(
             f"the plan needs {format_bytes(needed)} in {processes_here} processes{of_them}, and this host has "
-            f"{format_bytes(available)} available; --recompute full, a smaller --micro-batch-size, "
-            f"{'no --save-every, ' if copies else ''}or other programs ended, would help"
+            f"{format_bytes(available)} available; {', '.join(helpful)}, or other programs ended, would help"
         )
 
 

@@ -177,7 +177,9 @@ def _going_on(job: Job, progress: Progress, follows: bool) -> Job:
 def _preflight(job: Job, ready: Prepared, launcher: Launcher) -> Iterator[str]:
     """Ask for what would only be missed later; each is refused, or is a line to be said."""
     check_descriptors(ready.plan)
-    copied_bytes = checkpoint_bytes(ready.model) if job.save_every else 0
+    last_step = (job.stop_at or job.steps) - 1  # that is copied: the state after all steps is written from where it is
+    every = job.save_every or last_step + 1
+    copied_bytes = checkpoint_bytes(ready.model) if last_step // every > ready.done_steps // every else 0
     check_memory(ready.plan, launcher.ranks_here(ready.plan.axes.processes), copied_bytes)
     warning = check_room(job.out, ready.model, job.keep_last)
     if warning is not None:

@@ -112,6 +112,7 @@ def write_file(path: Path, parts: Iterable[memoryview]) -> WrittenFile:
     size = 0
     with path.open("xb", buffering=0) as file:
         for data in parts:
+            part = data
             for start in range(0, len(data), PART_BYTES):
                 part = data[start : start + PART_BYTES]
                 hashing = time.perf_counter()
@@ -119,6 +120,7 @@ def write_file(path: Path, parts: Iterable[memoryview]) -> WrittenFile:
                 hash_s += time.perf_counter() - hashing
                 _write(file, part)
             size += len(data)
+            del data, part  # they may be mapped, and need not be while the next ones are
         os.fsync(file.fileno())
     return WrittenFile(path.name, size, digest.hexdigest(), time.perf_counter() - begin, hash_s)
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from evenflow.errors import FaultError, ImpossibleError, InputError, RankLostError
+from evenflow.errors import FaultError, ImpossibleError, InputError, RankLostError, StoppedError
 from evenflow.launch import Launcher
 from evenflow.train.attempt import Attempt, Prepared, Watcher
 from evenflow.train.checkpoint import Checkpoint, newest_checkpoint
@@ -43,15 +43,14 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
         except RankLostError as error:
             if attempt.has_saved:
                 restarts = 0  # it gets on
-            goes_on = restarts < job.restarts and watcher.signals.received is None
-            if goes_on:
+            may = restarts < job.restarts or (job.restarts and attempt.unfinished)  # a new checkpoint counts anew
+            if may and watcher.signals.received is None:
                 watcher.progress.said(f"fault: {error}")
-            if attempt.finish_save():
+            if _finish_save(attempt):
                 restarts = 0
             if restarts == job.restarts or watcher.signals.received is not None:
+                attempt.keep_last()
                 raise _last_word(error, job, restarts) from None
-            if not goes_on:
-                watcher.progress.said(f"fault: {error}")
             restarts += 1
             checkpoint = go_on_from(job.out, watcher.progress, error)
             ready = replace(ready, checkpoint=checkpoint)
@@ -61,12 +60,22 @@ def see_through(job: Job, ready: Prepared, launcher: Launcher, watcher: Watcher)
             )
             attempt = _once_the_disk_works(job, ready, watcher)
         except (FaultError, InputError, ImpossibleError):
-            attempt.finish_save()
+            _finish_save(attempt)
             raise
         else:
             return attempt
         finally:
             copies.close()
+
+
+def _finish_save(attempt: Attempt) -> bool:
+    """Write what ranks that are gone had copied, and let go of it; a second signal ends that, and hides no fault."""
+    try:
+        return attempt.finish_save()
+    except StoppedError:
+        return False
+    finally:
+        attempt.copies.close()
 
 
 def _once_the_disk_works(job: Job, ready: Prepared, watcher: Watcher) -> Attempt:
