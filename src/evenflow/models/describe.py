@@ -8,7 +8,8 @@ what is known does not tell (`models.functions`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -76,15 +77,8 @@ def describe_model(
     parts = _Parts(
         skeleton, anatomy, cuts, parameter_dtypes(config, dtype), expert_parameters(skeleton, expert_count(config)), ep
     )
-    try:
+    with _saying_what_prevents(source.name, anatomy):
         traces = _traces(config, signatures, shape, tp, dtype, parts.part(cp, tp, dtype))
-    except InputError as error:
-        if anatomy.obstacle is None:
-            raise
-        raise InputError(
-            f"{source.name} cannot be described layer by layer ({anatomy.obstacle}): {error}. A model whose blocks run "
-            "once each and hand on hidden states alone would do"
-        ) from error
     layers = parts.layers(signatures, traces)
     if ep > 1:
         check_routing(source.name, ep, [layer.exchanged for layer in layers if layer.expert_gradient_bytes])
@@ -104,6 +98,20 @@ def describe_model(
         cp=cp,
         ep=ep,
     )
+
+
+@contextmanager
+def _saying_what_prevents(name: str, anatomy: Anatomy) -> Iterator[None]:
+    """Of a model that cannot be traced, say also what keeps it from being split."""
+    try:
+        yield
+    except InputError as error:
+        if anatomy.obstacle is None:
+            raise
+        raise InputError(
+            f"{name} cannot be described layer by layer ({anatomy.obstacle}): {error}. A model whose blocks run once "
+            "each and hand on hidden states alone would do"
+        ) from error
 
 
 def _check_length(source: ModelSource, seq_length: int) -> None:

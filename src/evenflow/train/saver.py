@@ -72,21 +72,20 @@ class Saver:
         return self._copy.descriptor if self._copy else None
 
     def start(self, step: int) -> list[dict[str, Any]]:
-        """Copy the state after `step`, and begin to write it; the save before has to be over.
+        """Copy the state after `step`, and begin to write it; the save before has to be over, and told of.
 
         Returns:
-            What is to be told of the save before, and of this one where there is no memory for it.
+            What is to be told by now: that there is no memory for it, or nothing.
         """
-        told, copy = self.finish(), self._copy
         state = self._state()
-        if copy is None:
-            return told
+        if self._copy is None:
+            return []
         try:
-            copy.take(step, state)
+            self._copy.take(step, state)
         except OSError as error:
-            return [*told, self._report(step, f"{self.shard} cannot be copied to memory: {error.strerror}")]
-        self._under_way = step, self._thread.submit(self._write, step, copy.write)
-        return told
+            return [self._report(step, f"{self.shard} cannot be copied to memory: {error.strerror}")]
+        self._under_way = step, self._thread.submit(self._write, step, self._copy.write)
+        return []
 
     def save_last(self, step: int) -> list[dict[str, Any]]:
         """Write the state after the last step, straight from where it is.
@@ -94,17 +93,16 @@ class Saver:
         Raises:
             FaultError: it cannot be written, after some tries; training cannot go on without, as before.
         """
-        told = self.finish()
         state = self._state()
         if self._copy is None:
-            return told
+            return []
         pieces = {name: _on_host(piece) for name, piece in state.items()}
         for number in range(_LAST_TRIES):
             if number:
                 time.sleep(_TRY_AGAIN_S)
             written = self._write(step, lambda path: write_shard(path, pieces))
             if not isinstance(written, str):
-                return [*told, self._report(step, written, last=True)]
+                return [self._report(step, written, last=True)]
         needed = format_bytes(sum(piece.tensor.nbytes for piece in pieces.values()))
         raise FaultError(
             f"{written}, tried {_LAST_TRIES} times; with {needed} free there, and a disk that can be written, --resume "
